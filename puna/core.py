@@ -1,0 +1,222 @@
+"""The nouns of Puna: what a caller asks for, what a step runs, what can go wrong.
+
+Everything here is plain data; no tensor, file or terminal is known in this file.
+
+Errors (each message is one sentence with what was expected, what was found, and what to do):
+
+    PunaError                  exit 1
+    ├── BadInput               exit 2   whatever a file, a flag or a request can get wrong
+    │   ├── BadFile                     truncated, foreign or inconsistent file
+    │   │   └── Unsupported             well formed, but names something Puna does not run
+    │   ├── UnknownModel                no such catalog name, file or source
+    │   ├── UnknownOption               no such option; names the closest known one
+    │   ├── BadValue                    a value outside its range
+    │   ├── PromptTooLong               more tokens than the context holds
+    │   └── DoesNotFit                  needs more memory than there is
+    ├── WorkFailed             exit 1   the input was good, the work did not succeed
+    │   ├── DownloadFailed              network, registry, or wrong checksum
+    │   ├── DiskFull                    no room to write
+    │   └── EngineClosed                a request was made to, or pending in, a closed engine
+    └── Cancelled              exit 130 the user interrupted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class PunaError(Exception):
+    """Root of everything Puna raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInput(PunaError):
+    exit_code = 2
+
+
+class BadFile(BadInput): ...
+
+
+class Unsupported(BadFile): ...
+
+
+class UnknownModel(BadInput): ...
+
+
+class UnknownOption(BadInput): ...
+
+
+class BadValue(BadInput): ...
+
+
+class PromptTooLong(BadInput): ...
+
+
+class DoesNotFit(BadInput): ...
+
+
+class WorkFailed(PunaError): ...
+
+
+class DownloadFailed(WorkFailed): ...
+
+
+class DiskFull(WorkFailed): ...
+
+
+class EngineClosed(WorkFailed): ...
+
+
+class Cancelled(PunaError):
+    exit_code = 130
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name nearest to `name`, or `""`."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. Applied in the order of the fields down to `typical_p`.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off. `seed` None draws one
+    when the request is made; equal seeds give equal tokens whatever else runs. `logprobs` n asks for the
+    log-probability of each chosen token and of the n most likely ones (0: the chosen one only), always those of
+    the model's own distribution, before penalties, bias and temperature.
+    """
+
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
+    repetition_penalty: float = 1.0  # divides (multiplies) positive (negative) logits of tokens seen so far
+    frequency_penalty: float = 0.0  # subtracted per occurrence in the output
+    presence_penalty: float = 0.0  # subtracted once if in the output
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None  # None: until the context is full
+    min_tokens: int = 0  # no end or stop before this many
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()  # beside the model's own end ids
+    ignore_end: bool = False  # do not stop at the model's end ids
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, bool, str]] = [
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("temperature", 0 <= self.temperature <= 100, "from 0 to 100"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("typical_p", 0 < self.typical_p <= 1, "above 0, at most 1"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more"),
+            ("min_tokens", self.min_tokens >= 0, "0 or more"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 100, "from 0 to 100"),
+            ("logit_bias", all(isfinite(v) for v in self.logit_bias.values()), "finite numbers"),
+            ("stop", "" not in self.stop, "non-empty strings"),
+        ]
+        for name, good, expected in checks:
+            value = getattr(self, name)
+            if not good or (isinstance(value, float) and not isfinite(value)):
+                raise BadValue(f"{name} must be {expected}, got {value!r}")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
+        """Build from keyword options; an unknown name is an error that suggests the closest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnknownOption(f"unknown sampling option {name!r}{closest(name, known)}")
+        return cls(**options)
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its natural-log probability under the model; `top` holds the most likely alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer. `text` excludes the stop string; `token_ids` excludes the end token that stopped it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop: str | int | None  # the stop string or id that ended it
+    n_prompt: int  # tokens
+    n_cached: int  # prompt tokens answered from the prefix cache
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(slots=True)
+class Request:
+    """One prompt on its way through the engine."""
+
+    id: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    end_ids: frozenset[int] = frozenset()  # the model's own end tokens; set by whoever knows the tokenizer
+    prompt_logprobs: bool = False  # also report the log-probability of every prompt token after the first
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The part of one sequence that a step runs: prefill of many tokens, or decode of one (or a few guessed)."""
+
+    tokens: Sequence[int]
+    start: int  # position of tokens[0]; keys and values of 0..start-1 are in the cache already
+    blocks: Sequence[int]  # block table covering 0..start+len(tokens)-1
+    n_logits: int  # logits are wanted after each of the last n_logits tokens
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one step runs; any mix of prefill and decode. Set by the scheduler."""
+
+    chunks: list[Chunk]
+
+
+class Executor(Protocol):
+    """Runs steps of one model. The engine knows nothing else of a model.
+
+    The cache has `n_blocks` blocks of `block_size` positions each. Contents of a block are a function of the
+    tokens that precede and fill it, so blocks of equal prefixes may be shared.
+    """
+
+    block_size: int
+    n_blocks: int
+    vocab_size: int
+    context_length: int
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        """Run the batch, writing keys and values to its blocks; returns logits [sum of n_logits, vocab_size].
+
+        The array is valid until the next step. The values of a row depend on its own sequence only: not on the
+        other chunks, on how the sequence was cut into chunks, or on the number of threads.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the weights and the cache. Further steps are errors."""
+        ...
