@@ -9,6 +9,7 @@ Errors (each message is one sentence with what was expected, what was found, and
     │   ├── BadFile                     truncated, foreign or inconsistent file
     │   │   └── Unsupported             well formed, but names something Puna does not run
     │   ├── UnknownModel                no such catalog name, file or source
+    │   ├── NotPulled                   known, but not in the model store yet
     │   ├── UnknownOption               no such option; names the closest known one
     │   ├── BadValue                    a value outside its range
     │   ├── PromptTooLong               more tokens than the context holds
@@ -50,6 +51,14 @@ class Unsupported(BadFile): ...
 
 
 class UnknownModel(BadInput): ...
+
+
+class NotPulled(BadInput):
+    """`model` is what `puna pull` takes to bring it."""
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message)
+        self.model = model
 
 
 class UnknownOption(BadInput): ...

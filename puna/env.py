@@ -1,0 +1,42 @@
+"""The one file that reads environment variables; everything else gets its settings from here or from options.
+
+    PUNA_HOME      folder of the model store; default: the platform's folder for user data
+    PUNA_CPU       force a CPU target of the kernels (see `puna doctor` for those available)
+    PUNA_THREADS   threads that a model runs on; default: the physical cores
+    NO_COLOR       any value but the empty one: no colours in a terminal (no-color.org)
+    HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and pip's own settings are read by those libraries themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from puna.core import BadValue
+
+
+def home() -> Path | None:
+    text = os.environ.get("PUNA_HOME")
+    return Path(text).expanduser().absolute() if text else None
+
+
+def cpu_target() -> str | None:
+    return os.environ.get("PUNA_CPU") or None
+
+
+def threads() -> int | None:
+    text = os.environ.get("PUNA_THREADS")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise BadValue(f"PUNA_THREADS must be a whole number from 1, got {text!r}; unset it to use all cores")
+    return int(text)
+
+
+def no_color() -> bool:
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def for_child(**changes: str) -> dict[str, str]:
+    """This process's environment with `changes`, for a child process."""
+    return {**os.environ, **changes}
