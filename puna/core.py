@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from itertools import count
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -99,10 +100,9 @@ def closest(name: str, known: Sequence[str]) -> str:
 class SamplingParams:
     """How to choose tokens. Applied in the order of the fields down to `typical_p`.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off. `seed` None draws one
-    when the request is made; equal seeds give equal tokens whatever else runs. `logprobs` n asks for the
-    log-probability of each chosen token and of the n most likely ones (0: the chosen one only), always those of
-    the model's own distribution, before penalties, bias and temperature.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off; among equal logits the
+    lower id wins. Equal seeds give equal tokens whatever else runs. `logprobs` are always those of the model's
+    own distribution, before bias, penalties and temperature.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
@@ -114,13 +114,13 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
-    seed: int | None = None
+    seed: int | None = None  # modulo 2**64; None draws one when the request is made
     max_tokens: int | None = None  # None: until the context is full
     min_tokens: int = 0  # no end or stop before this many
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()  # beside the model's own end ids
     ignore_end: bool = False  # do not stop at the model's end ids
-    logprobs: int | None = None
+    logprobs: int | None = None  # of each chosen token, and of the n most likely ones
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, bool, str]] = [
@@ -167,7 +167,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer. `text` excludes the stop string; `token_ids` excludes the end token that stopped it."""
+    """A finished answer. `text` excludes the stop string, `token_ids` the end token that stopped it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -175,24 +175,52 @@ class Completion:
     stop: str | int | None  # the stop string or id that ended it
     n_prompt: int  # tokens
     n_cached: int  # prompt tokens answered from the prefix cache
-    logprobs: tuple[TokenLogprob, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of token_ids
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt after its first token
+
+
+class TextSink(Protocol):
+    """Turns the tokens of one answer into text as they come; text.stream.TextStream is one."""
+
+    @property
+    def stopped(self) -> str | None: ...  # the stop string that was met, once one was
+
+    def push(self, token_id: int, /) -> str: ...  # take the next token; returns the text certain by now
+
+    def flush(self) -> str: ...  # the answer has ended; returns the text that was held back
 
 
 @dataclass(slots=True)
 class Request:
     """One prompt on its way through the engine."""
 
-    id: int
-    prompt: tuple[int, ...]
+    prompt: Sequence[int]
     params: SamplingParams
     end_ids: frozenset[int] = frozenset()  # the model's own end tokens; set by whoever knows the tokenizer
     prompt_logprobs: bool = False  # also report the log-probability of every prompt token after the first
+    sink: TextSink | None = None  # gives the results their text; needed for stop strings
+    id: int = field(default_factory=count().__next__)  # unique in the process
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step made known about one request. The last one of a request has a finish reason."""
+
+    request_id: int
+    token_ids: list[int]  # new, without the end token that stopped it
+    text: str  # new, without the stop string
+    n_cached: int  # prompt tokens answered from the prefix cache
+    logprobs: list[TokenLogprob]  # of token_ids, if asked for
+    prompt_logprobs: list[TokenLogprob]  # of the next few prompt tokens, if asked for
+    finish_reason: FinishReason | None = None
+    stop: str | int | None = None  # the stop string or id that ended it
 
 
 @dataclass(slots=True)
 class Chunk:
-    """The part of one sequence that a step runs: prefill of many tokens, or decode of one (or a few guessed)."""
+    """The part of one sequence that a step runs: prefill of many tokens, decode of one or of a few guessed."""
 
+    # both sequences are array('i'), which numpy and C can view for free; no view may outlive the step
     tokens: Sequence[int]
     start: int  # position of tokens[0]; keys and values of 0..start-1 are in the cache already
     blocks: Sequence[int]  # block table covering 0..start+len(tokens)-1
@@ -221,8 +249,8 @@ class Executor(Protocol):
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Run the batch, writing keys and values to its blocks; returns logits [sum of n_logits, vocab_size].
 
-        The array is valid until the next step. The values of a row depend on its own sequence only: not on the
-        other chunks, on how the sequence was cut into chunks, or on the number of threads.
+        The array is valid until the next step. A row depends on its own sequence only: not on the other chunks,
+        on how the sequence was cut into chunks, or on the number of threads.
         """
         ...
 
