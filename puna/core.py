@@ -100,9 +100,9 @@ def closest(name: str, known: Sequence[str]) -> str:
 class SamplingParams:
     """How to choose tokens. Applied in the order of the fields down to `typical_p`.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off; among equal logits the
-    lower id wins. Equal seeds give equal tokens whatever else runs. `logprobs` are always those of the model's
-    own distribution, before bias, penalties and temperature.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off; among equal logits
+    the lower id wins. Equal seeds give equal tokens whatever else runs. `logprobs` are always those of the
+    model's own distribution, before bias, penalties and temperature.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
@@ -218,7 +218,7 @@ class StepResult:
 
 @dataclass(slots=True)
 class Chunk:
-    """The part of one sequence that a step runs: prefill of many tokens, decode of one or of a few guessed."""
+    """The part of one sequence that a step runs: prefill of many tokens, decode of one or a few guessed."""
 
     # both sequences are array('i'), which numpy and C can view for free; no view may outlive the step
     tokens: Sequence[int]
@@ -249,8 +249,8 @@ class Executor(Protocol):
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Run the batch, writing keys and values to its blocks; returns logits [sum of n_logits, vocab_size].
 
-        The array is valid until the next step. A row depends on its own sequence only: not on the other chunks,
-        on how the sequence was cut into chunks, or on the number of threads.
+        The array is valid until the next step. A row depends on its own sequence only: not on the other
+        chunks, on how the sequence was cut into chunks, or on the number of threads.
         """
         ...
 
