@@ -1,24 +1,24 @@
-"""What a checkpoint says of itself: shapes and constants, validated; nothing of devices, caches or kernels."""
+"""What a checkpoint says of itself: shapes and constants, validated; nothing of devices, caches or kernels.
+
+`from_gguf`, `from_hf` and `from_meta` read the three descriptions in use. Each refuses by name a setting that
+would change the model and that Puna does not compute.
+
+Errors: `Unsupported` for a well-formed checkpoint that is not a plain Llama text decoder, `BadFile` for a
+missing key, a wrong type or a value outside its range.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Any
 
+from puna.core import BadFile, Unsupported
+from puna.model.record import Record, require
+from puna.model.scaling import RopeScaling, gguf_scaling, hf_scaling
 
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context. See rope.py for the formulas."""
-
-    kind: Literal["linear", "llama3", "yarn", "factors"]
-    factor: float = 1.0
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    original_context: int = 8192  # llama3, yarn
-    attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
-    beta_fast: float = 32.0  # yarn
-    beta_slow: float = 1.0  # yarn
-    factors: tuple[float, ...] = ()  # "factors": each frequency is divided by its own (GGUF rope_freqs.weight)
+__all__ = ["ModelConfig", "RopeScaling", "from_gguf", "from_hf", "from_meta"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,224 @@ class ModelConfig:
     context_length: int  # positions the checkpoint was made for
     tied: bool  # output shares the embedding table
     rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "dim",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "ffn_dim",
+            "vocab_size",
+            "context_length",
+        )
+        for name in sizes:
+            value = getattr(self, name)
+            require(0 < value < 2**31, name, "from 1 to 2147483647", value)
+        groups = (self.n_heads, self.n_kv_heads)
+        require(
+            groups[0] % groups[1] == 0, "n_heads, n_kv_heads", "a whole number of query heads each", groups
+        )
+        require(self.head_dim % 2 == 0, "head_dim", "even, as rotary pairs need", self.head_dim)
+        require(0 < self.norm_eps < 1, "norm_eps", "above 0 and below 1", self.norm_eps)
+        require(isfinite(self.rope_theta) and self.rope_theta > 1, "rope_theta", "above 1", self.rope_theta)
+        if self.rope_scaling is not None:
+            self._check_factors(self.rope_scaling)
+
+    def _check_factors(self, scaling: RopeScaling) -> None:
+        needed = {"factors": ("factors",), "longrope": ("short_factors", "long_factors")}
+        expected = f"{self.head_dim // 2} numbers (head_dim / 2)"
+        for name in ("factors", "short_factors", "long_factors"):
+            n = len(getattr(scaling, name))
+            good = n == self.head_dim // 2 or (n == 0 and name not in needed.get(scaling.kind, ()))
+            require(good, f"rope scaling {name}", expected, f"{n} numbers")
+
+
+# llama.* keys that would change what the model computes, with the value that does not
+_GGUF_NEUTRAL = {
+    "expert_count": (0, "a mixture of experts"),
+    "attention.causal": (True, "bidirectional attention"),
+    "attention.sliding_window": (0, "sliding-window attention"),
+    "attention.clamp_kqv": (0.0, "clamped attention inputs"),
+    "attention.max_alibi_bias": (0.0, "ALiBi positions"),
+    "attention.scale": (0.0, "another attention scale"),
+    "attn_logit_softcapping": (0.0, "soft-capped attention"),
+    "final_logit_softcapping": (0.0, "soft-capped logits"),
+    "logit_scale": (1.0, "scaled logits"),
+    "residual_scale": (1.0, "scaled residuals"),
+    "embedding_scale": (1.0, "scaled embeddings"),
+    "use_parallel_residual": (False, "parallel residuals"),
+    "rope.scaling.alpha": (0.0, "NTK-alpha scaling"),
+    "rope.scaling.yarn_ext_factor": (1.0, "a partial YaRN blend"),
+    "rope.scaling.yarn_attn_factor": (1.0, "another YaRN attention factor"),
+}
+
+
+def from_gguf(
+    metadata: Mapping[str, Any],
+    tensor_shapes: Mapping[str, tuple[int, ...]],
+    read_floats: Callable[[str], Sequence[float]] | None = None,
+) -> ModelConfig:
+    """Read GGUF metadata (ggml's docs/gguf.md, architecture `llama`).
+
+    `tensor_shapes` holds the file's own tensor names with row-major shapes: a matrix that makes E outputs of
+    D inputs is (E, D). `read_floats` gives the values of a one-dimensional float tensor by name; it is called
+    only for rope factors, and must be given where the file has them.
+    """
+    record = Record(metadata, "GGUF metadata")
+    architecture = record.text("general.architecture")
+    if architecture != "llama":
+        raise Unsupported(
+            f"the file holds a model of architecture {architecture!r}, and Puna runs 'llama'; "
+            "choose a Llama checkpoint"
+        )
+    for key, (neutral, meaning) in _GGUF_NEUTRAL.items():
+        record.refuse_unless(f"llama.{key}", neutral, meaning)
+    n_layers = record.integer("llama.block_count")
+    require(n_layers > 0, "llama.block_count", "1 or more", n_layers)
+    vocab_size = _gguf_vocab(record, tensor_shapes, n_layers)
+    n_heads = record.uniform("llama.attention.head_count")
+    dim = record.integer("llama.embedding_length")
+    head_dim = _gguf_head_dim(record, dim, n_heads)
+    context_length = record.integer("llama.context_length")
+    return ModelConfig(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=record.uniform("llama.attention.head_count_kv", n_heads),
+        head_dim=head_dim,
+        ffn_dim=record.uniform("llama.feed_forward_length"),
+        vocab_size=vocab_size,
+        norm_eps=record.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=record.number("llama.rope.freq_base", 10000.0),
+        context_length=context_length,
+        tied="output.weight" not in tensor_shapes,
+        rope_scaling=gguf_scaling(record, tensor_shapes, read_floats, head_dim, context_length),
+    )
+
+
+def _gguf_vocab(record: Record, tensor_shapes: Mapping[str, tuple[int, ...]], n_layers: int) -> int:
+    """Rows of the embedding table; also that the last layer promised is there, which bounds later loops."""
+    for name in ("token_embd.weight", f"blk.{n_layers - 1}.attn_norm.weight"):
+        if name not in tensor_shapes:
+            raise BadFile(
+                f"a Llama of {n_layers} layers has a tensor {name!r}, and the file has none; "
+                "if it is one part of a split file, open its first part with the others beside it"
+            )
+    shape = tensor_shapes["token_embd.weight"]
+    require(len(shape) == 2, "token_embd.weight", "a matrix", f"shape {shape}")
+    rows = shape[0]
+    stated = record.integer("llama.vocab_size", rows)
+    if stated != rows:
+        raise BadFile(
+            f"llama.vocab_size is {stated}, and token_embd.weight has {rows} rows; the file is inconsistent, "
+            "convert or download it again"
+        )
+    return rows
+
+
+def _gguf_head_dim(record: Record, dim: int, n_heads: int) -> int:
+    derived = dim // n_heads if n_heads > 0 and dim % n_heads == 0 else None
+    head_dim = record.integer("llama.attention.key_length", derived)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        found = record.integer(key, head_dim)
+        if found != head_dim:
+            raise Unsupported(
+                f"{key} is {found}, and Puna runs only models where it equals the head width, {head_dim}"
+            )
+    return head_dim
+
+
+def from_hf(config: Mapping[str, Any]) -> ModelConfig:
+    """Read the config.json of a LlamaForCausalLM, from transformers 4.28 to 5.
+
+    Absent keys take the defaults of transformers' LlamaConfig. Rope settings may be spelled `rope_scaling`
+    with `type` or `rope_type` beside a `rope_theta`, or `rope_parameters` holding all of it.
+    """
+    record = Record(config, "config.json")
+    model_type = record.text("model_type")
+    if model_type != "llama":
+        raise Unsupported(
+            f"config.json names model_type {model_type!r}, and Puna runs 'llama'; choose a Llama checkpoint"
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        record.refuse_unless(key, False, "projections with bias")
+    record.refuse_unless("hidden_act", "silu", "another activation")
+    record.refuse_unless("partial_rotary_factor", 1.0, "partly rotated heads")
+    dim, n_heads = record.integer("hidden_size"), record.integer("num_attention_heads")
+    context_length = record.integer("max_position_embeddings", 2048)
+    rope = Record(
+        config.get("rope_scaling") or config.get("rope_parameters") or {}, "rope settings of config.json"
+    )
+    return ModelConfig(
+        dim=dim,
+        n_layers=record.integer("num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=record.integer("num_key_value_heads", n_heads),
+        head_dim=record.integer("head_dim", dim // max(n_heads, 1)),
+        ffn_dim=record.integer("intermediate_size"),
+        vocab_size=record.integer("vocab_size"),
+        norm_eps=record.number("rms_norm_eps", 1e-6),
+        rope_theta=rope.number("rope_theta", record.number("rope_theta", 10000.0)),
+        context_length=context_length,
+        tied=record.flag("tie_word_embeddings", False),
+        rope_scaling=hf_scaling(rope, record, context_length),
+    )
+
+
+_META_KEYS = (
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
+    "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len",
+)  # fmt: skip
+
+
+def from_meta(
+    params: Mapping[str, Any],
+    vocab_size: int,
+    *,
+    context_length: int | None = None,
+    rope_factor: float = 8.0,
+    tied: bool = False,
+) -> ModelConfig:
+    """Read the params.json beside Meta's consolidated.*.pth (Llama 1 to 3.3, text).
+
+    `vocab_size` is the number of rows of tok_embeddings (the file may say -1). Three things are not in the
+    file, so whoever knows the release gives them: `context_length` in positions (else 131072 with
+    use_scaled_rope, 8192 with a rope_theta, and 2048), `rope_factor` of Llama 3.1's scaling (Meta's code: 8;
+    the 3.2 models as published on the hub: 32), and whether the output is `tied`.
+    """
+    record = Record(params, "params.json")
+    record.refuse_unknown(_META_KEYS)
+    stated = record.integer("vocab_size", -1)
+    if stated not in (-1, vocab_size):
+        raise BadFile(
+            f"params.json states a vocabulary of {stated}, and tok_embeddings has {vocab_size} rows; "
+            "download the checkpoint again"
+        )
+    dim, n_heads = record.integer("dim"), record.integer("n_heads")
+    scaled = record.flag("use_scaled_rope", False)
+    guess = 131072 if scaled else 8192 if record.has("rope_theta") else 2048
+    return ModelConfig(
+        dim=dim,
+        n_layers=record.integer("n_layers"),
+        n_heads=n_heads,
+        n_kv_heads=record.integer("n_kv_heads", n_heads),
+        head_dim=dim // max(n_heads, 1),
+        ffn_dim=_meta_ffn_dim(
+            dim, record.integer("multiple_of", 256), record.number("ffn_dim_multiplier", 1.0)
+        ),
+        vocab_size=vocab_size,
+        norm_eps=record.number("norm_eps"),
+        rope_theta=record.number("rope_theta", 10000.0),
+        context_length=context_length or guess,
+        tied=tied,
+        rope_scaling=RopeScaling("llama3", factor=rope_factor) if scaled else None,
+    )
+
+
+def _meta_ffn_dim(dim: int, multiple_of: int, multiplier: float) -> int:
+    """Two thirds of 4 dim, times the multiplier, rounded up to the multiple (llama-models, FeedForward)."""
+    require(multiple_of > 0, "multiple_of", "above 0", multiple_of)
+    ffn_dim = int(multiplier * int(2 * (4 * dim) / 3))
+    return multiple_of * -(-ffn_dim // multiple_of)
