@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.core import BadFile, Unsupported, closest
+from puna.core import BadFile, Unsupported
 from puna.model.block import LayerWeights, Weights
 from puna.model.config import ModelConfig
 
@@ -111,7 +111,7 @@ def _from_foreign(scheme: Scheme, name: str) -> str | None:
     if _DERIVED.fullmatch(name):
         return None
     raise Unsupported(
-        f"tensor {name!r} is not part of a Llama text decoder{_near(scheme, name)}; "
+        f"tensor {name!r} is not part of a Llama text decoder; "
         "Puna would have to leave it out, so it does not run this checkpoint"
     )
 
@@ -124,13 +124,6 @@ def _to_foreign(scheme: Scheme, name: str) -> str:
     if stem is None:
         raise Unsupported(f"a {scheme} checkpoint has no place for the tensor {name!r}")
     return stem + ".weight"
-
-
-def _near(scheme: Scheme, name: str) -> str:
-    match = re.match(re.escape(_LAYER_PREFIX[scheme]) + r"\d+\.", name)
-    prefix = match.group() if match else ""
-    known = _LAYER_TO_OURS[scheme] if match else _TO_OURS[scheme]
-    return closest(name, [f"{prefix}{stem}.weight" for stem in known])
 
 
 def shapes(cfg: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
