@@ -108,7 +108,7 @@ def test_other_types_are_refused_by_name() -> None:
                 format_of_type(ggml_type, "w")
     with pytest.raises(Unsupported, match="type number 4000000000 of 'w'"):
         format_of_type(4_000_000_000, "w")
-    with pytest.raises(Unsupported, match="Q4_0_4_4 .* quantize the model again"):
+    with pytest.raises(Unsupported, match=r"Q4_0_4_4 .* quantize the model again"):
         format_of_type(31, "w")
 
 
