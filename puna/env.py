@@ -1,10 +1,10 @@
 """The one file that reads environment variables; everything else gets its settings from here or from options.
 
-    PUNA_HOME      folder of the model store; default: the platform's folder for user data
-    PUNA_CPU       force a CPU target of the kernels (see `puna doctor` for those available)
-    PUNA_THREADS   threads that a model runs on; default: the physical cores
-    NO_COLOR       any value but the empty one: no colours in a terminal (no-color.org)
-    HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and pip's own settings are read by those libraries themselves.
+PUNA_HOME      folder of the model store; default: the platform's folder for user data
+PUNA_CPU       force a CPU target of the kernels (see `puna doctor` for those available)
+PUNA_THREADS   threads that a model runs on; default: the physical cores
+NO_COLOR       any value but the empty one: no colours in a terminal (no-color.org)
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and pip's own settings are read by those libraries themselves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every model that Puna knows by name: its shape, licence, prompt format and source. Data, and one look-up.
 
 Shapes are Meta's `params.json` and the checkpoints' own configs; a checkpoint that is loaded always overrules
-its row here. Licences are the tags of the model cards: `apache-2.0`, `llama2` ... `llama3.3`; `llama1` is Meta's
-non-commercial research agreement.
+its row here. Licences are the tags of the model cards: `apache-2.0`, `llama2` ... `llama3.3`; `llama1` is
+Meta's non-commercial research agreement.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _llama32(dim: int, n_layers: int, n_heads: int, head_dim: int) -> ModelConfi
 def _family(
     config: ModelConfig, licence: str, *models: tuple[str, ChatFormat, str | None]
 ) -> list[CatalogEntry]:
-    """Entries of one shape; each model is its name, prompt format and Meta's repository (None: unpublished)."""
+    """Entries of one shape; a model is its name, prompt format and Meta's repository (None: unpublished)."""
     entries = []
     for name, chat_format, repo in models:
         source = Source(f"hf:meta-llama/{repo}", gated=True) if repo else None
@@ -178,10 +178,20 @@ def get(name: str) -> CatalogEntry | None:
     return _BY_NAME.get(name.lower())
 
 
+def names() -> list[str]:
+    """All names and aliases."""
+    return list(_BY_NAME)
+
+
+def of_source(text: str) -> CatalogEntry | None:
+    """The entry that is published there, or None."""
+    return next((entry for entry in CATALOG if entry.source and entry.source.text == text), None)
+
+
 def find(name: str) -> CatalogEntry:
     """The entry of that name or alias, in any case; UnknownModel names the closest one."""
     entry = get(name)
     if entry is None:
-        hint = closest(name.lower(), list(_BY_NAME)) or "; `puna list --catalog` shows all names"
+        hint = closest(name.lower(), names()) or "; `puna list --catalog` shows all names"
         raise UnknownModel(f"the catalog has no model {name!r}{hint}")
     return entry
