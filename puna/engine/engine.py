@@ -1,0 +1,247 @@
+"""The engine: one executor, many requests, one step after the other.
+
+Not safe for threads: whoever owns it calls submit, cancel and step in turn (bridge.py does, for
+everybody). It knows token ids; text exists only in a request's sink, asked here because stop strings end
+a request at once.
+
+Shapes: R rows of the step whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.core import (
+    BadValue,
+    Batch,
+    Completion,
+    EngineClosed,
+    Executor,
+    PromptTooLong,
+    Request,
+    StepResult,
+    TokenLogprob,
+)
+from puna.engine.blocks import BlockManager
+from puna.engine.config import EngineConfig
+from puna.engine.sampling import Sampler, SamplingState
+from puna.engine.scheduler import Scheduler
+from puna.engine.sequence import Sequence
+from puna.engine.speculate import NO_GUESS, Guesser
+
+
+class Engine:
+    """Runs requests on `executor`, which it closes in the end."""
+
+    def __init__(self, executor: Executor, config: EngineConfig | None = None) -> None:
+        config = config or EngineConfig()
+        self._executor = executor
+        self._scheduler = Scheduler(
+            config,
+            BlockManager(executor.n_blocks, executor.block_size),
+            max_rows=max(1, config.max_logits_bytes // (4 * executor.vocab_size)),
+        )
+        self._sampler = Sampler(executor.vocab_size)
+        self._live: dict[int, Sequence] = {}  # by request id
+        self._results: list[StepResult] = []  # not handed out yet
+        self._is_closed = False
+        self.capacity = min(executor.context_length, executor.n_blocks * executor.block_size)  # tokens
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another step would do anything."""
+        return bool(self._live or self._results)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its results come out of step(). Raises what check() does."""
+        self.check(request)
+        params, prompt = request.params, request.prompt
+        if request.id in self._live:
+            raise BadValue(f"request ids must be unique, but {request.id} is still running")
+        stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_end else request.end_ids)
+        max_len = max(
+            self.capacity, len(prompt) + 1
+        )  # a token after a full context needs no room in the cache
+        if params.max_tokens is not None:
+            max_len = min(max_len, len(prompt) + params.max_tokens)
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
+        known_stops = [i for i in stop_ids if i < self._executor.vocab_size]
+        sampling = SamplingState(params, prompt, known_stops, seed)
+        seq = Sequence(request, max_len, stop_ids, sampling, Guesser())
+        self._live[request.id] = seq
+        self._scheduler.add(seq)
+
+    def check(self, request: Request) -> None:
+        """Raise what is wrong with a request: PromptTooLong, BadValue, or EngineClosed. Safe from any
+        thread.
+        """
+        n_prompt, n_vocab, params = len(request.prompt), self._executor.vocab_size, request.params
+        if self._is_closed:
+            raise EngineClosed("the engine is closed; load the model again to go on")
+        if n_prompt > self.capacity:
+            raise PromptTooLong(
+                f"the prompt has {n_prompt} tokens, but the context holds {self.capacity}; shorten the prompt, "
+                "or load the model with a larger context"
+            )
+        if not n_prompt:
+            raise BadValue("the prompt must have at least one token, got none")
+        named_ids = {"prompt": request.prompt, "logit_bias": params.logit_bias, "stop_ids": params.stop_ids}
+        for name, ids in named_ids.items():
+            if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
+                raise BadValue(f"{name} must be token ids from 0 to {n_vocab - 1}, got {min(ids)} to {max(ids)}")
+        if params.stop and request.sink is None:
+            raise BadValue("stop strings need a request with a text sink, got none; use stop_ids or give one")
+
+    def cancel(self, request_id: int) -> None:
+        """End a request between steps; its last result says so. Nothing happens if it has ended already."""
+        seq = self._live.get(request_id)
+        if seq is not None:
+            result = self._new_result(seq)
+            result.finish_reason = "cancelled"
+            self._finish(seq, result)
+            self._results.append(result)
+
+    def step(self) -> list[StepResult]:
+        """Run one step of whatever is due; returns what became known, per request."""
+        self._guess()
+        scheduled = self._scheduler.schedule()
+        if scheduled:
+            logits_RV = self._executor.step(Batch([seq.chunk for seq in scheduled]))
+            self._collect(scheduled, logits_RV)
+        results, self._results = self._results, []
+        return results
+
+    def close(self) -> list[StepResult]:
+        """Cancel what is left and close the executor; returns the last results."""
+        for request_id in list(self._live):
+            self.cancel(request_id)
+        if not self._is_closed:
+            self._is_closed = True
+            self._executor.close()
+        results, self._results = self._results, []
+        return results
+
+    def _guess(self) -> None:
+        """Give the decoding sequences guesses, if they are so few that the step has time for it."""
+        running, max_guesses = self._scheduler.running, self._scheduler.max_guesses
+        if not running or len(running) > max_guesses:
+            return
+        for seq in running:
+            if len(seq.tokens) - seq.n_computed == 1:
+                limit = min(max_guesses // len(running), seq.max_len - len(seq.tokens) - 1)
+                if limit:
+                    seq.draft = seq.guesser.guess(seq.tokens, limit)
+
+    def _collect(self, scheduled: list[Sequence], logits_RV: NDArray[np.float32]) -> None:
+        """Turn the logits of a step into tokens and results."""
+        best_R: list[int] | None = None
+        if all(seq.sampling.is_plain and not seq.n_to_score for seq in scheduled):
+            best_R = logits_RV.argmax(axis=1).tolist()
+        row = 0
+        for seq in scheduled:
+            chunk = seq.chunk
+            end = row + chunk.n_logits
+            if end == row:
+                self._scheduler.advance(seq, chunk.start + len(chunk.tokens))
+            else:
+                self._use(seq, logits_RV[row:end], best_R[row:end] if best_R else None)
+            row = end
+
+    def _use(self, seq: Sequence, logits_RV: NDArray[np.float32], best_R: list[int] | None) -> None:
+        """Use the rows of one sequence: to score its prompt, and to extend it where they reach its end."""
+        result = self._new_result(seq)
+        if seq.n_to_score:
+            self._score(seq, logits_RV, result)
+        n_computed = seq.chunk.start + len(seq.chunk.tokens)
+        if n_computed < len(seq.tokens):
+            self._scheduler.advance(seq, n_computed)
+        else:
+            self._extend(seq, logits_RV[-1 - len(seq.draft) :], best_R, result)
+        self._results.append(result)
+
+    def _score(self, seq: Sequence, logits_RV: NDArray[np.float32], result: StepResult) -> None:
+        """Report the log-probabilities of the prompt tokens that follow the rows."""
+        position = seq.chunk.start + len(seq.chunk.tokens) - len(logits_RV)
+        n_top = seq.request.params.logprobs or 0
+        for logits_V, token in zip(logits_RV, seq.request.prompt[position + 1 :], strict=False):
+            result.prompt_logprobs.append(self._sampler.logprob(logits_V, token, n_top))
+        seq.n_scored += len(result.prompt_logprobs)
+
+    def _extend(
+        self, seq: Sequence, logits_RV: NDArray[np.float32], best_R: list[int] | None, result: StepResult
+    ) -> None:
+        """Choose the next token, and one more after every guess that was right.
+
+        The row after a wrong guess answers a question nobody asked; its slots are written again later.
+        """
+        draft, n_known, n_right = seq.draft, len(seq.tokens), 0
+        while True:
+            logits_V = logits_RV[n_right]
+            token = (
+                best_R[n_right]
+                if best_R is not None
+                else self._sampler.choose(logits_V, seq.sampling, len(seq.tokens))
+            )
+            self._append(seq, token, logits_V, result)
+            if result.finish_reason is not None or n_right == len(draft) or token != draft[n_right]:
+                break
+            n_right += 1
+        if draft:
+            seq.guesser.learn(len(draft), n_right)
+            seq.draft = NO_GUESS
+        self._scheduler.advance(seq, n_known + n_right)
+        if result.finish_reason is not None:
+            self._finish(seq, result)
+
+    def _append(self, seq: Sequence, token: int, logits_V: NDArray[np.float32], result: StepResult) -> None:
+        """Add a chosen token to a sequence and to its result, and see whether it is the last one."""
+        params, sink = seq.request.params, seq.request.sink
+        seq.tokens.append(token)
+        if seq.sampling.is_adjusted:
+            seq.sampling.note(token)
+        if token in seq.stop_ids and len(seq.tokens) - seq.n_prompt > params.min_tokens:
+            result.finish_reason, result.stop = "stop", token
+            return
+        result.token_ids.append(token)
+        if params.logprobs is not None:
+            result.logprobs.append(self._sampler.logprob(logits_V, token, params.logprobs))
+        if sink is not None:
+            result.text += sink.push(token)
+            if sink.stopped is not None:
+                result.finish_reason, result.stop = "stop", sink.stopped
+                return
+        if len(seq.tokens) == seq.max_len:
+            result.finish_reason = "length"
+
+    def _new_result(self, seq: Sequence) -> StepResult:
+        return StepResult(seq.request.id, [], "", seq.n_cached or 0, [], [])
+
+    def _finish(self, seq: Sequence, result: StepResult) -> None:
+        sink = seq.request.sink
+        if sink is not None and sink.stopped is None:
+            result.text += sink.flush()
+        del self._live[seq.request.id]
+        self._scheduler.remove(seq)
+
+
+def completion(request: Request, results: Iterable[StepResult]) -> Completion:
+    """The whole answer from all results of a request; the last one must have a finish reason."""
+    results = list(results)
+    last = results[-1]
+    assert last.finish_reason is not None
+    logprobs: list[TokenLogprob] = [item for result in results for item in result.logprobs]
+    prompt_logprobs = [item for result in results for item in result.prompt_logprobs]
+    return Completion(
+        text="".join(result.text for result in results),
+        token_ids=tuple(token for result in results for token in result.token_ids),
+        finish_reason=last.finish_reason,
+        stop=last.stop,
+        n_prompt=len(request.prompt),
+        n_cached=last.n_cached,
+        logprobs=None if request.params.logprobs is None else tuple(logprobs),
+        prompt_logprobs=tuple(prompt_logprobs) if request.prompt_logprobs else None,
+    )

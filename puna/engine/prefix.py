@@ -1,0 +1,58 @@
+"""Prefix cache: which full blocks hold the keys and values of which beginnings of sequences.
+
+A block's contents depend on every token before it, so an entry is keyed by the entry of the block before
+it and by the exact tokens of its own block. Entries have serial numbers that are never used again: two
+chains are equal only if their tokens are, and no hash collision can hand a caller somebody else's
+context.
+
+Knows no reference counts and no eviction order: blocks.py does.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+ROOT = 0  # serial of the empty prefix
+
+
+class PrefixCache:
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._block_of: dict[tuple[int, bytes], int] = {}  # (serial of the parent, tokens) -> block
+        self._key_of: dict[int, tuple[int, bytes]] = {}  # block -> its key
+        self._serial_of: dict[int, int] = {}  # block -> serial
+        self._n_serials = ROOT
+
+    def match(self, tokens: array[int], limit: int) -> list[int]:
+        """The cached blocks that hold the longest beginning of tokens[:limit], in order."""
+        size, parent = self._block_size, ROOT
+        blocks: list[int] = []
+        for end in range(size, limit + 1, size):
+            block = self._block_of.get((parent, tokens[end - size : end].tobytes()))
+            if block is None:
+                break
+            blocks.append(block)
+            parent = self._serial_of[block]
+        return blocks
+
+    def insert(self, parent: int, tokens: array[int], block: int) -> int:
+        """Offer `block`, which follows entry `parent` and is filled with `tokens`; returns the block that
+        is kept: an older one where the same contents were cached already."""
+        key = (parent, tokens.tobytes())
+        known = self._block_of.setdefault(key, block)
+        if known == block:
+            self._n_serials += 1
+            self._key_of[block] = key
+            self._serial_of[block] = self._n_serials
+        return known
+
+    def serial(self, block: int) -> int:
+        """The entry of a cached block, to insert its successor under."""
+        return self._serial_of[block]
+
+    def holds(self, block: int) -> bool:
+        return block in self._key_of
+
+    def forget(self, block: int) -> None:
+        """The block is about to be overwritten."""
+        del self._block_of[self._key_of.pop(block)], self._serial_of[block]

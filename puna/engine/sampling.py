@@ -1,0 +1,261 @@
+"""Sampling: from a row of logits to a token.
+
+A choice is a pure function of the row, the request's parameters and tokens so far, its seed, and the
+position: not of the other rows of the step, so that batching, preemption and speculation never change an
+answer.
+
+The token drawn for u in [0, 1) is the first, in order of ids, at which the running sum of the kept
+probabilities exceeds u. Sorting happens only to find where top-p and typical cut, and only among
+candidates; the property tests hold all of this to a version that sorts everything in float64.
+
+Shapes: V vocabulary, N candidates kept, S token ids seen so far, G groups of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isfinite, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.core import SamplingParams, TokenLogprob
+
+Floats = NDArray[np.floating[Any]]
+Ids = NDArray[np.intp]
+
+_GREEDY_BELOW = 1e-5  # temperatures at which float32 weights of all but the largest logit vanish
+_GROUP = 256  # ids per group when drawing from the whole vocabulary
+_MASK64 = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def _mix64(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1), multiple of 2^-53, for every (seed modulo 2^64, position).
+
+    Output `position` of the generator splitmix64 (Steele, Lea and Flood 2014), its state scrambled from
+    the seed so that neighbouring seeds do not give shifted copies of one stream.
+    """
+    state = _mix64((seed + _GAMMA) & _MASK64)
+    return (_mix64((state + (position + 1) * _GAMMA) & _MASK64) >> 11) * 2.0**-53
+
+
+class SamplingState:
+    """What choosing the next token of one request needs to know beside the logits.
+
+    `seed` is the resolved one; `end_ids` must not be chosen before params.min_tokens.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt: Iterable[int], end_ids: Iterable[int], seed: int
+    ) -> None:
+        self.params = params
+        self.seed = seed
+        self.is_greedy = params.temperature < _GREEDY_BELOW
+        self.has_penalties = (
+            params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
+        )
+        self.bias_ids = np.fromiter(params.logit_bias.keys(), np.intp)
+        self.biases = np.fromiter(params.logit_bias.values(), np.float32)
+        self.end_ids = np.fromiter(end_ids, np.intp)
+        self.n_output = 0
+        self.is_adjusted = bool(self.has_penalties or params.logit_bias or params.min_tokens)
+        self.is_plain = (
+            self.is_greedy and not self.is_adjusted and params.logprobs is None
+        )  # argmax is enough
+        self._slot_of: dict[int, int] = {}
+        self._seen_S = np.empty(0, np.intp)
+        self._counts_S = np.empty(0, np.float32)  # occurrences in the output
+        if params.repetition_penalty != 1:
+            for token in prompt:
+                self._slot(token)
+
+    def note(self, token: int) -> None:
+        """`token` was chosen."""
+        self.n_output += 1
+        if self.has_penalties:
+            slot = self._slot(token)
+            self._counts_S[slot] += 1
+
+    def adjust(self, logits_V: NDArray[np.float32]) -> None:
+        """Apply bias, penalties and the minimum length in place."""
+        p = self.params
+        logits_V[self.bias_ids] += self.biases
+        if self.has_penalties:
+            n_seen = len(self._slot_of)
+            seen_S, counts_S = self._seen_S[:n_seen], self._counts_S[:n_seen]
+            x_S = logits_V[seen_S]
+            x_S = np.where(x_S > 0, x_S / p.repetition_penalty, x_S * p.repetition_penalty)
+            logits_V[seen_S] = x_S - p.frequency_penalty * counts_S - p.presence_penalty * (counts_S > 0)
+        if self.n_output < p.min_tokens:
+            logits_V[self.end_ids] = -np.inf
+
+    def _slot(self, token: int) -> int:
+        """Index of `token` in the arrays of seen ids, which grow by doubling."""
+        slot = self._slot_of.setdefault(token, len(self._slot_of))
+        if slot == len(self._seen_S):
+            self._seen_S = np.resize(self._seen_S, max(64, 2 * slot))
+            self._counts_S = np.append(self._counts_S, np.zeros(max(64, slot), np.float32))
+        self._seen_S[slot] = token
+        return slot
+
+
+class Sampler:
+    """Chooses tokens from rows of `vocab_size` logits. Holds scratch arrays: one per thread."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._adjusted_V = np.empty(vocab_size, np.float32)
+        self._weights_V = np.empty(vocab_size, np.float32)
+        self._wide_V = np.empty(vocab_size, np.float64)
+
+    def choose(self, logits_V: NDArray[np.float32], state: SamplingState, position: int) -> int:
+        """The token at `position` of the sequence, given the logits after the token before it."""
+        if state.is_adjusted:
+            np.copyto(self._adjusted_V, logits_V)
+            logits_V = self._adjusted_V
+            state.adjust(logits_V)
+        best = int(logits_V.argmax())
+        largest = float(logits_V[best])
+        if state.is_greedy or not isfinite(largest):  # not finite: a broken model must not hang the sampler
+            return best
+        return self._draw(logits_V, largest, state.params, uniform(state.seed, position))
+
+    def logprob(self, logits_V: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
+        """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first)."""
+        largest = float(logits_V.max())
+        np.subtract(logits_V, largest, out=self._wide_V, dtype=np.float64)
+        np.exp(self._wide_V, out=self._wide_V)
+        offset = largest + log(float(self._wide_V.sum()))
+        top: list[tuple[int, float]] = []
+        if n_top:
+            ids_N = largest_ids(logits_V, n_top)
+            x_N = logits_V[ids_N]
+            order_N = np.argsort(-x_N, kind="stable")
+            top = [(int(ids_N[i]), float(x_N[i]) - offset) for i in order_N]
+        return TokenLogprob(token, float(logits_V[token]) - offset, tuple(top))
+
+    def _draw(self, logits_V: NDArray[np.float32], largest: float, p: SamplingParams, u: float) -> int:
+        """Draw from the row cut down by top-k, top-p, min-p and typical, in this order.
+
+        The first filter in use selects candidates from the whole row; the others then work on few ids.
+        """
+        total = 0.0
+        if 0 < p.top_k < len(logits_V):
+            ids_N = largest_ids(logits_V, p.top_k)
+        elif p.top_p < 1:
+            ids_N, total = self._likely(logits_V, largest, p)
+        elif p.min_p > 0:
+            ids_N = np.flatnonzero(logits_V >= largest + p.temperature * log(p.min_p) - 1e-3)
+        elif p.typical_p < 1:
+            ids_N = np.arange(len(logits_V))
+        else:
+            return _draw_from_all(self._weights(logits_V, largest, p.temperature), u)
+        weights_N = np.exp((logits_V[ids_N].astype(np.float64) - largest) / p.temperature)
+        if p.top_p < 1:
+            ids_N, weights_N = _keep(
+                _nucleus(weights_N, p.top_p * (total or weights_N.sum())), ids_N, weights_N
+            )
+        if p.min_p > 0:
+            ids_N, weights_N = _keep(weights_N >= p.min_p * weights_N.max(), ids_N, weights_N)
+        if p.typical_p < 1:
+            ids_N, weights_N = _keep(_typical(weights_N, p.typical_p), ids_N, weights_N)
+        return int(ids_N[_index_at(weights_N, u)])
+
+    def _weights(
+        self, logits_V: NDArray[np.float32], largest: float, temperature: float
+    ) -> NDArray[np.float32]:
+        """exp((logits - largest) / temperature), not normalised; valid until the next call."""
+        w_V = self._weights_V
+        np.subtract(logits_V, largest, out=w_V)
+        np.multiply(w_V, 1 / temperature, out=w_V)
+        return np.exp(w_V, out=w_V)
+
+    def _likely(self, logits_V: NDArray[np.float32], largest: float, p: SamplingParams) -> tuple[Ids, float]:
+        """Ids that include the top-p nucleus of the whole row, and the sum of all weights.
+
+        A threshold found by guessing replaces the sort. The last one cannot fail: ids below it weigh less
+        than 1 - p together, however many they are.
+        """
+        w_V = self._weights(logits_V, largest, p.temperature)
+        total = float(w_V.sum())
+        floor = (1 - p.top_p) / len(w_V)
+        ids_N = np.empty(0, np.intp)
+        for share in (1e-4, 1e-5, 0.0):
+            ids_N = np.flatnonzero(w_V >= max(share, floor) * total)
+            if share <= floor or float(w_V[ids_N].sum()) >= p.top_p * total:
+                break
+        return ids_N, total
+
+
+def largest_ids(logits_V: NDArray[np.float32], k: int) -> Ids:
+    """Ids of the k largest logits, ascending; among equal ones the lower ids.
+
+    The k-th largest of the maxima of many disjoint groups bounds the k-th largest of all from below, and
+    is found much faster than by partitioning the whole row.
+    """
+    n_groups = max(len(logits_V) // 64, 1)
+    if k < n_groups:
+        maxima_G = logits_V[: len(logits_V) // n_groups * n_groups].reshape(-1, n_groups).max(axis=0)
+        bound = np.partition(maxima_G, n_groups - k)[n_groups - k]
+    else:
+        bound = np.partition(logits_V, len(logits_V) - k)[len(logits_V) - k]
+    ids_N = np.flatnonzero(logits_V >= bound)
+    order_N = np.argsort(-logits_V[ids_N], kind="stable")
+    return np.sort(ids_N[order_N[:k]])
+
+
+def _keep(
+    mask_N: NDArray[np.bool_], ids_N: Ids, weights_N: NDArray[np.float64]
+) -> tuple[Ids, NDArray[np.float64]]:
+    return ids_N[mask_N], weights_N[mask_N]
+
+
+def _nucleus(weights_N: NDArray[np.float64], mass: float) -> NDArray[np.bool_]:
+    """Mask of the fewest largest weights that sum to at least `mass` (Holtzman et al. 2020)."""
+    descending_N = -np.sort(-weights_N)
+    n = int(np.searchsorted(np.cumsum(descending_N), mass)) + 1
+    if n >= len(weights_N):
+        return np.ones(len(weights_N), np.bool_)
+    mask_N: NDArray[np.bool_] = weights_N > descending_N[n - 1]
+    ties = np.flatnonzero(weights_N == descending_N[n - 1])
+    mask_N[ties[: n - int(mask_N.sum())]] = True
+    return mask_N
+
+
+def _typical(weights_N: NDArray[np.float64], mass: float) -> NDArray[np.bool_]:
+    """Mask of the ids whose surprise is nearest to the entropy, up to the share `mass` (Meister et al.
+    2022).
+    """
+    p_N = weights_N / weights_N.sum()
+    surprise_N = -np.log(np.maximum(p_N, np.finfo(np.float64).tiny))
+    entropy = float((p_N * surprise_N).sum())
+    order_N = np.argsort(np.abs(surprise_N - entropy), kind="stable")
+    n = int(np.searchsorted(np.cumsum(p_N[order_N]), mass)) + 1
+    mask_N = np.zeros(len(p_N), np.bool_)
+    mask_N[order_N[:n]] = True
+    return mask_N
+
+
+def _index_at(weights_N: Floats, u: float) -> int:
+    """First index at which the running sum of the weights exceeds the share u of their total."""
+    sums_N = np.cumsum(weights_N, dtype=np.float64)
+    i = int(np.searchsorted(sums_N, u * sums_N[-1], side="right"))
+    return i if i < len(sums_N) else int(np.flatnonzero(weights_N)[-1])  # rounding carried u to 1
+
+
+def _draw_from_all(weights_V: NDArray[np.float32], u: float) -> int:
+    """_index_at over the whole vocabulary: a float64 sum over groups, then one within the group found."""
+    n_whole = len(weights_V) // _GROUP * _GROUP
+    sums_G = weights_V[:n_whole].reshape(-1, _GROUP).sum(axis=1)
+    sums_G = np.append(sums_G, weights_V[n_whole:].sum())
+    ends_G = np.cumsum(sums_G, dtype=np.float64)
+    g = _index_at(sums_G, u)
+    rest = (u * ends_G[-1] - (ends_G[g] - sums_G[g])) / sums_G[g]
+    return g * _GROUP + _index_at(weights_V[g * _GROUP : (g + 1) * _GROUP], rest)

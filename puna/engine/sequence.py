@@ -1,0 +1,61 @@
+"""The state of one request inside the engine: its tokens, how far they are computed, and its blocks."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from puna.core import Chunk, Request
+from puna.engine.prefix import ROOT
+
+if TYPE_CHECKING:
+    from puna.engine.sampling import SamplingState
+    from puna.engine.speculate import Guesser
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and answer in one list of tokens: whatever is not computed yet is computed next.
+
+    Decoding is the case of one missing token, prefill of several, and a preempted sequence starts again
+    from 0 with its answer so far, so that the scheduler needs no phases.
+    """
+
+    request: Request
+    max_len: int  # the sequence is full with this many tokens
+    stop_ids: frozenset[int]
+    sampling: SamplingState
+    guesser: Guesser
+    tokens: array[int] = field(init=False)  # prompt, then answer
+    n_prompt: int = field(init=False)
+    n_computed: int = 0  # positions whose keys and values are in the cache; set by the scheduler
+    n_scored: int = 0  # prompt log-probabilities reported; set by the engine
+    draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens; set by the engine
+    blocks: array[int] = field(
+        default_factory=lambda: array("i")
+    )  # block table; these four are set by blocks.py
+    n_shared: int = 0  # leading blocks that the prefix cache knows
+    parent: int = ROOT  # prefix cache entry of the last of them
+    n_cached: int | None = (
+        None  # prompt tokens found in the prefix cache when first admitted; set by the scheduler
+    )
+    chunk: Chunk = field(init=False)  # what the next step runs; the same object every step
+
+    def __post_init__(self) -> None:
+        self.tokens = array("i", self.request.prompt)
+        self.n_prompt = len(self.tokens)
+        self.chunk = Chunk(self.tokens, 0, self.blocks, 0)
+
+    @property
+    def n_to_score(self) -> int:
+        """Prompt log-probabilities still owed: one for every prompt token after the first, if asked for."""
+        return self.n_prompt - 1 - self.n_scored if self.request.prompt_logprobs else 0
+
+    @property
+    def n_reusable(self) -> int:
+        """How many leading tokens need no computing if the prefix cache has them.
+
+        The last token is always computed, because its logits are wanted; so is every token to be scored.
+        """
+        return self.n_scored if self.n_to_score else len(self.tokens) - 1
