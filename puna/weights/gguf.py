@@ -1,8 +1,8 @@
 """GGUF files: a memory-mapped reader that trusts nothing, and a streaming writer.
 
 Follows the GGUF specification of the ggml project, versions 2 and 3, little endian. Every length, offset,
-count and type is checked against the size of the file before it is used; whatever is wrong is a BadFile (or,
-where the file is sound but not for Puna, an Unsupported). This file does not know what a Llama is: see load.py.
+count and type is checked against the size of the file before it is used; whatever is wrong is a BadFile, or
+an Unsupported where the file is sound but not for Puna. What a Llama is, is known to load.py only.
 
 Layout: magic, version, number of tensors, number of metadata entries; the entries (key, type, value); the
 tensor table (name, lengths of the axes with the contiguous one first, type, offset); padding; tensor data,

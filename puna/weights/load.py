@@ -1,0 +1,103 @@
+"""Checkpoints: a configuration and every tensor that it needs, under our own names.
+
+Knows what a Llama needs (from model/), not how its tensors are multiplied. The bytes of a tensor are read
+when asked for, so that opening costs milliseconds and repacking can proceed one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from puna.core import BadFile
+from puna.model import names
+from puna.model.config import ModelConfig, from_gguf
+from puna.weights.gguf import GgufFile, write_gguf
+from puna.weights.quant import dequantize
+from puna.weights.split import open_parts
+from puna.weights.tensor import RawTensor
+from puna.weights.values import Metadata, Value, ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Use as a context manager, or close() it once the tensors are packed."""
+
+    config: ModelConfig
+    metadata: Metadata  # of the file; the text side reads the tokenizer from it
+    tensors: Mapping[str, RawTensor]  # by our names, in the order of the file
+    files: tuple[GgufFile, ...] = ()  # none where it is synthetic
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.n_bytes for tensor in self.tensors.values())
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(file.path for file in self.files)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a GGUF file, or all parts of a split one of which `path` is any.
+
+    Nothing but the tables and the rotary factors is read. Raises Unsupported for another architecture, a
+    tensor that no Llama has or a tensor type without an implementation; BadFile for whatever is damaged,
+    missing or of the wrong shape. Messages name the file and the part of it.
+    """
+    files = tuple(open_parts(path))
+    stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
+    metadata = files[0].metadata
+    try:
+        config = from_gguf(
+            metadata,
+            {name: tensor.shape for name, tensor in stored.items()},
+            lambda name: _floats(stored[name]),
+        )
+        tensors = _by_our_names(stored)
+        names.check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
+    except BadFile as error:
+        raise type(error)(f"{path}: {error}") from None
+    return Checkpoint(config, metadata, tensors, files)
+
+
+def _floats(tensor: RawTensor) -> list[float]:
+    values: list[float] = dequantize(tensor.data(), tensor.kind, tensor.shape).tolist()
+    return values
+
+
+def _by_our_names(stored: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    tensors: dict[str, RawTensor] = {}
+    for name, tensor in stored.items():
+        ours = names.from_gguf(name)
+        if ours is not None:
+            tensors[ours] = replace(tensor, name=ours)
+    return tensors
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], tokenizer: Mapping[str, Value] | None = None
+) -> None:
+    """Store a checkpoint as one GGUF file (version 3), tensor by tensor.
+
+    `tokenizer` holds the tokenizer.* entries where the checkpoint has none of its own. Without either, the
+    file says so in llama.cpp's way (`no_vocab`): it runs on ids, there and here. Raises DiskFull.
+    """
+    metadata = {k: v for k, v in checkpoint.metadata.encoded.items() if not k.startswith("split.")}
+    metadata |= tokenizer or {}
+    metadata.setdefault("tokenizer.ggml.model", Value.of(ValueType.STRING, "no_vocab"))
+    stored = [replace(tensor, name=names.to_gguf(name)) for name, tensor in checkpoint.tensors.items()]
+    write_gguf(path, metadata, stored)
