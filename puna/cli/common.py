@@ -64,7 +64,7 @@ def _agreed(model: str) -> bool:
 
 
 class ProgressBar:
-    """A `weights.fetch.Progress`: a bar on a terminal, one line for each thing begun in a pipe, all on stderr."""
+    """A `weights.fetch.Progress`: bars on a terminal, a line for each thing in a pipe, all on stderr."""
 
     def __init__(self) -> None:
         self._what = ""
@@ -137,9 +137,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def printable(text: str) -> str:
+    """Control characters as escapes: text of a foreign file must not steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def print_facts(facts: Mapping[str, object]) -> None:
     """One `name  value` a line; a value of None is left out."""
-    shown = {name: value for name, value in facts.items() if value is not None}
+    shown = {name: printable(str(value)) for name, value in facts.items() if value is not None}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
         print(f"{name:<{width}}  {value}")

@@ -148,7 +148,7 @@ def require(model: str) -> StoredModel:
 def resolve(model: str) -> Path:
     """The file that a model argument means: a name, source, file or folder. Never touches the network.
 
-    Raises NotPulled for what `pull` could bring, UnknownModel with the closest name for what nobody knows, and
+    Raises NotPulled for what `pull` could bring, UnknownModel with the closest name for what is unknown, and
     BadFile for a stored model with missing or cut files.
     """
     stored = find(model)

@@ -1,0 +1,144 @@
+"""Show what a model is: shape, parameters, bytes by kind of tensor, cache per token, licence, checksum.
+
+A model of the catalog that is not on this machine is shown as far as the catalog knows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import isfinite, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.cli.common import ProgressBar, add_json, print_facts, print_json, print_table, size
+from puna.model import catalog
+from puna.weights import store
+
+if TYPE_CHECKING:
+    from puna.model.config import ModelConfig
+    from puna.weights.load import Checkpoint
+
+HELP = "show what a model is made of"
+
+_LONGEST = 60  # characters of a metadata value that the table shows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="name, .gguf file, folder or source")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all of it and compare the checksums first"
+    )
+    parser.add_argument("--metadata", action="store_true", help="also list the metadata of the file")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    stored = store.find(args.model)
+    entry = catalog.get(args.model) if stored is None else None
+    if args.verify:
+        with ProgressBar() as bar:
+            store.verify(args.model, bar)
+    report = _of_entry(entry) if entry else _of_file(store.resolve(args.model))
+    if stored is not None:
+        files = [asdict(file) for file in stored.files]
+        report |= {"name": stored.name, "source": stored.source, "pulled": stored.date, "files": files}
+        report["licence"] = stored.licence or report["licence"]
+    if args.json:
+        print_json(report)
+    else:
+        _print(report, args.metadata)
+    return 0
+
+
+def kv_bytes_per_token(config: ModelConfig) -> int:
+    """Bytes that the keys and values of one position take in all layers, in 16-bit floats."""
+    return 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim
+
+
+def _of_entry(entry: catalog.CatalogEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "path": None,
+        "source": entry.source.text if entry.source else None,
+        "licence": entry.licence,
+        "config": asdict(entry.config),
+        "kv_bytes_per_token": kv_bytes_per_token(entry.config),
+    }
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    from puna.weights.load import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        return {
+            "name": checkpoint.metadata.get("general.name"),
+            "path": str(path),
+            "licence": checkpoint.metadata.get("general.license"),
+            "config": asdict(checkpoint.config),
+            "kv_bytes_per_token": kv_bytes_per_token(checkpoint.config),
+            "parameters": sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+            "bytes": checkpoint.n_bytes,
+            "tensors": _kinds(checkpoint),
+            "metadata": {key: _short(value) for key, value in checkpoint.metadata.items()},
+        }
+
+
+def _kinds(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Tensors, parameters and bytes of each kind, largest first."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for tensor in checkpoint.tensors.values():
+        row = kinds.setdefault(tensor.kind, {"kind": tensor.kind, "tensors": 0, "parameters": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += prod(tensor.shape)
+        row["bytes"] += tensor.n_bytes
+    return sorted(kinds.values(), key=lambda row: -int(row["bytes"]))
+
+
+def _short(value: Any) -> Any:
+    """Long arrays (vocabularies) as their length, and numbers that JSON cannot hold as text."""
+    if isinstance(value, list) and len(value) > 16:
+        return f"[{len(value):,} items]"
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
+def _print(report: Mapping[str, Any], with_metadata: bool) -> None:
+    parameters = report.get("parameters")
+    print_facts(
+        {
+            "name": report["name"],
+            "file": report["path"] or "not on this machine",
+            "source": report.get("source"),
+            "pulled": report.get("pulled"),
+            "licence": report["licence"],
+            "parameters": f"{parameters:,}" if parameters else None,
+            "weights": size(report["bytes"]) if "bytes" in report else None,
+            "cache": f"{size(report['kv_bytes_per_token'])} per token in 16 bits",
+        }
+    )
+    for file in report.get("files", ()):
+        print(f"sha256      {file['sha256']}  {file['name']}")
+    print()
+    print_facts(_config_facts(report["config"]))
+    if "tensors" in report:
+        print()
+        rows = [
+            (row["kind"], str(row["tensors"]), f"{row['parameters']:,}", size(row["bytes"]))
+            for row in report["tensors"]
+        ]
+        print_table(("KIND", "TENSORS", "PARAMETERS", "BYTES"), rows)
+    if with_metadata and "metadata" in report:
+        print()
+        print_facts({key: _cut(value) for key, value in report["metadata"].items()})
+
+
+def _config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = config["rope_scaling"]
+    short = f"{scaling['kind']}, factor {scaling['factor']:g}" if scaling else None
+    return {**config, "norm_eps": f"{config['norm_eps']:.6g}", "rope_scaling": short}
+
+
+def _cut(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
