@@ -59,8 +59,8 @@ def _part_paths(path: Path, count: int) -> list[Path]:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise BadFile(
-            f"{path}: the model is split into {count} files, and {', '.join(missing[:3])}{more} cannot be found "
-            "beside this one; get the missing parts too"
+            f"{path}: the model is split into {count} files, and {', '.join(missing[:3])}{more} cannot be "
+            "found beside this one; get the missing parts too"
         )
     return paths
 

@@ -42,7 +42,7 @@ FILE_TYPES: Mapping[str, FileType] = {
     "q4_k_m": FileType(15, "Q4_K"),
 }
 
-# Where rows are not whole blocks of 256: the format of 32 that llama.cpp takes instead.
+# What llama.cpp takes instead where rows are not whole blocks of 256; where they are not of 32 either: F16.
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -50,8 +50,8 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
     """A checkpoint of `config` with random weights, each tensor made when its data() is called.
 
     Matrices have a standard deviation of 1 / sqrt(row length), which keeps activations near 1; norms lie
-    near 1. Equal arguments give equal bytes. Raises BadValue for an unknown `quant` and for rows that do not
-    fit it, Unsupported for a rope scaling that the file format cannot state.
+    near 1. Equal arguments give equal bytes. Raises BadValue for an unknown `quant`, Unsupported for a rope
+    scaling that the file format cannot state.
     """
     if quant not in FILE_TYPES:
         known = tuple(FILE_TYPES)
@@ -78,14 +78,9 @@ def tensor_kind(config: ModelConfig, quant: str, name: str, shape: tuple[int, ..
         kind = "Q6_K" if kind.startswith("Q4") else kind
     elif quant == "q4_k_m" and name.endswith((".wv", ".w2")):
         kind = _more_precise(config, int(name.split(".")[1]), name.endswith(".wv"))
-    if shape[-1] % FORMATS[kind].block_len and kind in _FALLBACK:
-        kind = _FALLBACK[kind]
     if shape[-1] % FORMATS[kind].block_len:
-        raise BadValue(
-            f"{quant} stores rows in blocks of {FORMATS[kind].block_len} values, and {name} has rows of "
-            f"{shape[-1]}; choose f16, bf16 or f32"
-        )
-    return kind
+        kind = _FALLBACK.get(kind, "F16")
+    return "F16" if shape[-1] % FORMATS[kind].block_len else kind
 
 
 def _more_precise(config: ModelConfig, layer: int, is_wv: bool) -> str:
