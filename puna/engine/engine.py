@@ -63,9 +63,7 @@ class Engine:
         if request.id in self._live:
             raise BadValue(f"request ids must be unique, but {request.id} is still running")
         stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_end else request.end_ids)
-        max_len = max(
-            self.capacity, len(prompt) + 1
-        )  # a token after a full context needs no room in the cache
+        max_len = max(self.capacity, len(prompt) + 1)  # the token after a full prompt is never computed
         if params.max_tokens is not None:
             max_len = min(max_len, len(prompt) + params.max_tokens)
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
@@ -76,23 +74,22 @@ class Engine:
         self._scheduler.add(seq)
 
     def check(self, request: Request) -> None:
-        """Raise what is wrong with a request: PromptTooLong, BadValue, or EngineClosed. Safe from any
-        thread.
-        """
+        """Raise what is wrong with a request: PromptTooLong, BadValue or EngineClosed. Safe in any thread."""
         n_prompt, n_vocab, params = len(request.prompt), self._executor.vocab_size, request.params
         if self._is_closed:
             raise EngineClosed("the engine is closed; load the model again to go on")
         if n_prompt > self.capacity:
             raise PromptTooLong(
-                f"the prompt has {n_prompt} tokens, but the context holds {self.capacity}; shorten the prompt, "
-                "or load the model with a larger context"
+                f"the prompt has {n_prompt} tokens, but the context holds {self.capacity}; "
+                "shorten the prompt, or load the model with a larger context"
             )
         if not n_prompt:
             raise BadValue("the prompt must have at least one token, got none")
         named_ids = {"prompt": request.prompt, "logit_bias": params.logit_bias, "stop_ids": params.stop_ids}
         for name, ids in named_ids.items():
             if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
-                raise BadValue(f"{name} must be token ids from 0 to {n_vocab - 1}, got {min(ids)} to {max(ids)}")
+                found = f"{min(ids)} to {max(ids)}"
+                raise BadValue(f"{name} must be token ids from 0 to {n_vocab - 1}, got {found}")
         if params.stop and request.sink is None:
             raise BadValue("stop strings need a request with a text sink, got none; use stop_ids or give one")
 

@@ -200,6 +200,7 @@ def largest_ids(logits_V: NDArray[np.float32], k: int) -> Ids:
     The k-th largest of the maxima of many disjoint groups bounds the k-th largest of all from below, and
     is found much faster than by partitioning the whole row.
     """
+    k = min(k, len(logits_V))
     n_groups = max(len(logits_V) // 64, 1)
     if k < n_groups:
         maxima_G = logits_V[: len(logits_V) // n_groups * n_groups].reshape(-1, n_groups).max(axis=0)
@@ -230,9 +231,7 @@ def _nucleus(weights_N: NDArray[np.float64], mass: float) -> NDArray[np.bool_]:
 
 
 def _typical(weights_N: NDArray[np.float64], mass: float) -> NDArray[np.bool_]:
-    """Mask of the ids whose surprise is nearest to the entropy, up to the share `mass` (Meister et al.
-    2022).
-    """
+    """Mask of the ids whose surprise is nearest to the entropy, up to `mass` (Meister et al. 2022)."""
     p_N = weights_N / weights_N.sum()
     surprise_N = -np.log(np.maximum(p_N, np.finfo(np.float64).tiny))
     entropy = float((p_N * surprise_N).sum())
@@ -257,5 +256,5 @@ def _draw_from_all(weights_V: NDArray[np.float32], u: float) -> int:
     sums_G = np.append(sums_G, weights_V[n_whole:].sum())
     ends_G = np.cumsum(sums_G, dtype=np.float64)
     g = _index_at(sums_G, u)
-    rest = (u * ends_G[-1] - (ends_G[g] - sums_G[g])) / sums_G[g]
+    rest = max(0.0, (u * ends_G[-1] - (ends_G[g] - sums_G[g])) / sums_G[g])
     return g * _GROUP + _index_at(weights_V[g * _GROUP : (g + 1) * _GROUP], rest)

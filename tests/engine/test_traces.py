@@ -1,0 +1,136 @@
+"""10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size.
+
+Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
+twice, and the oldest request moves on in every step.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from random import Random
+
+import pytest
+import slow_engine
+from numpy.typing import NDArray
+
+from puna.core import Batch, Request, SamplingParams, StepResult
+from puna.engine.config import EngineConfig
+from puna.engine.engine import Engine, completion
+from puna.engine.mock import MockExecutor
+
+VOCAB, END = 8, 6
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=9),
+    SamplingParams(temperature=0, max_tokens=30, logprobs=2),
+    SamplingParams(temperature=0, frequency_penalty=1.5, repetition_penalty=1.3, max_tokens=12, min_tokens=6),
+    SamplingParams(temperature=0.8, top_p=0.9, seed=5, max_tokens=12),
+    SamplingParams(temperature=0.3, seed=6, stop_ids=(3,)),
+    SamplingParams(temperature=1.0, top_k=3, presence_penalty=1.0, seed=7, max_tokens=3, ignore_end=True),
+]
+PROMPTS = [
+    [7, 2, 5, 4, 1, 1, 5, 0, 0, 3, 6, 2, 7, 1, 4, 6, 2],
+    [7, 2, 5, 4, 1, 6, 6, 6, 6, 2, 0, 4, 0],
+    [1, 2, 3] * 5,
+]
+MODEL = MockExecutor(VOCAB)
+
+
+class Model(MockExecutor):
+    """Also checks each batch against the limits, and that the oldest request is in it."""
+
+    def __init__(self, rng: Random) -> None:
+        block_size = rng.randint(1, 4)
+        n_blocks = -(-rng.choice([18, 18, 28, 60]) // block_size)
+        super().__init__(VOCAB, 24, n_blocks, block_size)
+        self.max_tokens = rng.choice([1, 3, 5, 8, 12, 12, 20, 50])
+        self.max_rows = rng.choice([1, 3, 8, 12, 20])
+        self.engine: Engine | None = None
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        assert self.engine
+        assert sum(len(chunk.tokens) for chunk in batch.chunks) <= self.max_tokens
+        assert sum(chunk.n_logits for chunk in batch.chunks) <= self.max_rows
+        oldest = next(iter(self.engine._live.values()))
+        assert any(chunk is oldest.chunk for chunk in batch.chunks)
+        return super().step(batch)
+
+
+@cache
+def expected(
+    prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int, capacity: int
+) -> slow_engine.Answer:
+    request = Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=True)
+    return slow_engine.answer(MODEL, request, capacity)
+
+
+def check_books(engine: Engine) -> None:
+    """Every block is held as often as running sequences list it, or is free exactly once."""
+    blocks = engine._scheduler.blocks
+    held = [0] * blocks.n_blocks
+    for seq in engine._scheduler.running:
+        for block in seq.blocks:
+            held[block] += 1
+    assert held == blocks._n_holders
+    assert sorted([*blocks._blank, *blocks._idle]) == [b for b, n in enumerate(held) if not n]
+    assert not any(seq.blocks for seq in engine._scheduler.waiting)
+
+
+def draw_request(rng: Random, max_len: int) -> tuple[Request, int]:
+    prompt = rng.choice(PROMPTS)[: rng.randint(1, max_len)]
+    if rng.random() < 0.3:
+        prompt = [*prompt, rng.randrange(3)]
+    i_params = rng.randrange(len(PARAMS))
+    end_ids = frozenset({END}) if rng.random() < 0.5 else frozenset()
+    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.2), i_params
+
+
+def compare(request: Request, i_params: int, results: list[StepResult], capacity: int) -> None:
+    answer = expected(tuple(request.prompt), request.end_ids, i_params, capacity)
+    done = completion(request, results)
+    if done.finish_reason == "cancelled":
+        assert list(done.token_ids) == answer.tokens[: len(done.token_ids)]
+        return
+    assert list(done.token_ids) == answer.tokens
+    assert (done.finish_reason, done.stop) == (answer.finish_reason, answer.stop)
+    if done.logprobs is not None:
+        assert [item.logprob for item in done.logprobs] == pytest.approx(answer.logprobs, abs=1e-9)
+    if done.prompt_logprobs is not None:
+        assert [item.logprob for item in done.prompt_logprobs] == pytest.approx(
+            answer.prompt_logprobs, abs=1e-9
+        )
+
+
+def run_trace(seed: int) -> None:
+    rng = Random(seed)
+    model = Model(rng)
+    config = EngineConfig(
+        model.max_tokens, rng.randint(1, 6), model.max_rows * 4 * VOCAB, rng.choice([0, 2, 8])
+    )
+    model.engine = engine = Engine(model, config)
+    to_come = [draw_request(rng, 16) for _ in range(rng.randint(1, 6))]
+    kinds: dict[int, tuple[Request, int]] = {}
+    results: dict[int, list[StepResult]] = {}
+    p_arrival, p_cancel = rng.choice([0.2, 0.7, 1.0]), rng.choice([0.0, 0.0, 0.05])
+    while to_come or engine.is_busy:
+        while to_come and rng.random() < p_arrival:
+            request, i_params = to_come.pop()
+            engine.submit(request)
+            kinds[request.id] = request, i_params
+            results[request.id] = []
+        if kinds and rng.random() < p_cancel:
+            engine.cancel(rng.choice(list(kinds)))
+        for result in engine.step():
+            results[result.request_id].append(result)
+        check_books(engine)
+    for request_id, (request, i_params) in kinds.items():
+        compare(request, i_params, results[request_id], engine.capacity)
+    assert engine._scheduler.blocks.n_free == model.n_blocks
+
+
+def test_ten_thousand_traces() -> None:
+    for seed in range(10_000):
+        try:
+            run_trace(seed)
+        except BaseException as error:
+            error.add_note(f"in trace {seed}")
+            raise
