@@ -7,15 +7,19 @@ dies, and a model may be hours of download.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from puna.core import BadInput, DownloadFailed, UnknownModel
 from puna.weights.disk import require_room
 from puna.weights.fetch import Expected, Fetched, Progress, Writer
 from puna.weights.sources import HubSource, choose_model, require_parts, split_set
+
+_PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,32 +67,47 @@ def _download(repo: str, commit: str, file: _HubFile, part: Path, progress: Prog
     with Writer(part, f"downloading {name}", file.size, progress) as out:
         if out.size > file.size:
             out.start_over()
+        pauses = iter(_PAUSES)
         while out.size < file.size:
-            _stream(url, out)
+            start = out.size
+            broken = _stream(url, out)
+            if out.size > start:
+                pauses = iter(_PAUSES)
+            if broken is not None:
+                _wait(pauses, broken)
         return out.finish(name, Expected(file.size, file.sha256))
 
 
-def _stream(url: str, out: Writer) -> None:
-    """Append the rest of a file; returns early where the connection breaks after bringing something."""
+def _wait(pauses: Iterator[int], broken: Exception) -> None:
+    """Sleep before the next attempt, or give up."""
+    pause = next(pauses, None)
+    if pause is None:
+        raise broken
+    time.sleep(pause)
+
+
+def _stream(url: str, out: Writer) -> Exception | None:
+    """Append the rest of a file -> what broke the connection, or None."""
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not marked so for mypy
         build_hf_headers,
+        get_session,
         hf_raise_for_status,
-        http_stream_backoff,
         httpx,
     )
 
     start = out.size
     headers = {**build_hf_headers(), "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    client: Any = get_session()
     try:
-        with http_stream_backoff("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        with client.stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
             if response.status_code != 206 and start:  # the server sends everything again
                 out.start_over()
             out.write(response.iter_bytes())
-    except httpx.TransportError:
-        if out.size <= start:
-            raise
+    except httpx.TransportError as error:
+        return cast(Exception, error)
+    return None if out.size != start else httpx.RemoteProtocolError("the server sent nothing")
 
 
 @contextmanager
