@@ -1,0 +1,199 @@
+// The one file that knows Python: puna._native.
+//
+// Checks every contract that a caller could break: sizes, ranges, types. What lies below trusts its arguments.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <cstdint>
+#include <stdexcept>
+
+#include "dispatch.h"
+#include "limits.h"
+#include "pack.h"
+#include "plan.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace puna {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Matrix2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutFloats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+void check(bool good, const std::string& message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+Kind kind_of(const std::string& name) {
+  const Kind kind = kind_named(name.c_str());
+  check(kind != Kind::COUNT, "no kernel for tensor type " + name);
+  return kind;
+}
+
+std::string input_form(const std::string& kind) {
+  switch (format_of(kind_of(kind)).input) {
+    case InputKind::F32: return "f32";
+    case InputKind::BF16: return "bf16";
+    default: return "q8";
+  }
+}
+
+size_t packed_bytes(const std::string& kind, int rows, int cols) {
+  const size_t row = row_bytes(kind_of(kind), cols);
+  check(rows > 0 && row > 0, kind + " matrix [" + std::to_string(rows) + ", " + std::to_string(cols) + "]: rows are no whole number of blocks");
+  return row * ((rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS);
+}
+
+Weight pack_matrix(std::shared_ptr<Arena> arena, const std::string& kind, int rows, int cols, Bytes data) {
+  const size_t bytes = packed_bytes(kind, rows, cols);
+  const Kind k = kind_of(kind);
+  check(data.size() == row_bytes(k, cols) * rows, kind + " matrix [" + std::to_string(rows) + ", " + std::to_string(cols) + "] needs " +
+                                                      std::to_string(row_bytes(k, cols) * rows) + " bytes, got " + std::to_string(data.size()));
+  const uint8_t* src = data.data();
+  nb::gil_scoped_release free;
+  uint8_t* dst = arena->take(bytes);
+  pack(k, rows, cols, src, dst, 0, (rows + TILE_ROWS - 1) / TILE_ROWS);
+  return std::make_shared<PackedMatrix>(PackedMatrix{{k, rows, cols, row_bytes(k, cols) * TILE_ROWS, dst}, std::move(arena)});
+}
+
+OutFloats own(int rows, int cols, float* data) {
+  nb::capsule owner(data, [](void* p) noexcept { delete[] (float*)p; });
+  return OutFloats(data, {(size_t)rows, (size_t)cols}, owner);
+}
+
+OutFloats unpack_matrix(const Weight& w, const std::string& target) {
+  const Kernels& k = choose_target(target);
+  float* out = new float[(size_t)w->m.rows * w->m.cols];
+  for (int r = 0; r < w->m.rows; r++) k.embed(w->m, r, out + (size_t)r * w->m.cols);
+  return own(w->m.rows, w->m.cols, out);
+}
+
+// One `linear` outside any plan, for tests and micro-benchmarks: x [rows, cols] -> y [rows, padded rows of w].
+OutFloats linear_once(const Weight& w, Matrix2 x, const std::string& target, int repeat) {
+  const Kernels& k = choose_target(target);
+  const int rows = (int)x.shape(0), cols = (int)x.shape(1), out_cols = w->m.tiles() * TILE_ROWS;
+  check(cols == w->m.cols, "linear: x has " + std::to_string(cols) + " columns, the weight " + std::to_string(w->m.cols));
+  const InputKind form = format_of(w->m.kind).input;
+  std::vector<QBlock> q8(form == InputKind::Q8 ? (size_t)rows * cols / GROUP : 0);
+  std::vector<uint16_t> bf16(form == InputKind::BF16 ? (size_t)rows * cols : 0);
+  for (int r = 0; r < rows; r++) {
+    if (form == InputKind::Q8) k.quantize(x.data() + (size_t)r * cols, cols, q8.data() + (size_t)r * cols / GROUP);
+    if (form == InputKind::BF16) k.to_bf16(x.data() + (size_t)r * cols, cols, bf16.data() + (size_t)r * cols);
+  }
+  float* y = new float[(size_t)rows * out_cols];
+  Pages scratch(LINEAR_SCRATCH);
+  nb::gil_scoped_release free;
+  for (int i = 0; i < repeat; i++)
+    k.linear(w->m, nullptr, {cols, x.data(), bf16.data(), q8.data()}, 0, rows, 0, w->m.tiles(), {y, (size_t)out_cols, nullptr}, scratch.data());
+  nb::gil_scoped_acquire again;
+  return own(rows, out_cols, y);
+}
+
+Rows rows_named(const std::string& name) { return name == "wanted" ? Rows::WANTED : Rows::ALL; }
+
+CacheKind cache_named(const std::string& name) {
+  if (name == "bf16") return CacheKind::BF16;
+  if (name == "f16") return CacheKind::F16;
+  if (name == "f32") return CacheKind::F32;
+  check(name == "q8_0", "no cache type " + name + "; there are bf16, f16, f32, q8_0");
+  return CacheKind::Q8_0;
+}
+
+// tokens [T]; chunks [n, 4] rows of (tokens, start, logits wanted, block table begin); blocks: all tables, concatenated.
+Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints blocks) {
+  Step s;
+  const int n_chunks = (int)chunks.size() / 4;
+  int row = 0;
+  for (int i = 0; i < n_chunks; i++) {
+    const int32_t* c = chunks.data() + 4 * i;
+    const int n = c[0], start = c[1], wanted = c[2], table = c[3], end = (start + n + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    check(n > 0 && start >= 0 && wanted >= 0 && wanted <= n && table >= 0 && (size_t)table + end <= blocks.size(), "step: malformed chunk");
+    for (int b = 0; b < end; b++) check(blocks.data()[table + b] >= 0 && blocks.data()[table + b] < plan.cache().n_blocks, "step: no such cache block");
+    s.chunks.push_back({row, n, start, wanted, (int)s.wanted.size(), blocks.data() + table});
+    for (int j = 0; j < n; j++) {
+      s.positions.push_back(start + j);
+      s.chunk_of.push_back(i);
+      if (j >= n - wanted) s.wanted.push_back(row + j);
+    }
+    row += n;
+  }
+  check(row == (int)tokens.size() && row > 0, "step: token count differs from the chunks'");
+  check(row <= plan.max_tokens() && (int)s.wanted.size() <= plan.max_wanted(), "step: more tokens than the plan was made for");
+  s.tokens.assign(tokens.data(), tokens.data() + row);
+  for (int t : s.tokens) check(t >= 0 && t < vocab, "step: token " + std::to_string(t) + " is outside the vocabulary");
+  return s;
+}
+
+nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks) {
+  Plan& plan = nb::cast<Plan&>(self);
+  Step step = make_step(plan, vocab, tokens, chunks, blocks);
+  const float* logits;
+  {
+    nb::gil_scoped_release free;
+    logits = plan.step(step, result);
+  }
+  const size_t stride = plan.at(result).cols;
+  return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, {step.wanted.size(), (size_t)vocab}, self, {(int64_t)stride, 1}));
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Puna's kernels and plan executor.";
+  m.attr("BLOCK_TOKENS") = BLOCK_TOKENS;
+  m.def("available_targets", &available_targets, "CPU targets this machine can run, best last.");
+  m.def("chosen_target", [](const std::string& name) { return std::string(choose_target(name).name); }, "name"_a);
+  m.def("input_form", &input_form, "kind"_a, "Form of activations that a weight kind is multiplied with: f32, bf16 or q8.");
+  m.def("packed_bytes", &packed_bytes, "kind"_a, "rows"_a, "cols"_a);
+  m.def("pack_matrix", &pack_matrix, "arena"_a, "kind"_a, "rows"_a, "cols"_a, "data"_a);
+  m.def("unpack_matrix", &unpack_matrix, "matrix"_a, "target"_a = "", "Back to float32, for tests.");
+  m.def("linear", &linear_once, "matrix"_a, "x"_a, "target"_a = "", "repeat"_a = 1);
+  m.def("cache_bytes_per_token", [](const std::string& kind, int layers, int kv_heads, int head_dim) {
+    return cache_tile_bytes(cache_named(kind), head_dim) / BLOCK_TOKENS * layers * kv_heads;
+  }, "kind"_a, "layers"_a, "kv_heads"_a, "head_dim"_a);
+  m.def("read_gb_s", &read_gb_s, "threads"_a, "bytes"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("int8_tops", &int8_tops, "target"_a, "threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("bf16_tflops", &bf16_tflops, "target"_a, "threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+
+  nb::class_<Arena>(m, "Arena").def(nb::init<size_t>(), "bytes"_a).def_prop_ro("used", &Arena::used);
+  nb::class_<PackedMatrix>(m, "Matrix")
+      .def_prop_ro("rows", [](const PackedMatrix& w) { return w.m.rows; })
+      .def_prop_ro("cols", [](const PackedMatrix& w) { return w.m.cols; })
+      .def_prop_ro("kind", [](const PackedMatrix& w) { return std::string(format_of(w.m.kind).name); });
+
+  nb::class_<Plan>(m, "Plan")
+      .def("__init__", [](Plan* self, const std::string& target, int threads, int max_tokens, int max_wanted, const std::string& cache,
+                          int layers, int n_blocks, int kv_heads, int head_dim) {
+        check(threads > 0 && max_tokens > 0 && max_wanted > 0 && layers > 0 && n_blocks > 0, "Plan: sizes must be positive");
+        check(head_dim % 32 == 0 && head_dim <= 256, "Plan: head_dim must be a multiple of 32, at most 256; got " + std::to_string(head_dim));
+        new (self) Plan(choose_target(target), threads, max_tokens, max_wanted, {cache_named(cache), layers, n_blocks, kv_heads, head_dim});
+      }, "target"_a, "threads"_a, "max_tokens"_a, "max_wanted"_a, "cache"_a, "layers"_a, "n_blocks"_a, "kv_heads"_a, "head_dim"_a)
+      .def("buffer", [](Plan& p, int cols, const std::string& rows) { return p.buffer(cols, rows_named(rows)); }, "cols"_a, "rows"_a)
+      .def("set_rotation", &Plan::set_rotation, "frequencies"_a, "factor"_a)
+      .def("embed", &Plan::embed)
+      .def("rms_norm", [](Plan& p, int x, Floats w, float eps, int out, int forms) {
+        p.rms_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out, forms);
+      })
+      .def("convert", &Plan::convert)
+      .def("linear", &Plan::linear)
+      .def("gated", &Plan::gated)
+      .def("rope_store", &Plan::rope_store)
+      .def("attend", &Plan::attend)
+      .def("add", &Plan::add)
+      .def("swiglu", &Plan::swiglu)
+      .def("select", &Plan::select)
+      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a)
+      .def_rw("profile", &Plan::profile)
+      .def_prop_ro("op_seconds", [](Plan& p) { return p.op_seconds(); });
+}
+
+}  // namespace puna

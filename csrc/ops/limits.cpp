@@ -1,0 +1,71 @@
+// What the machine can do at best, by the same instructions as the kernels: the denominators of every speed claim.
+#include "../simd.h"
+#include "../types.h"
+
+namespace puna::PUNA_TARGET {
+
+// Touches every cache line of p[0..n), n a multiple of 256, in four streams of loads.
+uint64_t read(const uint8_t* p, size_t n) {
+  u8x64 a = bset1(0), b = a, c = a, d = a;
+  for (size_t i = 0; i < n; i += 256) {
+    a = bor(a, load_bytes(p + i));
+    b = bor(b, load_bytes(p + i + 64));
+    c = bor(c, load_bytes(p + i + 128));
+    d = bor(d, load_bytes(p + i + 192));
+  }
+  alignas(64) uint8_t bytes[64];
+  store_bytes(bytes, bor(bor(a, b), bor(c, d)));
+  uint64_t sum = 0;
+  for (uint8_t x : bytes) sum += x;
+  return sum;
+}
+
+// Keeps a value in its register and hides it from the optimiser.
+template <class T> inline void pin(T& x) {
+#if defined(PUNA_AVX512)
+  asm volatile("" : "+v"(x.v));
+#elif defined(PUNA_AVX2)
+  asm volatile("" : "+x"(x.a), "+x"(x.b));
+#else
+  asm volatile("" : "+m"(x));
+#endif
+}
+
+// Independent chains that hide the latency of one instruction.
+#if defined(PUNA_AVX512)
+constexpr int CHAINS = 12;
+#else
+constexpr int CHAINS = 4;
+#endif
+
+// Multiply-accumulates done by `rounds` rounds of the int8 dot product on registers.
+double int8_peak(int64_t rounds) {
+  i32x16 acc[CHAINS];
+  for (auto& a : acc) a = izero();
+  const int8_t four[4] = {1, 2, 3, 4};
+  u8x64 w = bset1(3);
+  s8x4 x = repeat4(four);
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+    for (int c = 0; c < CHAINS; c++) acc[c] = dot4(acc[c], w, x);
+#pragma GCC unroll 12
+    for (int c = 0; c < CHAINS; c++) pin(acc[c]);
+  }
+  return 64.0 * CHAINS * (double)rounds;
+}
+
+double bf16_peak(int64_t rounds) {
+  f32x16 acc[CHAINS];
+  for (auto& a : acc) a = zero();
+  const uint16_t ones[32] = {0x3f80, 0x3f80};
+  bf16x32 w = load_pairs(ones), x = repeat2(ones);
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+    for (int c = 0; c < CHAINS; c++) acc[c] = dot2(acc[c], w, x);
+#pragma GCC unroll 12
+    for (int c = 0; c < CHAINS; c++) pin(acc[c]);
+  }
+  return 32.0 * CHAINS * (double)rounds;
+}
+
+}  // namespace puna::PUNA_TARGET

@@ -1,0 +1,300 @@
+// y = x w^T for every kind of weight, and the gated pair silu(x w1^T) * (x w3^T).
+//
+// Contract: x [rows, cols] in the form that input_kind(w.kind) names; y [rows, stride], stride a multiple of 16 and
+// at least the padded rows of w; the call computes tokens row0..row1 and weight tiles tile0..tile1. With `up` (same
+// kind and shape) the result is silu(w x) * (up x). scratch: LINEAR_SCRATCH bytes, 64-byte aligned.
+//
+// Every output is one chain of float operations in column order, the same in every path below, so that a result
+// depends neither on how many tokens run together nor on which thread computes it:
+//     for each 32 columns (16 where the format has two scales):  acc = fma(float(int dot), d_w * d_x, acc)
+//                                                   with a minimum: acc = fma(m_w, s_x, acc)
+//
+// Few tokens: unpack in registers and multiply, at memory speed. Many tokens: unpack a panel of two tiles into L1
+// once, then multiply it with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
+#include <algorithm>
+
+#include "../formats.h"
+#include "../types.h"
+
+namespace puna::PUNA_TARGET {
+namespace {
+
+constexpr int FEW = 8;       // tokens up to which unpacking in registers wins
+constexpr int PANEL = 2;     // tiles multiplied together
+constexpr int TOKENS = 6;    // tokens multiplied together
+constexpr int PANEL_SUBS = 24;  // sub-blocks of a panel: what fits L1 beside the activations
+
+// The weight tiles of a call in the order of computation; gate and up tiles alternate.
+struct Tiles {
+  const Matrix& w;
+  const Matrix* up;
+  int first, n;
+  const uint8_t* operator[](int i) const {
+    return up ? (i % 2 ? *up : w).tile(first + i / 2) : w.tile(first + i);
+  }
+};
+
+// acc: [n tiles][16] results of one token, tiles i..i+n of the call.
+inline void emit(const Tiles& tiles, const Output& out, int row, int i, int n, const float* acc, size_t acc_stride) {
+  float* y = out.y + row * out.stride;
+  const float* residual = out.residual ? out.residual + row * out.stride : nullptr;
+  for (int j = 0; j < n; j++) {
+    f32x16 v = load(acc + j * acc_stride);
+    size_t at;
+    if (tiles.up) {
+      v = mul(silu(v), load(acc + ++j * acc_stride));
+      at = (size_t)(tiles.first + (i + j) / 2) * ROWS;
+    } else {
+      at = (size_t)(tiles.first + i + j) * ROWS;
+    }
+    if (residual) v = add(load(residual + at), v);
+    store(y + at, v);
+  }
+}
+
+template <class F> inline i32x16 start(int32_t nsum) {  // -ZERO * sum of x, in place of subtracting ZERO from each q
+  return F::ZERO ? iset1(F::ZERO * nsum) : izero();
+}
+
+// acc += sub-block w times one token's 32 activations; the order of operations that the header promises.
+template <class F> inline f32x16 multiply(const SubBlock& w, const QBlock& x, f32x16 acc) {
+  const f32x16 dx = set1(x.d);
+  if constexpr (!F::HALVES) {
+    i32x16 v = start<F>(x.nsum);
+    for (int k = 0; k < 8; k++) v = dot4(v, w.q[k], repeat4(x.q + 4 * k));
+    acc = fma(to_f32(v), mul(w.d[0], dx), acc);
+    if constexpr (F::MIN) acc = fma(w.m[0], set1(x.s), acc);
+  } else {
+    for (int half = 0; half < 2; half++) {
+      const int32_t nsum = half ? x.nsum - x.nsum_low : x.nsum_low;
+      i32x16 v = start<F>(nsum);
+      for (int k = 4 * half; k < 4 * half + 4; k++) v = dot4(v, w.q[k], repeat4(x.q + 4 * k));
+      acc = fma(to_f32(v), mul(w.d[half], dx), acc);
+      if constexpr (F::MIN) acc = fma(w.m[half], set1(x.d * (float)-nsum), acc);
+    }
+  }
+  return acc;
+}
+
+template <class F, int T, int S> inline void few_sub(const uint8_t* block, const QBlock* const* x, int sub, f32x16* acc) {
+  SubBlock w;
+  F::template load<S>(block, w);
+  for (int t = 0; t < T; t++) acc[t] = multiply<F>(w, x[t][sub + S], acc[t]);
+  if constexpr (S + 1 < F::SUBS) few_sub<F, T, S + 1>(block, x, sub, acc);
+}
+
+// One tile times T tokens, unpacked in registers.
+template <class F, int T> void few(const uint8_t* tile, int blocks, const QBlock* x, size_t x_stride, float* out, size_t out_stride) {
+  f32x16 acc[T];
+  const QBlock* rows[T];
+  for (int t = 0; t < T; t++) {
+    acc[t] = zero();
+    rows[t] = x + t * x_stride;
+  }
+  for (int b = 0; b < blocks; b++) {
+    const uint8_t* block = tile + (size_t)b * F::BYTES * ROWS;
+    few_sub<F, T, 0>(block, rows, b * F::SUBS, acc);
+  }
+  for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
+}
+
+template <class F> void few_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out) {
+  const int blocks = tiles.w.cols / (GROUP * F::SUBS);
+  const size_t stride = x.cols / GROUP;
+  alignas(64) float acc[FEW][2][ROWS];
+  const int step = tiles.up ? 2 : 1;
+  for (int i = 0; i < tiles.n; i += step) {
+    for (int j = 0; j < step; j++) {
+      for (int t = row0, n; t < row1; t += n) {
+        const int left = row1 - t;
+        const QBlock* xt = x.q8 + t * stride;
+        float* to = acc[t - row0][j];
+        constexpr size_t to_stride = 2 * ROWS;
+        if (left >= 8) few<F, 8>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 8;
+        else if (left >= 4) few<F, 4>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 4;
+        else if (left >= 2) few<F, 2>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 2;
+        else few<F, 1>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 1;
+      }
+    }
+    for (int t = row0; t < row1; t++) emit(tiles, out, t, i, step, acc[t - row0][0], ROWS);
+  }
+}
+
+// A sub-block of one tile, unpacked: what every quantized format becomes before the many-token kernel.
+struct alignas(64) PanelSub {
+  uint8_t q[8][64];
+  float d[2][ROWS];
+  float m[2][ROWS];
+};
+
+template <class F, int S> inline void unpack_sub(const uint8_t* block, PanelSub* out) {
+  SubBlock w;
+  F::template load<S>(block, w);
+  for (int k = 0; k < 8; k++) store_bytes(out[S].q[k], w.q[k]);
+  for (int half = 0; half < (F::HALVES ? 2 : 1); half++) {
+    store(out[S].d[half], w.d[half]);
+    if constexpr (F::MIN) store(out[S].m[half], w.m[half]);
+  }
+  if constexpr (S + 1 < F::SUBS) unpack_sub<F, S + 1>(block, out);
+}
+
+// acc [T][R][16] (+)= R unpacked tiles times T tokens over `subs` sub-blocks.
+template <class F, int R, int T>
+void multiply_panel(const PanelSub* const* panel, int subs, const QBlock* x, size_t x_stride, float* out, bool fresh) {
+  f32x16 acc[R][T];
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) acc[r][t] = fresh ? zero() : load(out + (t * R + r) * ROWS);
+  for (int s = 0; s < subs; s++) {
+    for (int half = 0; half < (F::HALVES ? 2 : 1); half++) {
+      constexpr int STEPS = F::HALVES ? 4 : 8;
+      i32x16 v[R][T];
+      int32_t nsum[T];
+      for (int t = 0; t < T; t++) {
+        const QBlock& b = x[t * x_stride + s];
+        nsum[t] = !F::HALVES ? b.nsum : half ? b.nsum - b.nsum_low : b.nsum_low;
+        for (int r = 0; r < R; r++) v[r][t] = start<F>(nsum[t]);
+      }
+      for (int k = STEPS * half; k < STEPS * half + STEPS; k++) {
+        u8x64 q[R];
+        for (int r = 0; r < R; r++) q[r] = load_bytes(panel[r][s].q[k]);
+        for (int t = 0; t < T; t++) {
+          s8x4 a = repeat4(x[t * x_stride + s].q + 4 * k);
+          for (int r = 0; r < R; r++) v[r][t] = dot4(v[r][t], q[r], a);
+        }
+      }
+      for (int t = 0; t < T; t++) {
+        const QBlock& b = x[t * x_stride + s];
+        const f32x16 dx = set1(b.d);
+        for (int r = 0; r < R; r++) acc[r][t] = fma(to_f32(v[r][t]), mul(load(panel[r][s].d[half]), dx), acc[r][t]);
+        if constexpr (F::MIN) {
+          const f32x16 sx = set1(F::HALVES ? b.d * (float)-nsum[t] : b.s);
+          for (int r = 0; r < R; r++) acc[r][t] = fma(load(panel[r][s].m[half]), sx, acc[r][t]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) store(out + (t * R + r) * ROWS, acc[r][t]);
+}
+
+// What a format looks like once unpacked; formats that agree share one compiled kernel.
+template <int Zero, bool Min, bool Halves> struct Unpacked {
+  static constexpr int ZERO = Zero;
+  static constexpr bool MIN = Min, HALVES = Halves;
+};
+template <class F> using UnpackedOf = Unpacked<F::ZERO, F::MIN, F::HALVES>;
+
+template <class U, int R> void multiply_tokens(const PanelSub* const* panel, int subs, const QBlock* x, size_t stride, int t, float* out, bool fresh) {
+  switch (t) {
+    case 1: return multiply_panel<U, R, 1>(panel, subs, x, stride, out, fresh);
+    case 2: return multiply_panel<U, R, 2>(panel, subs, x, stride, out, fresh);
+    case 3: return multiply_panel<U, R, 3>(panel, subs, x, stride, out, fresh);
+    case 4: return multiply_panel<U, R, 4>(panel, subs, x, stride, out, fresh);
+    case 5: return multiply_panel<U, R, 5>(panel, subs, x, stride, out, fresh);
+    default: return multiply_panel<U, R, 6>(panel, subs, x, stride, out, fresh);
+  }
+}
+
+constexpr int MAX_BLOCK_TOKENS = 510;  // tokens of one pass over a panel: their sums stay in scratch
+static_assert(PANEL * PANEL_SUBS * sizeof(PanelSub) + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeof(float) <= LINEAR_SCRATCH);
+
+template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
+  const int subs = tiles.w.cols / GROUP;
+  const int parts = (subs + PANEL_SUBS - 1) / PANEL_SUBS;
+  const int part = ((subs + parts - 1) / parts + F::SUBS - 1) / F::SUBS * F::SUBS;
+  PanelSub* unpacked = (PanelSub*)scratch;
+  float* sums = (float*)(scratch + PANEL * PANEL_SUBS * sizeof(PanelSub));
+  for (int i = 0; i < tiles.n; i += PANEL) {
+    const int r = std::min(PANEL, tiles.n - i);
+    const PanelSub* panel[PANEL] = {unpacked, unpacked + PANEL_SUBS};
+    for (int s = 0; s < subs; s += part) {
+      const int n = std::min(part, subs - s);
+      for (int j = 0; j < r; j++)
+        for (int b = 0; b < n; b += F::SUBS)
+          unpack_sub<F, 0>(tiles[i + j] + (size_t)((s + b) / F::SUBS) * F::BYTES * ROWS, unpacked + j * PANEL_SUBS + b);
+      for (int t = row0; t < row1; t += TOKENS) {
+        const QBlock* xt = x.q8 + (size_t)t * subs + s;
+        float* to = sums + (size_t)(t - row0) * r * ROWS;
+        const int tokens = std::min(TOKENS, row1 - t);
+        if (r == PANEL) multiply_tokens<UnpackedOf<F>, PANEL>(panel, n, xt, subs, tokens, to, s == 0);
+        else multiply_tokens<UnpackedOf<F>, 1>(panel, n, xt, subs, tokens, to, s == 0);
+      }
+    }
+    for (int t = row0; t < row1; t++) emit(tiles, out, t, i, r, sums + (size_t)(t - row0) * r * ROWS, ROWS);
+  }
+}
+
+template <class F> void quantized(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
+  if (row1 - row0 <= FEW) return few_tokens<F>(tiles, x, row0, row1, out);
+  for (int t = row0; t < row1; t += MAX_BLOCK_TOKENS) many_tokens<F>(tiles, x, t, std::min(row1, t + MAX_BLOCK_TOKENS), out, scratch);
+}
+
+template <class W, int R, int T> void multiply_float(const Tiles& tiles, int i, const Input& x, int row, float* out) {
+  f32x16 acc[R][T];
+  const uint8_t* p[R];
+  const typename W::Value* v[T];
+  for (int r = 0; r < R; r++) p[r] = tiles[i + r];
+  for (int t = 0; t < T; t++) v[t] = W::row(x, row + t);
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) acc[r][t] = zero();
+  for (int k = 0; k < tiles.w.cols; k += W::STEP) {
+    for (int t = 0; t < T; t++) {
+      const auto a = W::repeat(v[t] + k);
+      for (int r = 0; r < R; r++) acc[r][t] = W::multiply(acc[r][t], W::load(p[r] + (size_t)k * W::BYTES * ROWS), a);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) store(out + (t * R + r) * ROWS, acc[r][t]);
+}
+
+template <class W, int R> void multiply_float_tokens(const Tiles& tiles, int i, const Input& x, int row, int n, float* out) {
+  switch (n) {
+    case 1: return multiply_float<W, R, 1>(tiles, i, x, row, out);
+    case 2: return multiply_float<W, R, 2>(tiles, i, x, row, out);
+    case 3: return multiply_float<W, R, 3>(tiles, i, x, row, out);
+    case 4: return multiply_float<W, R, 4>(tiles, i, x, row, out);
+    case 5: return multiply_float<W, R, 5>(tiles, i, x, row, out);
+    default: return multiply_float<W, R, 6>(tiles, i, x, row, out);
+  }
+}
+
+template <class W> void unquantized(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out) {
+  constexpr int WIDE = 4;
+  alignas(64) float acc[TOKENS * WIDE * ROWS];
+  for (int i = 0, r; i < tiles.n; i += r) {
+    r = tiles.n - i >= WIDE ? WIDE : tiles.up ? 2 : 1;
+    for (int t = row0; t < row1; t += TOKENS) {
+      const int n = std::min(TOKENS, row1 - t);
+      if (r == WIDE) multiply_float_tokens<W, WIDE>(tiles, i, x, t, n, acc);
+      else if (r == 2) multiply_float_tokens<W, 2>(tiles, i, x, t, n, acc);
+      else multiply_float_tokens<W, 1>(tiles, i, x, t, n, acc);
+      for (int j = 0; j < n; j++) emit(tiles, out, t + j, i, r, acc + j * r * ROWS, ROWS);
+    }
+  }
+}
+
+}  // namespace
+
+void linear(const Matrix& w, const Matrix* up, const Input& x, int row0, int row1, int tile0, int tile1, const Output& y, uint8_t* scratch) {
+  const Tiles tiles{w, up, tile0, (tile1 - tile0) * (up ? 2 : 1)};
+  switch (w.kind) {
+    case Kind::F32: return unquantized<WeightF32>(tiles, x, row0, row1, y);
+    case Kind::F16: return unquantized<WeightF16>(tiles, x, row0, row1, y);
+    case Kind::BF16: return unquantized<WeightBF16>(tiles, x, row0, row1, y);
+    case Kind::Q8_0: return quantized<Q8_0>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q4_0: return quantized<Q4_0>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q4_1: return quantized<Q4_1>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q5_0: return quantized<Q5_0>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q5_1: return quantized<Q5_1>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q2_K: return quantized<Q2_K>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q3_K: return quantized<Q3_K>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q4_K: return quantized<Q4_K>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q5_K: return quantized<Q5_K>(tiles, x, row0, row1, y, scratch);
+    case Kind::Q6_K: return quantized<Q6_K>(tiles, x, row0, row1, y, scratch);
+    case Kind::IQ4_NL: return quantized<IQ4_NL>(tiles, x, row0, row1, y, scratch);
+    case Kind::IQ4_XS: return quantized<IQ4_XS>(tiles, x, row0, row1, y, scratch);
+    case Kind::COUNT: break;
+  }
+}
+
+}  // namespace puna::PUNA_TARGET

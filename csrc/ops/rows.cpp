@@ -1,0 +1,63 @@
+// Ops on one row of activations: rms_norm, add, swiglu, rope, and the conversions that feed `linear`.
+//
+// Contracts: n is a multiple of 16 (of 32 for quantize); pointers need no alignment; y may be x.
+#include "../simd.h"
+#include "../types.h"
+
+namespace puna::PUNA_TARGET {
+
+// y = x / sqrt(mean(x^2) + eps) * w
+void rms_norm(const float* x, const float* w, int n, float eps, float* y) {
+  f32x16 sum = zero();
+  for (int i = 0; i < n; i += 16) {
+    f32x16 v = load(x + i);
+    sum = fma(v, v, sum);
+  }
+  const f32x16 scale = set1(1.0f / std::sqrt(reduce_add(sum) / (float)n + eps));
+  for (int i = 0; i < n; i += 16) store(y + i, mul(mul(load(x + i), scale), load(w + i)));
+}
+
+// 32 values share the scale max|x| / 127; a group of zeros has scale 0.
+void quantize(const float* x, int n, QBlock* y) {
+  for (int i = 0; i < n; i += GROUP, y++) {
+    const f32x16 a = load(x + i), b = load(x + i + 16);
+    const float largest = reduce_max(max(abs(a), abs(b)));
+    const float d = largest / 127.0f;
+    const f32x16 inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+    const i32x16 qa = round_i32(mul(a, inverse)), qb = round_i32(mul(b, inverse));
+    store_s8(y->q, qa);
+    store_s8(y->q + 16, qb);
+    const int low = reduce_add(qa), sum = low + reduce_add(qb);
+    y->d = d;
+    y->s = d * (float)sum;
+    y->nsum = -sum;
+    y->nsum_low = -low;
+  }
+}
+
+void to_bf16(const float* x, int n, uint16_t* y) {
+  for (int i = 0; i < n; i += 16) store_bf16(y + i, load(x + i));
+}
+
+void add(const float* a, const float* b, int n, float* y) {
+  for (int i = 0; i < n; i += 16) store(y + i, add(load(a + i), load(b + i)));
+}
+
+// y = silu(gate) * up
+void swiglu(const float* gate, const float* up, int n, float* y) {
+  for (int i = 0; i < n; i += 16) store(y + i, mul(silu(load(gate + i)), load(up + i)));
+}
+
+// Rotates the pairs (2i, 2i + 1) of every head by the angle whose cosine and sine stand at i.
+void rope(const float* x, int heads, int head_dim, const float* cos, const float* sin, float* y) {
+  for (int i = 0; i < head_dim; i += 16) {
+    const f32x16 c = duplicate_pairs(cos + i / 2), s = duplicate_pairs(sin + i / 2);
+    for (int h = 0; h < heads; h++) {
+      f32x16 v = load(x + h * head_dim + i);
+      rotate_pairs(v, c, s);
+      store(y + h * head_dim + i, v);
+    }
+  }
+}
+
+}  // namespace puna::PUNA_TARGET

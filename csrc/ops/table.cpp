@@ -1,0 +1,30 @@
+// The kernels of this target as a table. Compiled once per target, like every file of this folder.
+#include "../types.h"
+
+#define PUNA_STRING_(x) #x
+#define PUNA_STRING(x) PUNA_STRING_(x)
+
+namespace puna::PUNA_TARGET {
+
+void linear(const Matrix&, const Matrix*, const Input&, int, int, int, int, const Output&, uint8_t*);
+void embed(const Matrix&, int, float*);
+void rms_norm(const float*, const float*, int, float, float*);
+void quantize(const float*, int, QBlock*);
+void to_bf16(const float*, int, uint16_t*);
+void add(const float*, const float*, int, float*);
+void swiglu(const float*, const float*, int, float*);
+void rope(const float*, int, int, const float*, const float*, float*);
+void cache_write(const CacheLayer&, int, int, const float*, const float*);
+void cache_clear(const CacheLayer&, int, int);
+void attend(const AttendJob&);
+void merge(SpanState&, float*, const SpanState&, const float*, int);
+void finish(const SpanState&, float*, int);
+uint64_t read(const uint8_t*, size_t);
+double int8_peak(int64_t);
+double bf16_peak(int64_t);
+
+extern const Kernels kernels;
+const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, quantize, to_bf16, add, swiglu, rope, cache_write,
+                         cache_clear, attend, merge, finish, read, int8_peak, bf16_peak};
+
+}  // namespace puna::PUNA_TARGET

@@ -1,0 +1,134 @@
+// A recorded forward pass: ops over numbered buffers, run on a pool of threads for any batch.
+//
+// Knows nothing of Python or files. Built once per model by runtime/native.py; `step` runs it.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "memory.h"
+#include "threads.h"
+#include "types.h"
+
+namespace puna {
+
+// The part of one sequence that a step runs.
+struct Chunk {
+  int row0, n;       // rows of the step: row0 .. row0 + n
+  int start;         // position of its first token
+  int n_wanted;      // logits are wanted after its last n_wanted tokens
+  int wanted0;       // where those rows begin among all wanted rows
+  const int32_t* blocks;
+};
+
+// All tokens of the step, or only those whose logits are wanted.
+enum class Rows { ALL, WANTED };
+
+struct Step {
+  std::vector<Chunk> chunks;
+  std::vector<int32_t> tokens, positions, chunk_of;  // per row
+  std::vector<int32_t> wanted;                       // row of each wanted row
+  int rows(Rows r) const { return r == Rows::ALL ? (int)tokens.size() : (int)wanted.size(); }
+};
+
+// The forms in which a buffer's rows are kept beside float32.
+enum Form { NO_FORM = 0, FORM_BF16 = 1, FORM_Q8 = 2 };
+
+struct Buffer {
+  int cols;
+  Rows rows;
+  Pages f32, bf16, q8;
+  float* row(int i) const { return f32.as<float>() + (size_t)i * cols; }
+  uint16_t* row_bf16(int i) const { return bf16.as<uint16_t>() + (size_t)i * cols; }
+  QBlock* row_q8(int i) const { return q8.as<QBlock>() + (size_t)i * (cols / GROUP); }
+  Input input() const { return {cols, f32.as<float>(), bf16.as<uint16_t>(), q8.as<QBlock>()}; }
+};
+
+// One thread's view of an op in progress.
+struct Worker {
+  int thread, n_threads;
+  uint8_t* scratch;           // SCRATCH bytes of this thread
+  std::atomic<int>* cursor;   // next item of the op, shared by all threads
+  int next() const { return cursor->fetch_add(1, std::memory_order_relaxed); }
+};
+constexpr size_t SCRATCH = LINEAR_SCRATCH > ATTEND_SCRATCH ? LINEAR_SCRATCH : ATTEND_SCRATCH;
+
+class Op {
+ public:
+  virtual ~Op() = default;
+  // Small enough that one thread does it while the others wait at the barrier they wait at anyway.
+  virtual bool serial(const Step&) const { return false; }
+  virtual void run(const Step&, const Worker&) = 0;
+};
+
+struct PackedMatrix {
+  Matrix m;
+  std::shared_ptr<Arena> arena;  // owns m.data
+};
+using Weight = std::shared_ptr<PackedMatrix>;
+
+struct CacheShape {
+  CacheKind kind;
+  int n_layers, n_blocks, n_kv_heads, head_dim;
+};
+
+class AttendSchedule;  // plan.cpp
+
+class Plan {
+ public:
+  Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, const CacheShape& cache);
+  ~Plan();
+
+  // Building. Buffers are named by the number that `buffer` returns.
+  int buffer(int cols, Rows rows);
+  void set_rotation(const std::vector<double>& frequencies, double factor);
+  void embed(Weight table, int out);
+  void rms_norm(int x, std::vector<float> w, float eps, int out, int forms);
+  void convert(int x, int forms);
+  void linear(int x, std::vector<Weight> w, std::vector<int> out, int residual);
+  void gated(int x, Weight gate, Weight up, int out);
+  void rope_store(int q, int k, int v, int layer);
+  void attend(int q, int layer, int n_heads, float scale, int out, int forms);
+  void add(int a, int b, int out);
+  void swiglu(int gate, int up, int out);
+  void select(int x, int out);
+
+  // Runs the plan; the values of buffer `result` [wanted rows, cols] are valid until the next step.
+  const float* step(Step& step, int result);
+
+  int max_tokens() const { return max_tokens_; }
+  int max_wanted() const { return max_wanted_; }
+  const CacheShape& cache() const { return cache_shape_; }
+  const Buffer& at(int i) const { return *buffers_.at(i); }
+  Pool& pool() { return pool_; }
+  const Kernels& kernels() const { return k_; }
+  const std::vector<std::unique_ptr<Op>>& ops() const { return ops_; }
+  std::vector<double>& op_seconds() { return op_seconds_; }  // filled while profiling
+  bool profile = false;
+
+ private:
+  void want(int buffer, int forms);
+  AttendSchedule& schedule(Rows rows, int group);
+  int advance(const Step& step, const Worker& worker, int i);
+  template <class T, class... Args> void emplace(Args&&... args) { ops_.push_back(std::make_unique<T>(std::forward<Args>(args)...)); }
+
+  const Kernels& k_;
+  const int max_tokens_, max_wanted_;
+  const CacheShape cache_shape_;
+  Pages cache_pages_;
+  std::vector<CacheLayer> cache_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  Buffer cos_, sin_;
+  std::vector<std::unique_ptr<AttendSchedule>> schedules_;
+  std::vector<std::unique_ptr<Op>> ops_;
+  std::vector<double> op_seconds_;
+  Pages scratch_;
+  Pool pool_;
+  Barrier barrier_;
+  alignas(64) std::atomic<int> cursor_{0};
+  int next_ = 0;
+};
+
+}  // namespace puna

@@ -1,0 +1,127 @@
+// AVX-512 (F, BW, DQ, VL, VNNI; BF16 where the target has it). Included by simd.h only.
+#pragma once
+#include <immintrin.h>
+
+namespace puna::PUNA_TARGET {
+
+struct f32x16 { __m512 v; };
+struct i32x16 { __m512i v; };
+struct u8x64 { __m512i v; };
+struct s8x4 { __m512i v; };     // four signed bytes, repeated 16 times
+struct bf16x32 { __m512i v; };  // 16 lanes x 2 consecutive values
+
+inline f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
+inline f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline f32x16 zero() { return {_mm512_setzero_ps()}; }
+inline f32x16 add(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline f32x16 sub(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline f32x16 mul(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
+inline f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline f32x16 scale2(f32x16 a, f32x16 n) {  // a * 2^n for whole n
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), 23)))};
+}
+inline f32x16 zero_if_less(f32x16 a, f32x16 x, f32x16 bound) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_GE_OQ), a.v)};
+}
+inline f32x16 keep_first(f32x16 a, int n, float fill) {  // lanes n.. become fill
+  __mmask16 m = n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), m, a.v)};
+}
+inline float reduce_add(f32x16 a) {  // pairs lane i with i+8, then i+4, i+2, i+1
+  __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+}
+inline float reduce_max(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
+inline void rotate_pairs(f32x16& x, f32x16 cos, f32x16 sin) {  // (a, b) -> (a cos - b sin, a sin + b cos) in lanes 2i, 2i+1
+  __m512 swapped = _mm512_permute_ps(x.v, 0xB1);
+  x.v = _mm512_fmaddsub_ps(x.v, cos.v, _mm512_mul_ps(swapped, sin.v));
+}
+inline f32x16 duplicate_pairs(const float* p) {  // p[0], p[0], p[1], p[1], ... p[7], p[7]
+  const __m512i idx = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return {_mm512_permutexvar_ps(idx, _mm512_castps256_ps512(_mm256_loadu_ps(p)))};
+}
+
+inline f32x16 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline void store_f16(uint16_t* p, f32x16 a) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline f32x16 load_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+inline f32x16 load_s8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
+inline void store_bf16(uint16_t* p, f32x16 a) {  // round to nearest even
+  __m512i u = _mm512_castps_si512(a.v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
+}
+inline i32x16 round_i32(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a.v)); }
+inline i32x16 izero() { return {_mm512_setzero_si512()}; }
+inline i32x16 iset1(int x) { return {_mm512_set1_epi32(x)}; }
+inline i32x16 iadd(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline i32x16 ishl(i32x16 a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+inline int reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+inline f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline i32x16 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+inline i32x16 load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+inline i32x16 load_u16(const uint16_t* p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))}; }
+template <int N> inline i32x16 shr(i32x16 a) { return {_mm512_srli_epi32(a.v, N)}; }
+template <int N> inline i32x16 shl(i32x16 a) { return {_mm512_slli_epi32(a.v, N)}; }
+inline i32x16 band(i32x16 a, int m) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(m))}; }
+inline i32x16 bor(i32x16 a, i32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
+
+inline u8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_bytes(uint8_t* p, u8x64 a) { _mm512_storeu_si512(p, a.v); }
+inline u8x64 bset1(int x) { return {_mm512_set1_epi8((char)x)}; }
+inline u8x64 band(u8x64 a, u8x64 b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline u8x64 bor(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline u8x64 lookup16(const uint8_t* table, u8x64 idx) {
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), idx.v)};
+}
+template <int N> inline u8x64 shr(u8x64 a) { return {_mm512_srli_epi16(a.v, N)}; }  // bits cross byte borders: mask after
+template <int N> inline u8x64 shl(u8x64 a) { return {_mm512_slli_epi16(a.v, N)}; }
+// Byte 4r+i becomes value where bit 4*G+i of 32-bit word r is set, else 0.
+template <int G> inline u8x64 spread_bits(const uint8_t* words, int value) {
+  constexpr int b = G / 2;
+  const __m512i pick = _mm512_broadcast_i32x4(_mm_setr_epi8(b, b, b, b, 4 + b, 4 + b, 4 + b, 4 + b, 8 + b, 8 + b, 8 + b, 8 + b,
+                                                            12 + b, 12 + b, 12 + b, 12 + b));
+  const __m512i bit = _mm512_set1_epi32(G % 2 ? (int)0x80402010 : 0x08040201);
+  __m512i x = _mm512_shuffle_epi8(_mm512_loadu_si512(words), pick);
+  return {_mm512_maskz_set1_epi8(_mm512_test_epi8_mask(x, bit), (char)value)};
+}
+
+inline s8x4 repeat4(const int8_t* p) {
+  int x;
+  std::memcpy(&x, p, 4);
+  return {_mm512_set1_epi32(x)};
+}
+inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
+
+inline bf16x32 load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+inline bf16x32 repeat2(const uint16_t* p) {
+  int x;
+  std::memcpy(&x, p, 4);
+  return {_mm512_set1_epi32(x)};
+}
+inline f32x16 dot2(f32x16 acc, bf16x32 a, bf16x32 b) {
+#if defined(__AVX512BF16__)
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
+#else
+  const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+  __m512 even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b.v, 16)), acc.v);
+  return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.v, high)), _mm512_castsi512_ps(_mm512_and_si512(b.v, high)), even)};
+#endif
+}
+
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+}  // namespace puna::PUNA_TARGET

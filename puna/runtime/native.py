@@ -1,0 +1,192 @@
+"""The CPU executor: packs a checkpoint's weights, lowers the fused plan to C++, runs steps.
+
+Everything per token happens in puna._native on its own threads with the GIL released; Python is entered once a step.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna import _native
+from puna.core import Batch, EngineClosed
+from puna.model.config import ModelConfig
+from puna.model.rope import RopeTable
+from puna.runtime.passes import assign_buffers, fuse
+from puna.runtime.plan import Node, Plan, Value, WeightRef, record
+from puna.weights.tensor import RawTensor
+
+BLOCK_TOKENS: int = _native.BLOCK_TOKENS
+CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")
+_FORMS = {"f32": 0, "bf16": 1, "q8": 2}
+
+
+def default_threads() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_info(target: str = "") -> dict[str, Any]:
+    """The chosen CPU target, the ones this machine could run, and the number of usable cores."""
+    return {
+        "target": _native.chosen_target(target),
+        "available": _native.available_targets(),
+        "cores": default_threads(),
+    }
+
+
+def measure_limits(threads: int, target: str = "", seconds: float = 0.3, read_bytes: int = 1 << 30) -> dict[str, float]:
+    """Read bandwidth (1e9 bytes/s) and multiply-accumulate peaks (1e12 operations/s, two per multiply-accumulate)."""
+    return {
+        "read_gb_s": _native.read_gb_s(threads, read_bytes, seconds),
+        "int8_tops": _native.int8_tops(target, threads, seconds),
+        "bf16_tflops": _native.bf16_tflops(target, threads, seconds),
+    }
+
+
+def pack_weight(kind: str, shape: tuple[int, int], data: NDArray[np.uint8]) -> Any:
+    """One matrix [rows, cols] of file blocks, packed on its own."""
+    arena = _native.Arena(_native.packed_bytes(kind, *shape) + 64)
+    return _native.pack_matrix(arena, kind, *shape, np.ascontiguousarray(data).reshape(-1))
+
+
+class NativeExecutor:
+    """core.Executor on the CPU.
+
+    `cache_tokens` positions of keys and values are kept as `cache_type`; memory is taken as they fill.
+    A step runs at most `max_tokens` tokens and returns at most `max_logits` rows.
+    """
+
+    block_size = BLOCK_TOKENS
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        tensors: Mapping[str, RawTensor],
+        rope: RopeTable,
+        *,
+        cache_tokens: int,
+        cache_type: str = "bf16",
+        threads: int | None = None,
+        max_tokens: int = 512,
+        max_logits: int = 512,
+        target: str = "",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.vocab_size = cfg.vocab_size
+        self.context_length = cfg.context_length
+        self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
+        self.max_tokens = max_tokens
+        self.threads = threads or default_threads()
+        refs = {name: WeightRef(name, t.kind, tuple(t.shape)) for name, t in tensors.items()}
+        plan = fuse(record(cfg, refs, rope))
+        self._plan: Any = _native.Plan(
+            target,
+            self.threads,
+            max_tokens,
+            max_logits,
+            cache_type,
+            cfg.n_layers,
+            self.n_blocks,
+            cfg.n_kv_heads,
+            cfg.head_dim,
+        )
+        self._plan.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
+        self.ops = [node.op for node in plan.nodes]
+        self._result = _lower(plan, self._plan, _pack_all(plan, tensors, progress), tensors)
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        """See core.Executor.step."""
+        if self._plan is None:
+            raise EngineClosed("the executor is closed: make a new LLM")
+        tokens, chunks, blocks = array("i"), array("i"), array("i")
+        for c in batch.chunks:
+            chunks.extend((len(c.tokens), c.start, c.n_logits, len(blocks)))
+            tokens.extend(c.tokens)
+            blocks.extend(c.blocks)
+        arrays = (np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks))
+        logits: NDArray[np.float32] = self._plan.step(self._result, self.vocab_size, *arrays)
+        return logits
+
+    def close(self) -> None:
+        self._plan = None
+
+
+def _matrices(plan: Plan) -> dict[str, WeightRef]:
+    """Weights that are multiplied or looked up, in the order in which a step reads them."""
+    return {w.name: w for node in plan.nodes if node.op != "rms_norm" for w in node.weights}
+
+
+def _pack_all(plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None) -> dict[str, Any]:
+    refs = _matrices(plan)
+    sizes = {name: _native.packed_bytes(w.kind, *w.shape) for name, w in refs.items()}
+    arena = _native.Arena(sum(sizes.values()) + 64 * len(sizes))
+    packed = {}
+    for name, w in refs.items():
+        packed[name] = _native.pack_matrix(arena, w.kind, *w.shape, tensors[name].data().reshape(-1))
+        tensors[name].release()
+        if progress:
+            progress(sizes[name])
+    return packed
+
+
+def _lower(plan: Plan, native: Any, packed: Mapping[str, Any], tensors: Mapping[str, RawTensor]) -> int:
+    """Hand every node to the C++ plan; returns the buffer of the result."""
+    buffers, home = assign_buffers(plan)
+    numbers = [native.buffer(cols, rows) for cols, rows in buffers]
+    forms = _wanted_forms(plan)
+
+    def number(value: Value) -> int:
+        return numbers[home[value]]
+
+    for node in plan.nodes:
+        ins = [number(v) for v in node.ins]
+        outs = [number(v) for v in node.outs]
+        weights = [packed[w.name] for w in node.weights if w.name in packed]
+        form = forms.get(node.outs[0], 0) if node.outs else 0
+        _LOWER[node.op](native, node, ins, outs, weights, form, tensors)
+        if node.op not in ("rms_norm", "attend") and form:
+            native.convert(outs[0], form)
+    return number(plan.result)
+
+
+def _wanted_forms(plan: Plan) -> dict[Value, int]:
+    """For every value that a matrix multiplies: the forms its kinds of weight read."""
+    forms: dict[Value, int] = {}
+    for node in plan.nodes:
+        if node.op in ("linear", "gated"):
+            for w in node.weights:
+                forms[node.ins[0]] = forms.get(node.ins[0], 0) | _FORMS[_native.input_form(w.kind)]
+    return forms
+
+
+def _norm(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, tensors: Any) -> None:
+    (w,) = node.weights
+    values = tensors[w.name].data().view(np.float32)
+    native.rms_norm(ins[0], np.ascontiguousarray(values), node.attrs["eps"], outs[0], form)
+
+
+def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:
+    native.linear(ins[0], weights, outs, ins[1] if len(ins) == 2 else -1)
+
+
+def _attend(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, __: Any) -> None:
+    native.attend(ins[0], node.attrs["layer"], node.attrs["n_heads"], node.attrs["scale"], outs[0], form)
+
+
+_LOWER: dict[str, Callable[..., None]] = {
+    "embed": lambda native, node, ins, outs, weights, *_: native.embed(weights[0], outs[0]),
+    "rms_norm": _norm,
+    "linear": _linear,
+    "gated": lambda native, node, ins, outs, weights, *_: native.gated(ins[0], *weights, outs[0]),
+    "rope_store": lambda native, node, ins, *_: native.rope_store(*ins, node.attrs["layer"]),
+    "attend": _attend,
+    "add": lambda native, node, ins, outs, *_: native.add(*ins, outs[0]),
+    "swiglu": lambda native, node, ins, outs, *_: native.swiglu(*ins, outs[0]),
+    "select": lambda native, node, ins, outs, *_: native.select(ins[0], outs[0]),
+}
