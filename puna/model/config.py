@@ -184,9 +184,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     record.refuse_unless("partial_rotary_factor", 1.0, "partly rotated heads")
     dim, n_heads = record.integer("hidden_size"), record.integer("num_attention_heads")
     context_length = record.integer("max_position_embeddings", 2048)
-    rope = Record(
-        config.get("rope_scaling") or config.get("rope_parameters") or {}, "rope settings of config.json"
-    )
+    rope = record.section("rope_scaling" if config.get("rope_scaling") else "rope_parameters")
     return ModelConfig(
         dim=dim,
         n_layers=record.integer("num_hidden_layers"),

@@ -5,10 +5,12 @@ Knows nothing of models: a missing key or a wrong type becomes one sentence that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from puna.core import BadFile, Unsupported, closest
 
@@ -34,15 +36,16 @@ class Record:
         return int(value)
 
     def uniform(self, key: str, default: int | None = None) -> int:
-        """A whole number, or a list that holds one for each layer, which must be equal."""
+        """A whole number, or an array that holds one for each layer, which must be equal."""
         value = self.fields.get(key)
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0:
-            if any(x != value[0] for x in value):
-                raise Unsupported(
-                    f"{self.what} sets {key!r} per layer, and Puna runs only layers of one shape"
-                )
-            return Record({key: value[0]}, self.what).integer(key)
-        return self.integer(key, default)
+        if not isinstance(value, np.ndarray | list):
+            return self.integer(key, default)
+        per_layer = np.asarray(value)
+        if per_layer.ndim != 1 or per_layer.size == 0 or per_layer.dtype.kind not in "iu":
+            raise self._wrong(key, "a whole number, or one for each layer", value)
+        if (per_layer != per_layer[0]).any():
+            raise Unsupported(f"{self.what} sets {key!r} per layer, and Puna runs only layers of one shape")
+        return int(per_layer[0])
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default, "a number")
@@ -68,6 +71,13 @@ class Record:
             raise self._wrong(key, "a list of finite numbers", value)
         return tuple(float(x) for x in value)
 
+    def section(self, key: str) -> Record:
+        """The mapping under `key`, empty where it is absent or null."""
+        value = self._value(key, {}, "a mapping")
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, "a mapping", value)
+        return Record(value, f"{key!r} of {self.what}")
+
     def refuse_unknown(self, known: Collection[str]) -> None:
         """Raise `Unsupported` for a key outside `known`: it may change the model, so it is never dropped."""
         for key in self.fields:
@@ -79,9 +89,11 @@ class Record:
 
     def refuse_unless(self, key: str, neutral: Any, meaning: str) -> None:
         """Raise `Unsupported` where `key` is set to anything but the value that leaves a plain Llama."""
-        if self.has(key) and self.fields[key] != neutral:
+        value = self.fields.get(key, neutral)
+        # an array compares to an array of truths, so look at the type first
+        if value is not None and not (isinstance(value, bool | int | float | str) and value == neutral):
             raise Unsupported(
-                f"{self.what} sets {key!r} to {_short(self.fields[key])}, which asks for {meaning}; "
+                f"{self.what} sets {key!r} to {_short(value)}, which asks for {meaning}; "
                 f"Puna runs only checkpoints without it ({neutral!r})"
             )
 

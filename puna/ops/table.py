@@ -19,14 +19,14 @@ T = TypeVar("T")  # an activation: numpy array, torch tensor, or a numbered buff
 
 
 class Ops(Protocol[T]):
-    """What every implementation offers. A weight is opaque: `linear` and `embed` know how to multiply its kind."""
+    """What every implementation offers. A weight is opaque: `linear` and `embed` know its kind."""
 
     def embed(self, w_VD: Any) -> T:
         """Rows of the table for the tokens of the step -> [T, D]."""
         ...
 
     def linear(self, x_TD: T, w_ED: Any) -> T:
-        """x @ w.T -> [T, E]. The weight may be quantized, sliced or adapted: its kind decides the arithmetic."""
+        """x @ w.T -> [T, E]. The weight may be quantized, sliced or adapted: its kind says how."""
         ...
 
     def add(self, a_TD: T, b_TD: T) -> T:
@@ -38,18 +38,18 @@ class Ops(Protocol[T]):
         ...
 
     def rope(self, x_THC: T, n_heads: int, freqs_C2: Any) -> T:
-        """Rotate the pairs (2i, 2i+1) of each head by position * freqs[i] radians -> [T, n_heads*C].
+        """Rotate the pairs (2i, 2i+1) of each head by position * frequency[i] radians -> [T, n_heads*C].
 
-        Interleaved pairs, as in Meta's checkpoints (Su et al. 2021). `freqs_C2` is a model.rope.RopeTable with
-        C/2 frequencies and the attention factor that multiplies the rotated vector.
+        Interleaved pairs, as in Meta's checkpoints (Su et al. 2021). `freqs_C2` is a model.rope.RopeTable:
+        C/2 frequencies, and the attention factor that multiplies the rotated vector.
         """
         ...
 
     def attend(self, q_THC: T, k_TKC: T, v_TKC: T, layer: int, head_dim: int, scale: float) -> T:
         """Causal attention of each token over its own sequence -> [T, H*C].
 
-        Appends k and v to the cache of `layer`, then softmax(scale * q·k) v over positions 0..own. Query head h
-        reads key/value head h // (H/K) (Ainslie et al. 2023).
+        Appends k and v to the cache of `layer`, then softmax(scale * q·k) v over positions 0..own. Query
+        head h reads key/value head h // (H/K) (Ainslie et al. 2023).
         """
         ...
 
