@@ -75,14 +75,13 @@ class BlockManager:
             seq.n_shared += 1
 
     def release(self, seq: Sequence) -> None:
-        """Take all blocks of `seq` back; nothing of it is computed any more, except what the cache still has.
+        """Take all blocks of `seq` back; what is full stays in the prefix cache until overwritten.
 
         Last block first: a block is of no use without those before it, so it must be overwritten before them.
         """
         for block in reversed(seq.blocks):
             self._drop(block)
         del seq.blocks[:]
-        seq.n_shared, seq.parent, seq.n_computed = 0, ROOT, 0
 
     def _n_needed(self, n_positions: int) -> int:
         return -(-n_positions // self.block_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -15,7 +15,7 @@ from puna.core import Batch, Chunk
 _N_ROWS = 509  # different rows of logits before the bonus
 
 
-@cache
+@lru_cache
 def _noise(vocab_size: int) -> NDArray[np.float32]:
     """Rows of normal noise, each the one before it shifted by one."""
     noise = np.random.default_rng(0).normal(size=_N_ROWS + vocab_size - 1).astype(np.float32)
@@ -23,11 +23,12 @@ def _noise(vocab_size: int) -> NDArray[np.float32]:
 
 
 class MockExecutor:
-    """Runs steps whose logits are a function of the tokens that are really in the cache blocks.
+    """Runs steps whose logits are a function of what is really in the cache blocks.
 
-    Tokens stand for their keys and values: a step writes those of each chunk to its slots and reads all
-    earlier ones back through the block table. A block that is shared too early, used twice or freed too
-    soon gives other logits. The model likes to count upwards, so that guesses are right now and then.
+    A hash of a token and all before it stands for the keys and values of a position. A step writes those
+    of each chunk to its slots and reads all earlier ones back through the block table, so that a block
+    that is shared too early, shared at another place, used twice or freed too soon gives other logits.
+    The model likes to count upwards, so that guesses are right now and then.
     """
 
     def __init__(
@@ -39,53 +40,61 @@ class MockExecutor:
         self.block_size = block_size
         self.is_closed = False
         self._rows_NV = _noise(vocab_size)
-        self._blocks = [array("i", [-1]) * block_size for _ in range(n_blocks)]
+        self._blocks = [array("I", [0]) * block_size for _ in range(n_blocks)]
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [sum of n_logits, vocab_size]."""
         assert not self.is_closed
-        pasts = [self._read(chunk) for chunk in batch.chunks]  # before any write, as if all ran at once
+        caches = [self._read(chunk) for chunk in batch.chunks]  # before any write, as if all ran at once
         written: set[tuple[int, int]] = set()
-        ends: list[array[int]] = []
-        for chunk, tokens in zip(batch.chunks, pasts, strict=True):
-            self._write(chunk, written)
-            n_past = len(tokens) + len(chunk.tokens) - chunk.n_logits
-            tokens.extend(chunk.tokens)
-            ends += [tokens[: n_past + i + 1] for i in range(chunk.n_logits)]
-        return self.logits(ends)
+        rows: list[NDArray[np.float32]] = []
+        for chunk, cache in zip(batch.chunks, caches, strict=True):
+            n_silent = len(chunk.tokens) - chunk.n_logits
+            _append(cache, chunk.tokens[:n_silent])
+            for token in chunk.tokens[n_silent:]:
+                _append(cache, [token])
+                rows.append(self._row(cache, token))
+            self._write(chunk, cache, written)
+        return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
 
-    def logits(self, sequences: Sequence[array[int]]) -> NDArray[np.float32]:
-        """Logits after the last token of each sequence: [len(sequences), vocab_size]."""
-        hashes = [crc32(tokens.tobytes()) for tokens in sequences]
-        logits_RV: NDArray[np.float32] = self._rows_NV[[h % _N_ROWS for h in hashes]]
-        for i, tokens in enumerate(sequences):
-            logits_RV[i, (tokens[-1] + 1) % self.vocab_size] += 4 * (hashes[i] >> 16 & 3 > 0)
-        return logits_RV
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """What step() must give after these tokens: [vocab_size]."""
+        cache = array("I")
+        _append(cache, tokens)
+        return self._row(cache, tokens[-1])
 
     def close(self) -> None:
         self.is_closed = True
 
-    def _read(self, chunk: Chunk) -> array[int]:
-        """The tokens before the chunk, as the cache has them."""
-        tokens: array[int] = array("i")
-        for block in chunk.blocks[: -(-chunk.start // self.block_size)]:
-            tokens += self._blocks[block]
-        del tokens[chunk.start :]
-        assert len(tokens) == chunk.start
-        assert -1 not in tokens
-        return tokens
+    def _row(self, cache: array[int], last: int) -> NDArray[np.float32]:
+        digest = crc32(cache.tobytes())
+        logits_V: NDArray[np.float32] = self._rows_NV[digest % _N_ROWS].copy()
+        if digest >> 16 & 3:
+            logits_V[(last + 1) % self.vocab_size] += 4
+        return logits_V
 
-    def _write(self, chunk: Chunk, written: set[tuple[int, int]]) -> None:
-        assert 0 <= chunk.n_logits <= len(chunk.tokens)
-        assert (
-            0
-            < chunk.start + len(chunk.tokens)
-            <= min(self.context_length, len(chunk.blocks) * self.block_size)
-        )
-        for position, token in enumerate(chunk.tokens, chunk.start):
-            assert 0 <= token < self.vocab_size
+    def _read(self, chunk: Chunk) -> array[int]:
+        """The cache of the positions before the chunk."""
+        cache = array("I")
+        for block in chunk.blocks[: -(-chunk.start // self.block_size)]:
+            cache += self._blocks[block]
+        assert len(cache) >= chunk.start
+        del cache[chunk.start :]
+        return cache
+
+    def _write(self, chunk: Chunk, cache: array[int], written: set[tuple[int, int]]) -> None:
+        end = chunk.start + len(chunk.tokens)
+        assert len(cache) == end <= min(self.context_length, len(chunk.blocks) * self.block_size)
+        assert all(0 <= token < self.vocab_size for token in chunk.tokens)
+        for position in range(chunk.start, end):
             block, offset = chunk.blocks[position // self.block_size], position % self.block_size
             assert 0 <= block < self.n_blocks
             assert (block, offset) not in written
             written.add((block, offset))
-            self._blocks[block][offset] = token
+            self._blocks[block][offset] = cache[position]
+
+
+def _append(cache: array[int], tokens: Sequence[int]) -> None:
+    """Extend the cache of a sequence by the positions of `tokens`."""
+    for token in tokens:
+        cache.append(crc32(token.to_bytes(4, "little"), cache[-1] if cache else 0))

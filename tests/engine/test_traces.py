@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 
+import numpy as np
 import pytest
 import slow_engine
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def draw_request(rng: Random, max_len: int) -> tuple[Request, int]:
         prompt = [*prompt, rng.randrange(3)]
     i_params = rng.randrange(len(PARAMS))
     end_ids = frozenset({END}) if rng.random() < 0.5 else frozenset()
-    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.2), i_params
+    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.3), i_params
 
 
 def compare(request: Request, i_params: int, results: list[StepResult], capacity: int) -> None:
