@@ -1,0 +1,183 @@
+"""pull, list, show, rm: what they print, for people and for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puna.cli import common
+from puna.cli.main import main
+from puna.core import NotPulled
+from puna.weights import store
+
+BYTES = b"GGUF" + bytes(3_000_000)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PUNA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "Tiny.gguf"
+    path.write_bytes(BYTES)
+    return path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
+    assert main([*argv, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_pull_list_and_remove_for_scripts(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    pulled = run_json(capsys, "pull", str(model), "--name", "mine")
+    assert pulled["name"] == "mine"
+    assert Path(str(pulled["path"])).read_bytes() == BYTES
+    listed = run_json(capsys, "list")["models"]
+    assert listed == [pulled]
+    assert run_json(capsys, "rm", "MINE", "mine") == {"removed": ["mine"], "freed_bytes": len(BYTES)}
+    assert run_json(capsys, "list") == {"models": []}
+
+
+def test_pull_list_and_remove_for_people(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    assert main(["list"]) == 0
+    assert "no models here yet" in capsys.readouterr().out
+    assert main(["pull", str(model)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("tiny is here (3.0 MB): ")
+    assert captured.err == "copying Tiny.gguf\n"
+    assert main(["list"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "SIZE", "PULLED", "SOURCE"]
+    assert row.split()[:3] == ["tiny", "3.0", "MB"]
+    assert main(["rm", "tiny", "--partial"]) == 0
+    assert capsys.readouterr().out == "freed 3.0 MB\n"
+
+
+def test_one_wrong_name_removes_nothing(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    main(["pull", str(model)])
+    assert main(["rm", "tiny", "tinny"]) == 2
+    assert "'tinny'; did you mean 'tiny'" in capsys.readouterr().err
+    assert [stored.name for stored in store.list_models()] == ["tiny"]
+
+
+def test_the_catalog(capsys: pytest.CaptureFixture[str]) -> None:
+    models = run_json(capsys, "list", "--catalog")["models"]
+    assert isinstance(models, list)
+    assert {"smollm2", "llama-3.1-8b-instruct"} <= {entry["name"] for entry in models}
+    assert main(["list", "--catalog"]) == 0
+    assert "llama-2-7b-chat" in capsys.readouterr().out
+
+
+def test_show_of_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run_json(capsys, "show", "llama-3.1-8b")
+    assert shown["kv_bytes_per_token"] == 32 * 8 * 128 * 2 * 2
+    assert shown["path"] is None
+    assert main(["show", "llama-3.1-8b"]) == 0
+    out = capsys.readouterr().out
+    assert "not on this machine" in out
+    assert "llama3, factor 8" in out
+
+
+def test_verify_reads_the_bytes(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    main(["pull", str(model)])
+    path = store.resolve("tiny")
+    path.chmod(0o644)
+    path.write_bytes(BYTES[:-1] + b"!")
+    assert main(["show", "tiny", "--verify"]) == 2
+    assert "should have sha256" in capsys.readouterr().err
+
+
+def test_a_bar_on_a_terminal_and_none_in_a_pipe(model: Path) -> None:
+    command = [sys.executable, "-m", "puna.cli.main", "pull", str(model)]
+    ours, theirs = pty.openpty()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    drawn = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    assert done.returncode == 0
+    assert b"copying Tiny.gguf" in drawn
+    assert b"3.0/3.0 MB" in drawn
+    assert b"\x1b[" in drawn
+    piped = subprocess.run(command, capture_output=True)
+    assert piped.stderr == b"copying Tiny.gguf\n"
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux says so at the end
+        return b""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "pulls"), [("\n", True), ("y\n", True), ("n\n", False), ("", False)])
+def test_a_missing_model_is_offered_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, model: Path, answer: str, pulls: bool
+) -> None:
+    asked = Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys, "stderr", asked)
+    monkeypatch.setattr(common, "ProgressBar", _NoBar)
+    monkeypatch.setattr(store, "pull", lambda name, progress: store_pull(str(model), progress, name="tiny"))
+    args = argparse.Namespace(model="smollm2", yes=False)
+    if pulls:
+        assert common.model_path(args).read_bytes() == BYTES
+    else:
+        with pytest.raises(NotPulled):
+            common.model_path(args)
+    assert (
+        "smollm2 is not on this machine yet (98.4 MB, licence apache-2.0). Pull it? [Y/n]" in asked.getvalue()
+    )
+
+
+store_pull = store.pull
+
+
+class _NoBar(common.ProgressBar):
+    def __enter__(self) -> common.ProgressBar:
+        return self
+
+
+def test_nobody_to_ask_means_yes_is_needed(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    monkeypatch.setattr(store, "pull", lambda name, progress: store_pull(str(model), progress, name="tiny"))
+    with pytest.raises(NotPulled, match="run `puna pull smollm2`"):
+        common.model_path(argparse.Namespace(model="smollm2", yes=False))
+    assert common.model_path(argparse.Namespace(model="smollm2", yes=True)).read_bytes() == BYTES
+    assert common.model_path(argparse.Namespace(model=str(model), yes=False)) == model
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (98_362_432, "98.4 MB"),
+        (4e9, "4.0 GB"),
+        (2e12, "2.0 TB"),
+    ],
+)
+def test_sizes(n_bytes: float, text: str) -> None:
+    assert common.size(n_bytes) == text
+
+
+def test_text_of_files_cannot_steer_the_terminal() -> None:
+    assert common.printable("a\x1b[2Jb\nc\u202e") == "a\\x1b[2Jb\\nc\\u202e"
