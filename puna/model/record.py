@@ -10,9 +10,9 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from puna.core import BadFile, Unsupported, closest
+
+_MAX_LAYERS = 1 << 16  # far above any model: a hostile array is not walked to its end
 
 
 class Record:
@@ -31,19 +31,19 @@ class Record:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._value(key, default, "a whole number")
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        if not _is_whole(value):
             raise self._wrong(key, "a whole number", value)
         return int(value)
 
     def uniform(self, key: str, default: int | None = None) -> int:
         """A whole number, or an array that holds one for each layer, which must be equal."""
-        value = self.fields.get(key)
-        if not isinstance(value, np.ndarray | list):
+        value: Any = self.fields.get(key)
+        if isinstance(value, str) or not hasattr(value, "__len__"):
             return self.integer(key, default)
-        per_layer = np.asarray(value)
-        if per_layer.ndim != 1 or per_layer.size == 0 or per_layer.dtype.kind not in "iu":
+        per_layer = list(value[:_MAX_LAYERS])
+        if len(value) != len(per_layer) or not per_layer or not all(map(_is_whole, per_layer)):
             raise self._wrong(key, "a whole number, or one for each layer", value)
-        if (per_layer != per_layer[0]).any():
+        if any(x != per_layer[0] for x in per_layer):
             raise Unsupported(f"{self.what} sets {key!r} per layer, and Puna runs only layers of one shape")
         return int(per_layer[0])
 
@@ -122,6 +122,10 @@ def require(good: bool, name: str, expected: str, found: object) -> None:
             f"{name} must be {expected}, found {found}; "
             "the checkpoint's description is damaged or is not a Llama's"
         )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
