@@ -12,7 +12,7 @@ from pathlib import Path
 
 from puna.core import DiskFull, WorkFailed
 
-_MAKE_ROOM = "free some space, or set PUNA_HOME to a folder on a larger disk"
+MAKE_ROOM = "free some space, or set PUNA_HOME to a folder on a larger disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -71,7 +71,9 @@ def require_room(folder: Path, n_bytes: int, what: str) -> None:
     """DiskFull unless the file system of `folder` has `n_bytes` free."""
     free = free_bytes(folder)
     if free < n_bytes:
-        raise DiskFull(f"{what} needs {n_bytes:,} bytes and {folder} has {free:,} free; {_MAKE_ROOM}")
+        raise DiskFull(
+            f"{what} needs {n_bytes:,} bytes and the disk of the store has {free:,} free; {MAKE_ROOM}"
+        )
 
 
 @contextmanager
@@ -82,9 +84,7 @@ def disk_errors(home: Path, needed: int | None) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             wanted = f"{needed:,} bytes were needed" if needed else "more was needed"
-            raise DiskFull(
-                f"{home} is full: {wanted}, {free_bytes(home):,} are free; {_MAKE_ROOM}"
-            ) from error
+            raise DiskFull(f"{home} is full: {wanted}, {free_bytes(home):,} are free; {MAKE_ROOM}") from error
         path = Path(error.filename or home)
         if error.errno in _FORBIDDEN and (home in (path, *path.parents) or path in home.parents):
             raise WorkFailed(

