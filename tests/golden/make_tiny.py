@@ -14,6 +14,7 @@ import ctypes
 import json
 import platform
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "llama-cpp-python": llama_cpp.__version__,
-        "gguf": "0.19.0",
+        "gguf": version("gguf"),
     }
     (FOLDER / "PROVENANCE.json").write_text(json.dumps(versions, indent=1) + "\n")
 
