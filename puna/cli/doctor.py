@@ -9,14 +9,16 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import puna
+from puna import env
 from puna.cli.common import add_json, print_facts, print_json, size
+from puna.core import BadValue
 
 HELP = "check this machine, and say what is missing"
 
@@ -29,6 +31,16 @@ PACKAGES = (
     "platformdirs",
     "huggingface_hub",
 )
+_READ_BYTES = 1 << 29  # more than the caches of nearly every processor
+_SECONDS = 0.2  # for each limit
+_LABELS = {
+    "native": "compiled part",
+    "target": "CPU target",
+    "available": "targets available",
+    "read_gb_s": "read, 1e9 bytes/s",
+    "int8_tops": "int8, 1e12 op/s",
+    "bf16_tflops": "bf16, 1e12 op/s",
+}
 _BUILD = "install a C++ compiler and CMake, then run `pip install .` in Puna's folder"
 
 
@@ -37,13 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    ram = memory()
     report: dict[str, Any] = {
         "puna": puna.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": _cpu(),
-        "memory": memory(),
+        "cpu": _cpu(ram["available_bytes"]),
+        "memory": ram,
         "store": _store(),
     }
     missing = _missing(report)
@@ -72,14 +85,26 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> dict[str, Any]:
+def _cpu(available_bytes: int | None) -> dict[str, Any]:
     """What the compiled part says of the processor; `native` is False where it is not built."""
-    cores = {"logical_cores": os.cpu_count()}
     try:
         native = import_module("puna.runtime.native")
     except ImportError:
-        return {**cores, "native": False}
-    return {**cores, "native": True, **native.cpu_info()}
+        return {"native": False, "cores": os.cpu_count()}
+    target = _target(native.cpu_info()["available"])
+    threads = env.threads() or native.default_threads()
+    read_bytes = min(_READ_BYTES, (available_bytes or _READ_BYTES) // 4)
+    limits = native.measure_limits(threads, target, _SECONDS, read_bytes)
+    facts = {"native": True, **native.cpu_info(target), "threads": threads}
+    return facts | {name: round(value, 2) for name, value in limits.items()}
+
+
+def _target(available: Sequence[str]) -> str:
+    """The target that PUNA_CPU forces; "" for none."""
+    target = env.cpu_target() or ""
+    if target and target not in available:
+        raise BadValue(f"PUNA_CPU must be one of {', '.join(available)} on this machine, got {target!r}")
+    return target
 
 
 def _store() -> dict[str, Any]:
@@ -118,7 +143,7 @@ def _print(report: Mapping[str, Any]) -> None:
             "puna": report["puna"],
             "python": f"{report['python']} on {report['platform']}",
             **{name: version for name, version in report["packages"].items() if version},
-            **{name.replace("_", " "): _text(value) for name, value in report["cpu"].items()},
+            **{_LABELS.get(name, name): _text(value) for name, value in report["cpu"].items()},
             "memory": size(ram["total_bytes"]) + (f", {size(available)} available" if available else ""),
             "model store": f"{store['path']}, {size(store['free_bytes'])} free",
             "models": models or "none yet; `puna pull smollm2` brings a small one",
@@ -133,4 +158,6 @@ def _print(report: Mapping[str, Any]) -> None:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "built" if value else "missing"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

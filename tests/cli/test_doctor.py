@@ -17,6 +17,8 @@ from puna.cli.main import main
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PUNA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(doctor, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(doctor, "_SECONDS", 0.001)
     return tmp_path / "home"
 
 
@@ -57,3 +59,12 @@ def test_what_is_missing_comes_with_the_remedy(
     assert "missing: no-such-package; run `" in out
     assert "missing: the compiled extension puna._native; install a C++ compiler" in out
     assert "-m ensurepip`" in out
+
+
+def test_a_cpu_target_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("puna._native")
+    monkeypatch.setenv("PUNA_CPU", "z80")
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("puna: PUNA_CPU must be one of scalar")
