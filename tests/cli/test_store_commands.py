@@ -16,7 +16,10 @@ import pytest
 from puna.cli import common
 from puna.cli.main import main
 from puna.core import NotPulled
+from puna.model.config import ModelConfig
 from puna.weights import store
+from puna.weights.load import write_checkpoint
+from puna.weights.synthetic import synthetic_checkpoint
 
 BYTES = b"GGUF" + bytes(3_000_000)
 
@@ -89,6 +92,28 @@ def test_show_of_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "not on this machine" in out
     assert "llama3, factor 8" in out
+
+
+def test_show_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = ModelConfig(64, 2, 4, 2, 16, 128, 96, 1e-5, 1e4, context_length=128, tied=True)
+    path = tmp_path / "tiny.gguf"
+    with synthetic_checkpoint(config, "q8_0", seed=0) as checkpoint:
+        write_checkpoint(checkpoint, path)
+    main(["pull", str(path), "--name", "mine"])
+    capsys.readouterr()
+    shown = run_json(capsys, "show", "mine", "--verify")
+    attention, ffn = 64 * 64 * 2 + 64 * 32 * 2, 3 * 64 * 128
+    assert shown["parameters"] == 2 * (attention + ffn + 2 * 64) + 64 + 96 * 64
+    assert shown["kv_bytes_per_token"] == 2 * 2 * 16 * 2 * 2
+    assert shown["source"] == str(path)
+    kinds = shown["tensors"]
+    assert isinstance(kinds, list)
+    assert [row["kind"] for row in kinds] == ["Q8_0", "F32"]
+    assert sum(row["bytes"] for row in kinds) == shown["bytes"]
+    assert main(["show", str(path), "--metadata"]) == 0
+    out = capsys.readouterr().out
+    assert "general.architecture" in out
+    assert "Q8_0" in out
 
 
 def test_verify_reads_the_bytes(capsys: pytest.CaptureFixture[str], model: Path) -> None:
