@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.core import BadFile, BadInput
+from puna.core import BadFile
 from puna.text.merging import NEVER, merge
 
 
@@ -81,11 +81,14 @@ class ByteLevelBPE:
         self._ids = ids
         self._split = split
         self._whole_words = whole_words
+        # SmolLM2 has no token for 21 bytes of control and unassigned characters. The tokenizer it was trained
+        # with leaves them out before merging, and so do we.
+        self._unspelled = bytes(b for b in range(256) if _BYTES[b] not in ids)
         self._cache: dict[str, list[int]] = {}
         self._first, self._left_lengths, self._ranks = _index(ids, merges)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; raises BadInput for a character that the vocabulary cannot spell."""
+        """Token ids of `text`."""
         ids: list[int] = []
         cached = self._cache.get
         for word in self._split(text):
@@ -97,21 +100,13 @@ class ByteLevelBPE:
         if self._whole_words and (whole := self._ids.get(raw)) is not None:
             ids = [whole]
         else:
-            ids = self._look_up(merge([_BYTES[b] for b in raw], self._rank))
+            pieces = merge([_BYTES[b] for b in raw.translate(None, self._unspelled)], self._rank)
+            ids = [self._ids[piece] for piece in pieces]
         if len(word) <= _CACHE_LENGTH:
             if len(self._cache) >= _CACHE_WORDS:
                 self._cache.clear()
             self._cache[word] = ids
         return ids
-
-    def _look_up(self, pieces: list[bytes]) -> list[int]:
-        try:
-            return [self._ids[piece] for piece in pieces]
-        except KeyError as error:
-            raise BadInput(
-                f"the text must be spelled by this model's vocabulary, which has no token for byte "
-                f"0x{error.args[0].hex().upper()} of UTF-8; take out characters that Unicode has not assigned"
-            ) from None
 
     def _rank(self, left: bytes, right: bytes) -> int:
         token = self._ids.get(left + right)

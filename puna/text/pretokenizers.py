@@ -17,7 +17,9 @@ class Scheme:
     """One way to cut text, with what the GGUF format ties to its name."""
 
     patterns: tuple[str, ...]  # applied one after the other, each inside the words of the one before
-    whole_words: bool = False  # a word that is a token stays whole, whatever the merges say (as tiktoken does)
+    whole_words: bool = (
+        False  # a word that is a token stays whole, whatever the merges say (as tiktoken does)
+    )
     add_bos: bool = False  # where the file does not say
 
 

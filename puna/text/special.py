@@ -17,6 +17,7 @@ class SpecialTokens:
         # One alternation of 2,000 names would try each of them at every "<": 40 us.
         self._lengths = {key: _lengths(key, ids) for key in keys}
         self._start = re.compile("|".join(map(re.escape, sorted(keys, key=len, reverse=True))))
+        self._first = re.compile("|".join(map(re.escape, sorted({name[0] for name in ids}))))
 
     def split(self, text: str) -> list[str | int]:
         """Text and ids in their order; no empty text."""
@@ -37,6 +38,23 @@ class SpecialTokens:
         if done < len(text):
             parts.append(text[done:])
         return parts
+
+    def mark_names(self, text: str, mark: str) -> str:
+        """`text` with `mark` after the first character of each name in it, overlapping ones as well."""
+        if not self._ids:
+            return text
+        return self._first.sub(
+            lambda found: found.group() + mark if self._is_name_at(text, found.start()) else found.group(),
+            text,
+        )
+
+    def mark_beginnings(self, text: str, mark: str) -> str:
+        """`text` with `mark` after every character that a name begins with."""
+        return self._first.sub(lambda found: found.group() + mark, text) if self._ids else text
+
+    def _is_name_at(self, text: str, at: int) -> bool:
+        found = self._start.match(text, at)
+        return found is not None and self._match(text, at, found.group()) > 0
 
     def _match(self, text: str, at: int, key: str) -> int:
         """Length of the longest token at `text[at]`; 0 if none is there."""

@@ -6,6 +6,7 @@ Knows nothing of chat formats (chat.py) and of answers that grow token by token 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from puna.core import BadInput, BadValue, closest
@@ -48,13 +49,18 @@ class Tokenizer:
         BOS token gets no second one. Without, no control token can come of `text`. A file's wish for an end
         token after the text (add_eos_token) is not followed: a prompt that has ended has no continuation.
 
-        Raises BadInput for a text that is no Unicode (lone surrogates) or that the vocabulary cannot spell.
+        Raises BadInput for a text that is no Unicode (lone surrogates).
         """
         return self.encode_parts(self.split(text, special=special), bos=bos)
 
     def split(self, text: str, *, special: bool) -> list[str | int]:
         """`text` cut at tokens recognised by name: user-defined ones, with `special` control tokens as well."""
         return (self._special if special else self._user_defined).split(text)
+
+    @cached_property
+    def control_tokens(self) -> SpecialTokens:
+        """The control tokens alone, by name."""
+        return SpecialTokens({name: i for name, i in self._names.items() if i in self.special_ids})
 
     def encode_parts(self, parts: Iterable[str | int], *, bos: bool | None = None) -> list[int]:
         """Token ids of texts, in which no name is recognised, and of ids, which stand for themselves."""

@@ -93,7 +93,9 @@ class _Reader:
         normal = np.flatnonzero(self.types == TokenType.NORMAL).tolist()
         self.ids = dict(zip(map(self.tokens.__getitem__, normal), normal, strict=True))
         if len(self.ids) + len(self.others) != len(tokens):
-            raise BadFile(f"every token must be in the vocabulary once, {self._twice(tokens)!r} is there twice")
+            raise BadFile(
+                f"every token must be in the vocabulary once, {self._twice(tokens)!r} is there twice"
+            )
         self._mark_ends()
 
     def byte_level_vocabulary(self) -> Vocabulary:
@@ -176,7 +178,9 @@ class _Reader:
     def _end_ids(self) -> frozenset[int]:
         named = [self.others[name] for name in (*_END_NAMES, *_END_NAMES_OF_CONTROL) if name in self.others]
         roles = [self._token_id(role) for role in ("eos", "eot", "eom")]
-        return frozenset([*(i for i in named if self.types[i] in _CONTROL), *(i for i in roles if i is not None)])
+        return frozenset(
+            [*(i for i in named if self.types[i] in _CONTROL), *(i for i in roles if i is not None)]
+        )
 
     def _token_id(self, role: str) -> int | None:
         """A special id by its role; None where the file names none, or one outside the vocabulary."""
