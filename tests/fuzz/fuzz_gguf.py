@@ -275,9 +275,11 @@ def supervise(args: argparse.Namespace) -> Report:
         command += ["--n", str(args.n), "--seed", str(args.seed), "--pack", args.pack]
         with tempfile.TemporaryFile("w+") as errors:
             worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-            current, how = _follow(worker, report, start)
+            current, how = _follow(worker, report, start - 1)
+            errors.seek(0)
+            if current < start:
+                sys.exit(f"the worker did not begin: {errors.read()}")
             if how:
-                errors.seek(0)
                 report.add(current, how, 0, errors.read())
         start = current + 1
     return report
