@@ -8,25 +8,28 @@ The token drawn for u in [0, 1) is the first, in order of ids, at which the runn
 probabilities exceeds u. Sorting happens only to find where top-p and typical cut, and only among
 candidates; the property tests hold all of this to a version that sorts everything in float64.
 
-Shapes: V vocabulary, N candidates kept, S token ids seen so far, G groups of the vocabulary.
+Shapes: V vocabulary, N candidates kept (z: their logits less the largest, over the temperature), S token
+ids seen so far, G groups of the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from math import isfinite, log
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import SamplingParams, TokenLogprob
 
-Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+Doubles = NDArray[np.float64]
 
 _GREEDY_BELOW = 1e-5  # temperatures at which float32 weights of all but the largest logit vanish
 _GROUP = 256  # ids per group when drawing from the whole vocabulary
+_MAX_SORTED = 1024  # candidates
+_N_BUCKETS = 4096
 _MASK64 = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
@@ -154,19 +157,17 @@ class Sampler:
         elif p.min_p > 0:
             ids_N = np.flatnonzero(logits_V >= largest + p.temperature * log(p.min_p) - 1e-3)
         elif p.typical_p < 1:
-            ids_N = np.arange(len(logits_V))
+            ids_N = np.flatnonzero(logits_V > largest - 700 * p.temperature)  # the others weigh 0 in float64
         else:
             return _draw_from_all(self._weights(logits_V, largest, p.temperature), u)
-        weights_N = np.exp((logits_V[ids_N].astype(np.float64) - largest) / p.temperature)
+        z_N = (logits_V[ids_N].astype(np.float64) - largest) / p.temperature
         if p.top_p < 1:
-            ids_N, weights_N = _keep(
-                _nucleus(weights_N, p.top_p * (total or weights_N.sum())), ids_N, weights_N
-            )
+            ids_N, z_N = _keep(_nucleus(z_N, p.top_p, total), ids_N, z_N)
         if p.min_p > 0:
-            ids_N, weights_N = _keep(weights_N >= p.min_p * weights_N.max(), ids_N, weights_N)
+            ids_N, z_N = _keep(z_N >= log(p.min_p), ids_N, z_N)
         if p.typical_p < 1:
-            ids_N, weights_N = _keep(_typical(weights_N, p.typical_p), ids_N, weights_N)
-        return int(ids_N[_index_at(weights_N, u)])
+            ids_N, z_N = _keep(_typical(z_N, p.typical_p), ids_N, z_N)
+        return int(ids_N[_index_at(np.exp(z_N), u)])
 
     def _weights(
         self, logits_V: NDArray[np.float32], largest: float, temperature: float
@@ -187,7 +188,7 @@ class Sampler:
         total = float(w_V.sum())
         floor = (1 - p.top_p) / len(w_V)
         ids_N = np.empty(0, np.intp)
-        for share in (1e-4, 1e-5, 0.0):
+        for share in (1e-4, 0.0):
             ids_N = np.flatnonzero(w_V >= max(share, floor) * total)
             if share <= floor or float(w_V[ids_N].sum()) >= p.top_p * total:
                 break
@@ -212,37 +213,50 @@ def largest_ids(logits_V: NDArray[np.float32], k: int) -> Ids:
     return np.sort(ids_N[order_N[:k]])
 
 
-def _keep(
-    mask_N: NDArray[np.bool_], ids_N: Ids, weights_N: NDArray[np.float64]
-) -> tuple[Ids, NDArray[np.float64]]:
-    return ids_N[mask_N], weights_N[mask_N]
+def _keep(mask_N: Mask, ids_N: Ids, z_N: Doubles) -> tuple[Ids, Doubles]:
+    return ids_N[mask_N], z_N[mask_N]
 
 
-def _nucleus(weights_N: NDArray[np.float64], mass: float) -> NDArray[np.bool_]:
-    """Mask of the fewest largest weights that sum to at least `mass` (Holtzman et al. 2020)."""
-    descending_N = -np.sort(-weights_N)
-    n = int(np.searchsorted(np.cumsum(descending_N), mass)) + 1
-    if n >= len(weights_N):
-        return np.ones(len(weights_N), np.bool_)
-    mask_N: NDArray[np.bool_] = weights_N > descending_N[n - 1]
-    ties = np.flatnonzero(weights_N == descending_N[n - 1])
-    mask_N[ties[: n - int(mask_N.sum())]] = True
+def _nucleus(z_N: Doubles, share: float, total: float) -> Mask:
+    """Mask of the fewest largest weights exp(z) that reach `share` of the total (Holtzman et al. 2020).
+
+    A total of 0 stands for that of the candidates themselves.
+    """
+    weights_N = np.exp(z_N)
+    return _first_by(-z_N, weights_N, share * (total or float(weights_N.sum())))
+
+
+def _typical(z_N: Doubles, share: float) -> Mask:
+    """Mask of those whose surprise is nearest to the entropy, up to `share` of all (Meister et al. 2022)."""
+    weights_N = np.exp(z_N)
+    total = float(weights_N.sum())
+    surprise_N = log(total) - z_N
+    entropy = float((weights_N * surprise_N).sum()) / total
+    return _first_by(np.abs(surprise_N - entropy), weights_N, share * total)
+
+
+def _first_by(keys_N: Doubles, weights_N: Doubles, mass: float) -> Mask:
+    """Mask of the entries with the smallest keys (ties: the earlier ones) whose weights reach `mass`.
+
+    Sorts only the entries among which the cut falls, found by dividing the range of keys into buckets.
+    """
+    mask_N = np.zeros(len(keys_N), np.bool_)
+    near = np.arange(len(keys_N))
+    if len(keys_N) > _MAX_SORTED:
+        least, most = float(keys_N.min()), float(keys_N.max())
+        bucket_N = ((keys_N - least) * (_N_BUCKETS / max(most - least, 1e-9))).astype(np.int32)
+        sums = np.cumsum(np.bincount(bucket_N, weights_N))
+        cut = int(np.searchsorted(sums, mass))
+        mask_N = bucket_N < cut
+        near = np.flatnonzero(bucket_N == cut)
+        mass -= float(sums[cut - 1]) if cut else 0.0
+    order = near[np.argsort(keys_N[near], kind="stable")]
+    n = int(np.searchsorted(np.cumsum(weights_N[order]), mass)) + 1
+    mask_N[order[:n]] = True
     return mask_N
 
 
-def _typical(weights_N: NDArray[np.float64], mass: float) -> NDArray[np.bool_]:
-    """Mask of the ids whose surprise is nearest to the entropy, up to `mass` (Meister et al. 2022)."""
-    p_N = weights_N / weights_N.sum()
-    surprise_N = -np.log(np.maximum(p_N, np.finfo(np.float64).tiny))
-    entropy = float((p_N * surprise_N).sum())
-    order_N = np.argsort(np.abs(surprise_N - entropy), kind="stable")
-    n = int(np.searchsorted(np.cumsum(p_N[order_N]), mass)) + 1
-    mask_N = np.zeros(len(p_N), np.bool_)
-    mask_N[order_N[:n]] = True
-    return mask_N
-
-
-def _index_at(weights_N: Floats, u: float) -> int:
+def _index_at(weights_N: Doubles | NDArray[np.float32], u: float) -> int:
     """First index at which the running sum of the weights exceeds the share u of their total."""
     sums_N = np.cumsum(weights_N, dtype=np.float64)
     i = int(np.searchsorted(sums_N, u * sums_N[-1], side="right"))
