@@ -20,7 +20,7 @@ uint64_t read(const uint8_t* p, size_t n) {
   return sum;
 }
 
-// Keeps a value in its register and hides it from the optimiser.
+// Hides a value from the optimiser, so that a round cannot be hoisted out of its loop.
 template <class T> inline void pin(T& x) {
 #if defined(PUNA_AVX512)
   asm volatile("" : "+v"(x.v));
@@ -38,6 +38,8 @@ constexpr int CHAINS = 12;
 constexpr int CHAINS = 4;
 #endif
 
+constexpr int REPEATS = 4;  // of all chains per turn of the loop
+
 // Multiply-accumulates done by `rounds` rounds of the int8 dot product on registers.
 double int8_peak(int64_t rounds) {
   i32x16 acc[CHAINS];
@@ -46,12 +48,14 @@ double int8_peak(int64_t rounds) {
   u8x64 w = bset1(3);
   s8x4 x = repeat4(four);
   for (int64_t i = 0; i < rounds; i++) {
+    pin(w);
+#pragma GCC unroll 4
+    for (int r = 0; r < REPEATS; r++)
 #pragma GCC unroll 12
-    for (int c = 0; c < CHAINS; c++) acc[c] = dot4(acc[c], w, x);
-#pragma GCC unroll 12
-    for (int c = 0; c < CHAINS; c++) pin(acc[c]);
+      for (int c = 0; c < CHAINS; c++) acc[c] = dot4(acc[c], w, x);
   }
-  return 64.0 * CHAINS * (double)rounds;
+  for (auto& a : acc) pin(a);
+  return 64.0 * CHAINS * REPEATS * (double)rounds;
 }
 
 double bf16_peak(int64_t rounds) {
@@ -60,12 +64,14 @@ double bf16_peak(int64_t rounds) {
   const uint16_t ones[32] = {0x3f80, 0x3f80};
   bf16x32 w = load_pairs(ones), x = repeat2(ones);
   for (int64_t i = 0; i < rounds; i++) {
+    pin(w);
+#pragma GCC unroll 4
+    for (int r = 0; r < REPEATS; r++)
 #pragma GCC unroll 12
-    for (int c = 0; c < CHAINS; c++) acc[c] = dot2(acc[c], w, x);
-#pragma GCC unroll 12
-    for (int c = 0; c < CHAINS; c++) pin(acc[c]);
+      for (int c = 0; c < CHAINS; c++) acc[c] = dot2(acc[c], w, x);
   }
-  return 32.0 * CHAINS * (double)rounds;
+  for (auto& a : acc) pin(a);
+  return 32.0 * CHAINS * REPEATS * (double)rounds;
 }
 
 }  // namespace puna::PUNA_TARGET

@@ -22,7 +22,7 @@ namespace {
 constexpr int FEW = 8;       // tokens up to which unpacking in registers wins
 constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
-constexpr int PANEL_SUBS = 24;  // sub-blocks of a panel: what fits L1 beside the activations
+constexpr int PANEL_SUBS = 12;  // sub-blocks of a panel: what fits L1 beside the activations
 
 // The weight tiles of a call in the order of computation; gate and up tiles alternate.
 struct Tiles {
@@ -50,6 +50,14 @@ inline void emit(const Tiles& tiles, const Output& out, int row, int i, int n, c
     if (residual) v = add(load(residual + at), v);
     store(y + at, v);
   }
+}
+
+// Rows of the result lie pages apart: fetched while the sums are still being computed, they cost nothing.
+inline void prefetch_output(const Tiles& tiles, const Output& out, int row, int i) {
+  const size_t at = row * out.stride + (size_t)(tiles.first + (tiles.up ? i / 2 : i)) * ROWS;
+  prefetch(out.y + at);
+  prefetch(out.y + at + ROWS);
+  if (out.residual && out.residual != out.y) prefetch(out.residual + at);
 }
 
 template <class F> inline i32x16 start(int32_t nsum) {  // -ZERO * sum of x, in place of subtracting ZERO from each q
@@ -120,14 +128,22 @@ template <class F> void few_tokens(const Tiles& tiles, const Input& x, int row0,
   }
 }
 
+// What a format looks like once unpacked; formats that agree share one compiled kernel.
+template <int Zero, bool Min, bool Halves> struct Unpacked {
+  static constexpr int ZERO = Zero;
+  static constexpr bool MIN = Min, HALVES = Halves;
+};
+template <class F> using UnpackedOf = Unpacked<F::ZERO, F::MIN, F::HALVES>;
+
 // A sub-block of one tile, unpacked: what every quantized format becomes before the many-token kernel.
-struct alignas(64) PanelSub {
+template <class U> struct alignas(64) PanelSub {
+  static constexpr int SCALES = U::HALVES ? 2 : 1;
   uint8_t q[8][64];
-  float d[2][ROWS];
-  float m[2][ROWS];
+  float d[SCALES][ROWS];
+  float m[U::MIN ? SCALES : 0][ROWS];
 };
 
-template <class F, int S> inline void unpack_sub(const uint8_t* block, PanelSub* out) {
+template <class F, int S> inline void unpack_sub(const uint8_t* block, PanelSub<UnpackedOf<F>>* out) {
   SubBlock w;
   F::template load<S>(block, w);
   for (int k = 0; k < 8; k++) store_bytes(out[S].q[k], w.q[k]);
@@ -140,7 +156,7 @@ template <class F, int S> inline void unpack_sub(const uint8_t* block, PanelSub*
 
 // acc [T][R][16] (+)= R unpacked tiles times T tokens over `subs` sub-blocks.
 template <class F, int R, int T>
-void multiply_panel(const PanelSub* const* panel, int subs, const QBlock* x, size_t x_stride, float* out, bool fresh) {
+void multiply_panel(const PanelSub<F>* const* panel, int subs, const QBlock* x, size_t x_stride, float* out, bool fresh) {
   f32x16 acc[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) acc[r][t] = fresh ? zero() : load(out + (t * R + r) * ROWS);
@@ -177,14 +193,7 @@ void multiply_panel(const PanelSub* const* panel, int subs, const QBlock* x, siz
     for (int t = 0; t < T; t++) store(out + (t * R + r) * ROWS, acc[r][t]);
 }
 
-// What a format looks like once unpacked; formats that agree share one compiled kernel.
-template <int Zero, bool Min, bool Halves> struct Unpacked {
-  static constexpr int ZERO = Zero;
-  static constexpr bool MIN = Min, HALVES = Halves;
-};
-template <class F> using UnpackedOf = Unpacked<F::ZERO, F::MIN, F::HALVES>;
-
-template <class U, int R> void multiply_tokens(const PanelSub* const* panel, int subs, const QBlock* x, size_t stride, int t, float* out, bool fresh) {
+template <class U, int R> void multiply_tokens(const PanelSub<U>* const* panel, int subs, const QBlock* x, size_t stride, int t, float* out, bool fresh) {
   switch (t) {
     case 1: return multiply_panel<U, R, 1>(panel, subs, x, stride, out, fresh);
     case 2: return multiply_panel<U, R, 2>(panel, subs, x, stride, out, fresh);
@@ -196,17 +205,18 @@ template <class U, int R> void multiply_tokens(const PanelSub* const* panel, int
 }
 
 constexpr int MAX_BLOCK_TOKENS = 510;  // tokens of one pass over a panel: their sums stay in scratch
-static_assert(PANEL * PANEL_SUBS * sizeof(PanelSub) + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeof(float) <= LINEAR_SCRATCH);
+static_assert(PANEL * PANEL_SUBS * 768 + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeof(float) <= LINEAR_SCRATCH);
 
 template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
   const int subs = tiles.w.cols / GROUP;
   const int parts = (subs + PANEL_SUBS - 1) / PANEL_SUBS;
   const int part = ((subs + parts - 1) / parts + F::SUBS - 1) / F::SUBS * F::SUBS;
-  PanelSub* unpacked = (PanelSub*)scratch;
-  float* sums = (float*)(scratch + PANEL * PANEL_SUBS * sizeof(PanelSub));
+  using Sub = PanelSub<UnpackedOf<F>>;
+  Sub* unpacked = (Sub*)scratch;
+  float* sums = (float*)(scratch + PANEL * PANEL_SUBS * sizeof(Sub));
   for (int i = 0; i < tiles.n; i += PANEL) {
     const int r = std::min(PANEL, tiles.n - i);
-    const PanelSub* panel[PANEL] = {unpacked, unpacked + PANEL_SUBS};
+    const Sub* panel[PANEL] = {unpacked, unpacked + PANEL_SUBS};
     for (int s = 0; s < subs; s += part) {
       const int n = std::min(part, subs - s);
       for (int j = 0; j < r; j++)
@@ -216,11 +226,13 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
         const QBlock* xt = x.q8 + (size_t)t * subs + s;
         float* to = sums + (size_t)(t - row0) * r * ROWS;
         const int tokens = std::min(TOKENS, row1 - t);
+        const bool done = s + n == subs;
+        for (int j = 0; done && j < tokens; j++) prefetch_output(tiles, out, t + j, i);
         if (r == PANEL) multiply_tokens<UnpackedOf<F>, PANEL>(panel, n, xt, subs, tokens, to, s == 0);
         else multiply_tokens<UnpackedOf<F>, 1>(panel, n, xt, subs, tokens, to, s == 0);
+        for (int j = 0; done && j < tokens; j++) emit(tiles, out, t + j, i, r, to + j * r * ROWS, ROWS);
       }
     }
-    for (int t = row0; t < row1; t++) emit(tiles, out, t, i, r, sums + (size_t)(t - row0) * r * ROWS, ROWS);
   }
 }
 
