@@ -19,7 +19,7 @@ from puna.text.merging import NEVER, merge
 
 
 def _alphabet() -> str:
-    """The character that spells each byte in a file: itself where Latin-1 prints it, else the next from U+0100."""
+    """The character that spells each byte: itself where Latin-1 prints it, else the next from U+0100."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return "".join(chr(b) if b in printable else chr(next(spare)) for b in range(256))
@@ -51,7 +51,7 @@ def _spelled_one(token: str) -> bytes:
 
 
 def _units(strings: Sequence[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-    """All strings in UTF-16, each followed by a newline (which is outside the alphabet), and where those are."""
+    """All strings in UTF-16, each followed by a newline (outside the alphabet), and where these are."""
     units = np.frombuffer(("\n".join(strings) + "\n").encode("utf-16-le"), "<u2")
     return units, np.flatnonzero(units == ord("\n"))
 
@@ -66,8 +66,8 @@ class ByteLevelBPE:
     """Encodes text that holds no special tokens.
 
     `ids` has the tokens that text may become; `merges` are pairs "left right" by rank, spelled in the byte
-    alphabet; `split` cuts text into words; with `whole_words` a word that is a token is never merged from parts.
-    Raises BadFile for a merge that is no pair or makes no token.
+    alphabet; `split` cuts text into words; with `whole_words` a word that is a token is never merged from
+    parts. Raises BadFile for a merge that is no pair or makes no token.
     """
 
     def __init__(
@@ -120,10 +120,9 @@ class ByteLevelBPE:
 
 
 def _index(ids: Mapping[bytes, int], merges: Sequence[str]) -> tuple[array[int], array[int], array[int]]:
-    """Merges grouped by the token they make: where the group of each token starts [largest id + 2], and for each
-    merge the length of its left part and its rank [merges].
+    """Merges grouped by the token they make: starts of groups [largest id + 2], lengths of left parts, ranks.
 
-    A token and the length of its left part say all of a pair, in 6 bytes where a dictionary of pairs takes 130.
+    A token and the length of its left part say all of a pair, in 6 bytes; a dictionary of pairs takes 130.
     """
     parts, left_lengths = _pairs(merges)
     try:

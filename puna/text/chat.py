@@ -1,13 +1,15 @@
-"""Messages to the ids of a prompt, so that nothing a message says can pass for the template's own control tokens.
+"""Messages to the ids of a prompt, where nothing that a message says becomes a control token.
 
-A template mixes its control tokens with the text of messages into one string. Encoding that string as it is would
-turn "<|im_end|>" in a message into the end of the message. So messages are rendered with a mark: a random number
-after every character that could begin a control token, and around each text. Control tokens that are whole in
-the result are the template's; then the marks are removed and what lies between the tokens is encoded as plain
-text. For messages without such names, the ids are those of the rendered string, as in transformers.
+A template mixes its control tokens with the text of messages into one string. Encoding that string as it is
+would turn "<|im_end|>" in a message into the end of the message. So messages are rendered with a mark: a
+random number after every character that could begin a control token, and around each text. Control tokens
+that are whole in the result are the template's; then the marks are removed and what lies between the tokens
+is encoded as plain text. For messages without such names, the ids are those of the rendered string, as in
+transformers.
 
-A template that looks into texts (does it start with "<think>"?) may render marked ones differently. Then the mark
-is only put into the names of control tokens, which is enough unless the template itself joins pieces to new names.
+A template that looks into texts (does it start with "<think>"?) may render marked ones differently. Then the
+mark is only put into the names of control tokens, which is enough unless the template itself joins pieces to
+new names.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ def encode_chat(
     """Token ids of the prompt that the file's chat template makes of `messages` ({"role", "content", …}).
 
     The other arguments are those of ChatTemplate.render. The token that begins a text comes once, whether the
-    template writes it or the file asks for it. Raises BadInput for a file without a template, for messages that
-    are not plain data or have a role that is no word, and where the template refuses them.
+    template writes it or the file asks for it. Raises BadInput for a file without a template, for messages
+    that are not plain data or have a role that is no word, and where the template refuses them.
     """
     _check_roles(messages)
     mark = f"{randbits(128):039d}"  # digits: they survive upper(), JSON and HTML escapes
@@ -80,11 +82,13 @@ def render_chat(
     date: date | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """The prompt as text, to show. To encode it would be to trust the messages: that is what encode_chat is for."""
+    """The prompt as text, to show. To encode it would be to trust the messages: that is what encode_chat is
+    for.
+    """
     if tokenizer.chat_template is None:
         raise BadInput(
-            "the file must carry a chat template to chat with, it has none; a base model continues text, use puna "
-            "run --raw"
+            "the file must carry a chat template to chat with, it has none; a base model continues text, use "
+            "puna run --raw"
         )
     return _compiled(tokenizer.chat_template).render(
         messages,

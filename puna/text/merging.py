@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import pairwise
 
 NEVER = 1 << 30  # the rank of a pair that does not merge; above every real one
@@ -38,11 +38,11 @@ def merge(pieces: list[bytes], rank: Rank) -> list[bytes]:
 
 
 class _LongMerge:
-    """The same for words of a million pieces (2 s): places wait in one list for each rank.
+    """The same for words of a million pieces (2 s): the places of each rank wait in a heap of their own.
 
-    Pieces form a linked list; a pair goes by the index of its left piece. A place is out of date when the pair
-    now standing there has another rank. In a trained vocabulary what a merge makes ranks after it, so a list is
-    complete when its turn comes; where a file breaks that rule, the list waits again and the result is the same.
+    Pieces form a linked list; a pair goes by the index of its left piece. A place is out of date when the
+    pair now standing there has another rank. In trained vocabularies what a merge makes ranks after it, so
+    that a heap is mostly filled in order and emptied once, far cheaper than one heap of pairs.
     """
 
     def __init__(self, pieces: list[bytes], rank: Rank) -> None:
@@ -52,11 +52,9 @@ class _LongMerge:
         self.ranks = array("i", [rank(a, b) for a, b in pairwise(pieces)])
         self.ranks.append(NEVER)
         self.places: dict[int, list[int]] = {}
+        self.waiting: list[int] = []  # a heap of the keys of `places`
         for i, r in enumerate(self.ranks):
-            if r < NEVER:
-                self.places.setdefault(r, []).append(i)
-        self.waiting = list(self.places)
-        heapify(self.waiting)
+            self._wait(i, r)
 
     def run(self) -> list[bytes]:
         while self.waiting:
@@ -64,40 +62,38 @@ class _LongMerge:
         return [piece for piece in self.pieces if piece]
 
     def _merge_all(self, rank: int) -> None:
-        """Merge the pairs of one rank from left to right, until a lower (or the same) rank has come up."""
-        places = self.places.pop(rank)
-        places.sort(reverse=True)
+        """Merge the pairs of one rank from left to right, until none is left or a lower rank has come up."""
+        places = self.places[rank]
         while places:
-            left = places.pop()
+            left = heappop(places)
             if self.ranks[left] == rank:
                 self._join(left)
-                if self.waiting and self.waiting[0] <= rank:
-                    for i in places:
-                        self._wait(i, rank)
+                if self.waiting and self.waiting[0] < rank:
+                    heappush(self.waiting, rank)
                     return
+        del self.places[rank]
 
     def _join(self, left: int) -> None:
         pieces, ranks, after = self.pieces, self.ranks, self.after
         right = after[left]
         pieces[left] += pieces[right]
-        pieces[right], ranks[right] = b"", NEVER
+        pieces[right], ranks[right], ranks[left] = b"", NEVER, NEVER
         following = after[left] = after[right]
-        ranks[left] = NEVER
         if following < len(pieces):
             self.before[following] = left
-            ranks[left] = r = self.rank(pieces[left], pieces[following])
-            if r < NEVER:
-                self._wait(left, r)
+            ranks[left] = self.rank(pieces[left], pieces[following])
+            self._wait(left, ranks[left])
         previous = self.before[left]
         if previous >= 0:
-            ranks[previous] = r = self.rank(pieces[previous], pieces[left])
-            if r < NEVER:
-                self._wait(previous, r)
+            ranks[previous] = self.rank(pieces[previous], pieces[left])
+            self._wait(previous, ranks[previous])
 
     def _wait(self, place: int, rank: int) -> None:
+        if rank == NEVER:
+            return
         places = self.places.get(rank)
         if places is None:
             self.places[rank] = [place]
             heappush(self.waiting, rank)
         else:
-            places.append(place)
+            heappush(places, place)

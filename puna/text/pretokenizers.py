@@ -1,7 +1,7 @@
 """How byte-level BPE vocabularies cut text into words before merging: GGUF's `tokenizer.ggml.pre`, by name.
 
-A scheme is the regular expression that the vocabulary was trained with; every match, and every stretch between
-matches, is a word. The names are those that llama.cpp gives to the same schemes.
+A scheme is the regular expression that the vocabulary was trained with; every match, and every stretch
+between matches, is a word. The names are those that llama.cpp gives to the same schemes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ class Scheme:
     """One way to cut text, with what the GGUF format ties to its name."""
 
     patterns: tuple[str, ...]  # applied one after the other, each inside the words of the one before
-    whole_words: bool = (
-        False  # a word that is a token stays whole, whatever the merges say (as tiktoken does)
-    )
+    whole_words: bool = False  # a word that is a token is not merged from parts, as in tiktoken
     add_bos: bool = False  # where the file does not say
 
 
 # Radford et al. 2019 (GPT-2).
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# Each digit alone first, then GPT-2's inside the rest: `(?![^\s\p{N}])` is its `(?!\S)` with a digit as an end.
+# Each digit alone, then GPT-2's inside the rest: (?![^\s\p{N}]) is its (?!\S) with a digit as an end.
 _DIGITS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 # Meta's Llama 3 (as OpenAI's cl100k, digits in threes).
@@ -47,7 +45,7 @@ _LLAMA4 = (
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 _SCHEMES = {
-    Scheme((_DEFAULT)): ("default",),
+    Scheme(_DEFAULT): ("default",),
     Scheme((_GPT2,)): (
         "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "a.x-4.0", "mellum", "exaone4",
         "granite-docling",

@@ -1,8 +1,8 @@
 """SentencePiece's byte-pair encoding with byte fallback (Kudo and Richardson 2018): Llama 1 and 2.
 
 There are no words: merging works on the whole text, the piece of highest score first. What no piece covers
-becomes its UTF-8 bytes, or the unknown token where the vocabulary has no bytes. Files spell a space as U+2581;
-that character in a text is a space as well.
+becomes its UTF-8 bytes, or the unknown token where the vocabulary has no bytes. Files spell a space as
+U+2581; that character in a text is a space as well.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def spelled(tokens: Iterable[str]) -> list[bytes]:
 class SentencePieceBPE:
     """Encodes text that holds no special tokens.
 
-    `ids` has the pieces that text may become, `scores` one for each id of the vocabulary; `byte_ids` the token
-    of each byte, or nothing; `unknown_id` stands for what cannot be spelled; `space_prefix` puts a space before
-    every text, as SentencePiece's add_dummy_prefix. Raises BadFile where there are neither bytes nor unknown.
+    `ids` has the pieces that text may become, `scores` one for each id of the vocabulary; `byte_ids` the
+    token of each byte, or nothing; `unknown_id` stands for what cannot be spelled; `space_prefix` puts a
+    space before every text, as SentencePiece's add_dummy_prefix. Raises BadFile where there are neither bytes
+    nor unknown.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class SentencePieceBPE:
 def _stretches(ids: Mapping[bytes, int]) -> Callable[[str], list[str]]:
     """Cuts text where no merge can reach across, so that stretches are short and can be remembered.
 
-    Where no piece has a space after something else (true of Llama 1 and 2), that is before every run of spaces.
+    Where no piece has a space after something else (true of Llama 1 and 2), that is before every run of
+    spaces.
     """
     if any(map(re.compile(b"[^ ] ").search, ids)):
         return lambda text: [text]

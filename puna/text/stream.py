@@ -11,11 +11,12 @@ _new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class TextStream:
-    """A core.TextSink. What `push` and `flush` return, joined, is the decoded text up to the first stop string.
+    """A core.TextSink. What `push` and `flush` return, joined, is the decoded text up to the first stop
+    string.
 
     The first stop string is the one that is complete first as characters come, the longest of those that end
-    together; so it does not depend on how the text is cut into tokens. `stopped` names it once it was met, and
-    nothing comes after. The other arguments are those of Tokenizer.decode.
+    together; so it does not depend on how the text is cut into tokens. `stopped` names it once it was met,
+    and nothing comes after. The other arguments are those of Tokenizer.decode.
     """
 
     def __init__(

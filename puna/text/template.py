@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from puna.core import BadFile, BadInput
 
 if TYPE_CHECKING:
-    from jinja2.nodes import CallBlock
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+# What expressions can raise on data that a template did not expect: adding None, missing keys, 1 / 0.
+_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 class ChatTemplate:
@@ -28,8 +33,8 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise BadFile(
-                f"the file's chat template must be Jinja, line {error.lineno} is not: {error.message}; use puna "
-                "run --raw, or a file with a good template"
+                f"the file's chat template must be Jinja, line {error.lineno} is not: {error.message}; use "
+                "puna run --raw, or a file with a good template"
             ) from None
 
     def render(
@@ -60,33 +65,39 @@ class ChatTemplate:
                     "strftime_now": today.strftime,
                 }
             )
-        # What a template does to data is as open as what Python does: adding None, missing keys, 1 / 0.
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            ArithmeticError,
-            AttributeError,
-            RecursionError,
-        ) as e:
+        except (TemplateError, *_FAILURES) as error:
             raise BadInput(
-                f"the model's chat template cannot take these messages: {e}; change them, or use puna run --raw"
+                f"the model's chat template cannot take these messages: {error}; change them, or use "
+                "puna run --raw"
             ) from None
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    from jinja2.ext import Extension, loopcontrols
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation(), loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    # Jinja's own hand out classes, which are a way out of the sandbox.
+    environment.globals["dict"] = _new_dict
+    environment.globals["namespace"] = _new_namespace
+    del environment.globals["lipsum"]
+    return environment
+
+
+def _generation() -> type[Extension]:
+    from jinja2.ext import Extension
+    from jinja2.nodes import CallBlock
 
     class Generation(Extension):
         """{% generation %}…{% endgeneration %} marks answers for training; here it is its content."""
 
         tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
-        def parse(self, parser: Parser) -> CallBlock:
-            from jinja2.nodes import CallBlock
-
+        def parse(self, parser: Parser) -> Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
@@ -94,16 +105,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         def content(self, caller: Callable[[], str]) -> str:
             return caller()
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    # Jinja's own hand out classes, which sandboxes have been left through.
-    environment.globals["dict"] = _new_dict
-    environment.globals["namespace"] = _new_namespace
-    del environment.globals["lipsum"]
-    return environment
+    return Generation
 
 
 def _to_json(
@@ -129,7 +131,18 @@ def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
 
 
-def _new_namespace(*args: Any, **kwargs: Any) -> Any:
+def _new_namespace(**values: Any) -> Namespace:
+    """A namespace without underscored names, by which Python's own attributes could be reached."""
+    from jinja2.exceptions import SecurityError
     from jinja2.utils import Namespace
 
-    return Namespace(*args, **kwargs)
+    class Plain(Namespace):
+        def __setitem__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                raise SecurityError(f"a namespace may not have the name {name!r}")
+            super().__setitem__(name, value)
+
+    namespace = Plain()
+    for name, value in values.items():
+        namespace[name] = value
+    return namespace

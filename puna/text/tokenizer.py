@@ -43,7 +43,8 @@ class Tokenizer:
         return cls(read_vocabulary(metadata))
 
     def encode(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Token ids of `text`, after the token that begins a text where the file asks for one (`bos` overrides).
+        """Token ids of `text`, after the token that begins a text where the file asks for one (`bos`
+        overrides).
 
         With `special`, names of control tokens become those tokens, and a text that already begins with the
         BOS token gets no second one. Without, no control token can come of `text`. A file's wish for an end
@@ -54,7 +55,7 @@ class Tokenizer:
         return self.encode_parts(self.split(text, special=special), bos=bos)
 
     def split(self, text: str, *, special: bool) -> list[str | int]:
-        """`text` cut at tokens recognised by name: user-defined ones, with `special` control tokens as well."""
+        """`text` cut at tokens known by name: user-defined ones, and with `special` control tokens."""
         return (self._special if special else self._user_defined).split(text)
 
     @cached_property
@@ -77,7 +78,8 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, continuing: bool = False) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, one for each maximal subpart (Unicode 3.9).
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, one for each maximal subpart (Unicode
+        3.9).
 
         A SentencePiece vocabulary puts a space before every text, which is taken off again unless the ids are
         `continuing` some other text. Raises BadValue for an id outside the vocabulary.
@@ -86,7 +88,7 @@ class Tokenizer:
         return b"".join(map(spell, ids)).decode("utf-8", "replace")
 
     def speller(self, *, skip_special: bool = False, continuing: bool = False) -> Callable[[int], bytes]:
-        """A function to call with each id of one text in turn, which gives the bytes that the id adds to it."""
+        """A function to call with each id of a text in turn; it gives the bytes that the id adds to it."""
         hidden = self.special_ids if skip_special else frozenset[int]()
         at_start = self._strips_space and not continuing
 
@@ -101,7 +103,7 @@ class Tokenizer:
         return spell
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for; of a control token, its name. Raises BadValue outside the vocabulary."""
+        """The bytes a token stands for; of a control token, its name. BadValue outside the vocabulary."""
         if not 0 <= token_id < self.vocab_size:
             raise BadValue(f"a token id must be from 0 to {self.vocab_size - 1}, got {token_id}")
         return self._tokens[token_id]
@@ -118,6 +120,6 @@ def _check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadInput(
-            f"text must be Unicode, found half a surrogate pair (U+{ord(text[error.start]):04X}) at character "
-            f"{error.start}; decode it as UTF-16 or take it out"
+            f"text must be Unicode, found half a surrogate pair (U+{ord(text[error.start]):04X}) at "
+            f"character {error.start}; decode it as UTF-16 or take it out"
         ) from None

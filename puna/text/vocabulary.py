@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -45,14 +47,16 @@ class TokenType(IntEnum):
 
 _CONTROL = (TokenType.CONTROL, TokenType.UNKNOWN)
 
-# Tokens that end an answer, whatever the file calls its end: files that name the wrong one, or one of two, are
-# common, and so are files that forget to call them control tokens. The names of the second group are also plain
-# text, and count only where the file does call them so.
+# Tokens that end an answer, whatever the file calls its end: files that name the wrong one, or one of two,
+# are common. Those of the second group can also be plain text, and count only as control tokens.
 _END_NAMES = (
-    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|eot|>", "<|eom|>", "<|im_end|>", "<|endoftext|>", "<|end|>",
-    "<|end_of_turn|>",
+    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|eot|>", "<|eom|>", "<|im_end|>", "<|endoftext|>",
+    "<|end|>", "<|end_of_turn|>",
 )  # fmt: skip
 _END_NAMES_OF_CONTROL = ("</s>", "<end_of_turn>", "<EOT>", "▁<EOT>", "[EOS]")
+
+# Files also forget to call such tokens control tokens.
+_CONTROL_SHAPE = re.compile(r"<\|\w+\|>")
 
 _KEY = "tokenizer.ggml."
 
@@ -62,8 +66,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     kind = _get(metadata, "model")
     if kind not in ("gpt2", "llama"):
         raise Unsupported(
-            f"the file's vocabulary (tokenizer.ggml.model) is of kind {kind!r}, Puna reads 'gpt2' (byte-level "
-            "BPE) and 'llama' (SentencePiece BPE)"
+            f"the file's vocabulary (tokenizer.ggml.model) is of kind {kind!r}, Puna reads 'gpt2' (byte-"
+            "level BPE) and 'llama' (SentencePiece BPE)"
         )
     reader = _Reader(metadata, byte_level=kind == "gpt2")
     return reader.byte_level_vocabulary() if kind == "gpt2" else reader.sentencepiece_vocabulary()
@@ -74,8 +78,8 @@ def _get(metadata: Mapping[str, Any], name: str) -> Any:
         return metadata[_KEY + name]
     except KeyError:
         raise BadFile(
-            f"the file must carry its vocabulary, metadata {_KEY + name!r} is missing; convert the model again "
-            "with its tokenizer"
+            f"the file must carry its vocabulary, metadata {_KEY + name!r} is missing; convert the model "
+            "again with its tokenizer"
         ) from None
 
 
@@ -89,14 +93,13 @@ class _Reader:
         # Tokens that merging does not make, by name.
         self.others = {tokens[i]: i for i in np.flatnonzero(self.types != TokenType.NORMAL).tolist()}
         self.tokens = self._spell(tokens, byte_level)
-        # Tokens that text becomes by merging. Control tokens are not among them: this is what keeps text safe.
+        # Tokens that text becomes by merging. No control token is among them: this is what keeps text safe.
         normal = np.flatnonzero(self.types == TokenType.NORMAL).tolist()
         self.ids = dict(zip(map(self.tokens.__getitem__, normal), normal, strict=True))
         if len(self.ids) + len(self.others) != len(tokens):
-            raise BadFile(
-                f"every token must be in the vocabulary once, {self._twice(tokens)!r} is there twice"
-            )
-        self._mark_ends()
+            twice = Counter(zip(self.tokens, self.types.tolist(), strict=True)).most_common(1)[0][0][0]
+            raise BadFile(f"every token must be in the vocabulary once, {twice!r} is there twice")
+        self._mark_control()
 
     def byte_level_vocabulary(self) -> Vocabulary:
         scheme = pretokenizers.find(self.metadata.get(_KEY + "pre", "default"))
@@ -134,8 +137,6 @@ class _Reader:
         )
 
     def _types(self, n: int) -> NDArray[np.int32]:
-        if _KEY + "token_type" not in self.metadata:
-            return np.full(n, TokenType.NORMAL, np.int32)
         types = self._array("token_type", n, np.int32)
         types[(types < TokenType.NORMAL) | (types > TokenType.BYTE)] = TokenType.NORMAL
         return types
@@ -158,21 +159,13 @@ class _Reader:
             spelled[i] = _byte(name) if self.types[i] == TokenType.BYTE else name.encode()
         return spelled
 
-    def _twice(self, tokens: Sequence[str]) -> str:
-        seen: set[bytes] = set()
-        for token, kind, text in zip(tokens, self.types, self.tokens, strict=True):
-            key = text if kind == TokenType.NORMAL else b"\xff" + token.encode()
-            if key in seen:
-                return token
-            seen.add(key)
-        raise AssertionError("no token is there twice")
-
-    def _mark_ends(self) -> None:
-        """Make control tokens of those that only an end can be called."""
+    def _mark_control(self) -> None:
+        """Make control tokens of those that nothing else can be called like."""
         for name in _END_NAMES:
-            i = self.ids.pop(name.encode(), self.others.get(name))
-            if i is not None:
+            if (i := self.ids.pop(name.encode(), None)) is not None:
                 self.others[name] = i
+        for name, i in self.others.items():
+            if _CONTROL_SHAPE.fullmatch(name):
                 self.types[i] = TokenType.CONTROL
 
     def _end_ids(self) -> frozenset[int]:
