@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -99,8 +102,9 @@ def test_bad_requests_fail_in_the_caller(thread: EngineThread, gate: Gate) -> No
 def test_a_closed_stream_cancels(thread: EngineThread, gate: Gate) -> None:
     gate.shuts_after = 2
     stream = thread.stream(Request([1], PARAMS))
+    next(stream)
     while gate.opened.is_set():
-        next(stream)
+        time.sleep(0.001)
     stream.close()
     gate.opened.set()
     assert [result.finish_reason for result in stream][-1] == "cancelled"
@@ -202,3 +206,17 @@ def test_everybody_hears_that_the_engine_broke(gate: Gate) -> None:
     with pytest.raises(EngineClosed, match="stopped on MemoryError"):
         thread.stream(Request([1], PARAMS))
     thread.close()
+
+
+def test_leaving_the_program_with_an_open_engine_is_quiet() -> None:
+    program = """
+from puna.core import Request, SamplingParams
+from puna.engine.bridge import EngineThread
+from puna.engine.engine import Engine
+from puna.engine.mock import MockExecutor
+thread = EngineThread(Engine(MockExecutor(context_length=2000, n_blocks=1000)))
+print(next(thread.stream(Request([1], SamplingParams()))).finish_reason)
+stream = thread.stream(Request([1], SamplingParams()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT)
+    assert (done.stdout, done.stderr, done.returncode) == ("None\n", "", 0)
