@@ -8,7 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 
@@ -145,6 +145,20 @@ nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints ch
   return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, {step.wanted.size(), (size_t)vocab}, self, {(int64_t)stride, 1}));
 }
 
+void set_values(Plan& plan, int buffer, Matrix2 x) {
+  const Buffer& b = plan.at(buffer);
+  check((int)x.shape(0) <= plan.max_tokens() && (int)x.shape(1) <= b.cols, "set_values: more than the buffer holds");
+  for (size_t r = 0; r < x.shape(0); r++) std::copy_n(x.data() + r * x.shape(1), x.shape(1), b.row((int)r));
+}
+
+OutFloats values(const Plan& plan, int buffer, int rows) {
+  const Buffer& b = plan.at(buffer);
+  check(rows >= 0 && (size_t)rows * b.cols * sizeof(float) <= b.f32.size(), "values: more than the buffer holds");
+  float* out = new float[(size_t)rows * b.cols];
+  std::copy_n(b.row(0), (size_t)rows * b.cols, out);
+  return own(rows, b.cols, out);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -191,6 +205,8 @@ NB_MODULE(_native, m) {
       .def("add", &Plan::add)
       .def("swiglu", &Plan::swiglu)
       .def("select", &Plan::select)
+      .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
+      .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
       .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a)
       .def_rw("profile", &Plan::profile)
       .def_prop_ro("op_seconds", [](Plan& p) { return p.op_seconds(); });

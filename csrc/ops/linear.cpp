@@ -22,7 +22,7 @@ namespace {
 constexpr int FEW = 8;       // tokens up to which unpacking in registers wins
 constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
-constexpr int PANEL_SUBS = 12;  // sub-blocks of a panel: what fits L1 beside the activations
+constexpr int PANEL_SUBS = 16;  // sub-blocks of a panel at most: what fits L1 beside the activations
 
 // The weight tiles of a call in the order of computation; gate and up tiles alternate.
 struct Tiles {
@@ -209,7 +209,9 @@ static_assert(PANEL * PANEL_SUBS * 768 + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeo
 
 template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
   const int subs = tiles.w.cols / GROUP;
-  const int parts = (subs + PANEL_SUBS - 1) / PANEL_SUBS;
+  constexpr int MOST = F::SUBS == 1 ? 12 : PANEL_SUBS;
+  static_assert(MOST % F::SUBS == 0 && MOST <= PANEL_SUBS);
+  const int parts = (subs + MOST - 1) / MOST;
   const int part = ((subs + parts - 1) / parts + F::SUBS - 1) / F::SUBS * F::SUBS;
   using Sub = PanelSub<UnpackedOf<F>>;
   Sub* unpacked = (Sub*)scratch;

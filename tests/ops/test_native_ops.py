@@ -1,0 +1,184 @@
+"""Every compiled op on every CPU target of this machine, over the cases of ops/cases.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from puna import _native
+from puna.core import Batch, Chunk
+from puna.model.rope import RopeTable
+from puna.ops import cases
+from puna.ops.cases import TOLERANCES, AttendCase, EmbedCase, LinearCase, RmsNormCase, RopeCase, SwigluCase, error
+from puna.ops.reference import Cache, NumpyOps, Step
+from puna.runtime.native import BLOCK_TOKENS, pack_weight
+from puna.weights import quant
+
+TARGETS = _native.available_targets()
+CACHES = {"bf16": "BF16", "f16": "F16", "f32": "F32", "q8_0": "Q8_0"}
+
+on_targets = pytest.mark.parametrize("target", TARGETS)
+
+
+class OpBench:
+    """A plan of one op: put values in, run, take values out."""
+
+    def __init__(self, target: str, *, cache: str = "f32", n_blocks: int = 8, kv_heads: int = 1, head_dim: int = 32) -> None:
+        self.plan: Any = _native.Plan(target, 2, 2048, 2048, cache, 1, n_blocks, kv_heads, head_dim)
+
+    def buffer(self, cols: int, values: np.ndarray | None = None) -> int:
+        number: int = self.plan.buffer(cols, "all")
+        if values is not None:
+            self.plan.set_values(number, values)
+        return number
+
+    def run(self, out: int, cols: int, chunks: Sequence[Chunk]) -> np.ndarray:
+        tokens = np.concatenate([np.asarray(c.tokens, np.int32) for c in chunks])
+        table = np.array([(len(c.tokens), c.start, c.n_logits) for c in chunks], np.int32)
+        begins = np.cumsum([0] + [len(c.blocks) for c in chunks[:-1]], dtype=np.int32)
+        blocks = np.concatenate([np.asarray(c.blocks, np.int32) for c in chunks])
+        self.plan.step(out, 1 << 20, tokens, np.column_stack([table, begins]).ravel(), blocks)
+        values: np.ndarray = self.plan.values(out, len(tokens))
+        return values[:, :cols]
+
+
+def chunk(n_tokens: int, start: int = 0) -> Chunk:
+    return Chunk([0] * n_tokens, start, [0] * -(-(start + n_tokens) // BLOCK_TOKENS), 0)
+
+
+def weight_of(case: LinearCase | EmbedCase) -> tuple[Any, np.ndarray]:
+    data = quant.random_blocks(case.kind, case.shape, case.rng())
+    return pack_weight(case.kind, case.shape, data), quant.dequantize(data, case.kind, case.shape)
+
+
+def as_multiplied(x_TD: np.ndarray, form: str) -> np.ndarray:
+    """Activations in the precision in which they meet the weights: as they are, bf16, or int8 in groups of 32."""
+    if form == "f32":
+        return x_TD.astype(np.float64)
+    if form == "bf16":
+        bits = x_TD.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+    groups = x_TD.reshape(-1, 32)
+    largest = np.abs(groups).max(1, keepdims=True)
+    q = np.rint(groups * (np.float32(127) / largest))
+    return (q * (largest / np.float32(127)).astype(np.float64)).reshape(x_TD.shape)
+
+
+@on_targets
+@pytest.mark.parametrize("kind", cases.NARROW_KINDS + cases.WIDE_KINDS)
+def test_linear(kind: str, target: str) -> None:
+    for case in (c for c in cases.LINEAR if c.kind == kind):
+        packed, w_ED = weight_of(case)
+        x_TD = case.x_TD()
+        got = _native.linear(packed, x_TD, target)[:, : case.n_out]
+        rounded_TD = as_multiplied(x_TD, _native.input_form(kind))
+        expected = (rounded_TD @ w_ED.astype(np.float64).T).astype(np.float32)
+        assert error(got, expected, case.unit(x_TD, w_ED)) <= TOLERANCES["linear", "float32"], case
+
+
+@pytest.mark.parametrize("kind", cases.NARROW_KINDS + cases.WIDE_KINDS)
+def test_linear_is_the_same_on_every_target_and_for_every_number_of_tokens(kind: str) -> None:
+    """Equal bits: the order of operations is part of the contract. (bf16 units round once per pair.)"""
+    case = next(c for c in cases.LINEAR if c.kind == kind and c.n_tokens == 100)
+    packed, _ = weight_of(case)
+    x_TD = case.x_TD()
+    for target in TARGETS:
+        together = _native.linear(packed, x_TD, target)
+        one_by_one = np.concatenate([_native.linear(packed, x_TD[i : i + 1], target) for i in range(len(x_TD))])
+        np.testing.assert_array_equal(together, one_by_one)
+        if kind != "BF16" or target != "avx512bf16":
+            np.testing.assert_array_equal(together, _native.linear(packed, x_TD, "scalar"))
+
+
+@on_targets
+@pytest.mark.parametrize("case", cases.EMBED, ids=str)
+def test_packed_weights_are_the_numbers_of_the_file(case: EmbedCase, target: str) -> None:
+    packed, w_VD = weight_of(case)
+    np.testing.assert_array_equal(_native.unpack_matrix(packed, target), w_VD)
+
+
+@on_targets
+def test_rms_norm(target: str) -> None:
+    for case in cases.RMS_NORM:
+        x_TD, w_D = case.inputs()
+        bench = OpBench(target)
+        x, out = bench.buffer(case.dim, x_TD), bench.buffer(case.dim)
+        bench.plan.rms_norm(x, w_D, case.eps, out, 0)
+        expected = NumpyOps(Step.of(Batch([chunk(1)]), Cache(1, 1, BLOCK_TOKENS, 1))).rms_norm(x_TD, w_D, case.eps)
+        got = bench.run(out, case.dim, [chunk(case.n_tokens)])
+        assert error(got, expected, RmsNormCase.unit(expected)) <= TOLERANCES["rms_norm", "float32"], case
+
+
+@on_targets
+def test_swiglu(target: str) -> None:
+    for case in cases.SWIGLU:
+        gate_TF, up_TF = case.inputs()
+        bench = OpBench(target)
+        gate, up, out = bench.buffer(case.ffn_dim, gate_TF), bench.buffer(case.ffn_dim, up_TF), bench.buffer(case.ffn_dim)
+        bench.plan.swiglu(gate, up, out)
+        expected = NumpyOps(Step.of(Batch([chunk(1)]), Cache(1, 1, BLOCK_TOKENS, 1))).swiglu(gate_TF, up_TF)
+        got = bench.run(out, case.ffn_dim, [chunk(case.n_tokens)])
+        assert error(got, expected, SwigluCase.unit(gate_TF, up_TF)) <= TOLERANCES["swiglu", "float32"], case
+
+
+@on_targets
+def test_rope(target: str) -> None:
+    for case in (c for c in cases.ROPE if c.head_dim % 32 == 0):
+        frequencies = case.theta ** -(np.arange(0, case.head_dim, 2) / case.head_dim)
+        table = RopeTable(frequencies, case.attention_factor)
+        last_block = (case.start + case.n_tokens) // BLOCK_TOKENS
+        bench = OpBench(target, n_blocks=last_block + 1, kv_heads=case.n_heads, head_dim=case.head_dim)
+        bench.plan.set_rotation(frequencies.tolist(), case.attention_factor)
+        x_THC = case.x_THC()
+        q, k, v = (bench.buffer(x_THC.shape[1], x_THC) for _ in range(3))
+        bench.plan.rope_store(q, k, v, 0)
+        step = chunk(case.n_tokens, case.start)
+        got = bench.run(q, x_THC.shape[1], [step])
+        expected = NumpyOps(Step.of(Batch([step]), Cache(1, last_block + 1, BLOCK_TOKENS, 1))).rope(x_THC, case.n_heads, table)
+        assert error(got, expected, RopeCase.unit(x_THC)) <= 4 * TOLERANCES["rope", "float32"], case
+
+
+@on_targets
+@pytest.mark.parametrize("cache", CACHES)
+def test_attend(cache: str, target: str) -> None:
+    for case in (replace(c, block_size=BLOCK_TOKENS) for c in cases.ATTEND):
+        assert attend_error(case, cache, target) <= TOLERANCES["attend", CACHES[cache]], case
+
+
+def attend_error(case: AttendCase, cache: str, target: str) -> float:
+    bench = OpBench(target, cache=cache, n_blocks=case.n_blocks, kv_heads=case.n_kv_heads, head_dim=case.head_dim)
+    bench.plan.set_rotation([0.0] * (case.head_dim // 2), 1.0)  # positions turn nothing
+    widths = [case.n_heads * case.head_dim, *[case.n_kv_heads * case.head_dim] * 2]
+    q, k, v = (bench.buffer(width) for width in widths)
+    out = bench.buffer(widths[0])
+    bench.plan.rope_store(q, k, v, 0)
+    bench.plan.attend(q, 0, case.n_heads, case.scale, out, 0)
+    reference = Cache(1, case.n_blocks, case.block_size, widths[1])
+    for batch, *values in case.steps():
+        for buffer, array in zip((q, k, v), values, strict=True):
+            bench.plan.set_values(buffer, array)
+        got = bench.run(out, widths[0], batch.chunks)
+        expected = NumpyOps(Step.of(batch, reference)).attend(*values, 0, case.head_dim, case.scale)
+    return error(got, expected, case.unit(values[2]))
+
+
+def test_bad_arguments_are_refused() -> None:
+    data = np.zeros(18, np.uint8)
+    with pytest.raises(ValueError, match="no kernel for tensor type Q9"):
+        _native.packed_bytes("Q9", 1, 32)
+    with pytest.raises(ValueError, match="whole number of blocks"):
+        pack_weight("Q4_0", (1, 33), data)
+    with pytest.raises(ValueError, match="needs 36 bytes, got 18"):
+        pack_weight("Q4_0", (2, 32), data)
+    with pytest.raises(ValueError, match="not available on this machine; available: scalar"):
+        _native.chosen_target("avx9000")
+    bench = OpBench(TARGETS[-1])
+    out = bench.buffer(32)
+    with pytest.raises(ValueError, match="no such cache block"):
+        bench.run(out, 32, [Chunk([0], 0, [99], 0)])
+    with pytest.raises(ValueError, match="more tokens than"):
+        bench.run(out, 32, [chunk(2049)])
