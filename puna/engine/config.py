@@ -23,3 +23,7 @@ class EngineConfig:
         ]:
             if getattr(self, name) < least:
                 raise BadValue(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+    def max_rows(self, vocab_size: int) -> int:
+        """Rows of logits that a step may ask for."""
+        return max(1, min(self.max_step_tokens, self.max_logits_bytes // (4 * vocab_size)))

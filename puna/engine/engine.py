@@ -40,11 +40,8 @@ class Engine:
     def __init__(self, executor: Executor, config: EngineConfig | None = None) -> None:
         config = config or EngineConfig()
         self._executor = executor
-        self._scheduler = Scheduler(
-            config,
-            BlockManager(executor.n_blocks, executor.block_size),
-            max_rows=max(1, config.max_logits_bytes // (4 * executor.vocab_size)),
-        )
+        blocks = BlockManager(executor.n_blocks, executor.block_size)
+        self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size))
         self._sampler = Sampler(executor.vocab_size)
         self._live: dict[int, Sequence] = {}  # by request id
         self._results: list[StepResult] = []  # not handed out yet
