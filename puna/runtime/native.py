@@ -40,7 +40,9 @@ def cpu_info(target: str = "") -> dict[str, Any]:
     }
 
 
-def measure_limits(threads: int, target: str = "", seconds: float = 0.3, read_bytes: int = 1 << 30) -> dict[str, float]:
+def measure_limits(
+    threads: int, target: str = "", seconds: float = 0.3, read_bytes: int = 1 << 30
+) -> dict[str, float]:
     """Read bandwidth (1e9 bytes/s) and multiply-accumulate peaks (1e12 operations/s, two per multiply-accumulate)."""
     return {
         "read_gb_s": _native.read_gb_s(threads, read_bytes, seconds),
@@ -122,7 +124,9 @@ def _matrices(plan: Plan) -> dict[str, WeightRef]:
     return {w.name: w for node in plan.nodes if node.op != "rms_norm" for w in node.weights}
 
 
-def _pack_all(plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None) -> dict[str, Any]:
+def _pack_all(
+    plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None
+) -> dict[str, Any]:
     refs = _matrices(plan)
     sizes = {name: _native.packed_bytes(w.kind, *w.shape) for name, w in refs.items()}
     arena = _native.Arena(sum(sizes.values()) + 64 * len(sizes))

@@ -76,7 +76,13 @@ class Recorder:
         return Value(self.n_values - 1, cols, rows)
 
     def _node(
-        self, op: str, ins: tuple[Value, ...], cols: int, *weights: WeightRef, rows: Rows | None = None, **attrs: Any
+        self,
+        op: str,
+        ins: tuple[Value, ...],
+        cols: int,
+        *weights: WeightRef,
+        rows: Rows | None = None,
+        **attrs: Any,
     ) -> Value:
         out = self._value(cols, rows or (ins[0].rows if ins else "all"))
         self.nodes.append(Node(op, ins, (out,), weights, attrs))
@@ -97,10 +103,18 @@ class Recorder:
     def rope(self, x_THC: Value, n_heads: int, freqs_C2: Any) -> Value:
         return self._node("rope", (x_THC,), x_THC.cols, n_heads=n_heads, table=freqs_C2)
 
-    def attend(self, q_THC: Value, k_TKC: Value, v_TKC: Value, layer: int, head_dim: int, scale: float) -> Value:
+    def attend(
+        self, q_THC: Value, k_TKC: Value, v_TKC: Value, layer: int, head_dim: int, scale: float
+    ) -> Value:
         n_heads = q_THC.cols // head_dim
         return self._node(
-            "attend", (q_THC, k_TKC, v_TKC), q_THC.cols, layer=layer, n_heads=n_heads, head_dim=head_dim, scale=scale
+            "attend",
+            (q_THC, k_TKC, v_TKC),
+            q_THC.cols,
+            layer=layer,
+            n_heads=n_heads,
+            head_dim=head_dim,
+            scale=scale,
         )
 
     def swiglu(self, gate_TF: Value, up_TF: Value) -> Value:

@@ -13,7 +13,16 @@ from puna import _native
 from puna.core import Batch, Chunk
 from puna.model.rope import RopeTable
 from puna.ops import cases
-from puna.ops.cases import TOLERANCES, AttendCase, EmbedCase, LinearCase, RmsNormCase, RopeCase, SwigluCase, error
+from puna.ops.cases import (
+    TOLERANCES,
+    AttendCase,
+    EmbedCase,
+    LinearCase,
+    RmsNormCase,
+    RopeCase,
+    SwigluCase,
+    error,
+)
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights import quant
@@ -27,7 +36,9 @@ on_targets = pytest.mark.parametrize("target", TARGETS)
 class OpBench:
     """A plan of one op: put values in, run, take values out."""
 
-    def __init__(self, target: str, *, cache: str = "f32", n_blocks: int = 8, kv_heads: int = 1, head_dim: int = 32) -> None:
+    def __init__(
+        self, target: str, *, cache: str = "f32", n_blocks: int = 8, kv_heads: int = 1, head_dim: int = 32
+    ) -> None:
         self.plan: Any = _native.Plan(target, 2, 2048, 2048, cache, 1, n_blocks, kv_heads, head_dim)
 
     def buffer(self, cols: int, values: np.ndarray | None = None) -> int:
@@ -88,7 +99,9 @@ def test_linear_is_the_same_on_every_target_and_for_every_number_of_tokens(kind:
     x_TD = case.x_TD()
     for target in TARGETS:
         together = _native.linear(packed, x_TD, target)
-        one_by_one = np.concatenate([_native.linear(packed, x_TD[i : i + 1], target) for i in range(len(x_TD))])
+        one_by_one = np.concatenate(
+            [_native.linear(packed, x_TD[i : i + 1], target) for i in range(len(x_TD))]
+        )
         np.testing.assert_array_equal(together, one_by_one)
         if kind != "BF16" or target != "avx512bf16":
             np.testing.assert_array_equal(together, _native.linear(packed, x_TD, "scalar"))
@@ -108,7 +121,9 @@ def test_rms_norm(target: str) -> None:
         bench = OpBench(target)
         x, out = bench.buffer(case.dim, x_TD), bench.buffer(case.dim)
         bench.plan.rms_norm(x, w_D, case.eps, out, 0)
-        expected = NumpyOps(Step.of(Batch([chunk(1)]), Cache(1, 1, BLOCK_TOKENS, 1))).rms_norm(x_TD, w_D, case.eps)
+        expected = NumpyOps(Step.of(Batch([chunk(1)]), Cache(1, 1, BLOCK_TOKENS, 1))).rms_norm(
+            x_TD, w_D, case.eps
+        )
         got = bench.run(out, case.dim, [chunk(case.n_tokens)])
         assert error(got, expected, RmsNormCase.unit(expected)) <= TOLERANCES["rms_norm", "float32"], case
 
@@ -118,7 +133,11 @@ def test_swiglu(target: str) -> None:
     for case in cases.SWIGLU:
         gate_TF, up_TF = case.inputs()
         bench = OpBench(target)
-        gate, up, out = bench.buffer(case.ffn_dim, gate_TF), bench.buffer(case.ffn_dim, up_TF), bench.buffer(case.ffn_dim)
+        gate, up, out = (
+            bench.buffer(case.ffn_dim, gate_TF),
+            bench.buffer(case.ffn_dim, up_TF),
+            bench.buffer(case.ffn_dim),
+        )
         bench.plan.swiglu(gate, up, out)
         expected = NumpyOps(Step.of(Batch([chunk(1)]), Cache(1, 1, BLOCK_TOKENS, 1))).swiglu(gate_TF, up_TF)
         got = bench.run(out, case.ffn_dim, [chunk(case.n_tokens)])
@@ -138,7 +157,9 @@ def test_rope(target: str) -> None:
         bench.plan.rope_store(q, k, v, 0)
         step = chunk(case.n_tokens, case.start)
         got = bench.run(q, x_THC.shape[1], [step])
-        expected = NumpyOps(Step.of(Batch([step]), Cache(1, last_block + 1, BLOCK_TOKENS, 1))).rope(x_THC, case.n_heads, table)
+        expected = NumpyOps(Step.of(Batch([step]), Cache(1, last_block + 1, BLOCK_TOKENS, 1))).rope(
+            x_THC, case.n_heads, table
+        )
         assert error(got, expected, RopeCase.unit(x_THC)) <= 4 * TOLERANCES["rope", "float32"], case
 
 
@@ -150,7 +171,9 @@ def test_attend(cache: str, target: str) -> None:
 
 
 def attend_error(case: AttendCase, cache: str, target: str) -> float:
-    bench = OpBench(target, cache=cache, n_blocks=case.n_blocks, kv_heads=case.n_kv_heads, head_dim=case.head_dim)
+    bench = OpBench(
+        target, cache=cache, n_blocks=case.n_blocks, kv_heads=case.n_kv_heads, head_dim=case.head_dim
+    )
     bench.plan.set_rotation([0.0] * (case.head_dim // 2), 1.0)  # positions turn nothing
     widths = [case.n_heads * case.head_dim, *[case.n_kv_heads * case.head_dim] * 2]
     q, k, v = (bench.buffer(width) for width in widths)
@@ -164,6 +187,24 @@ def attend_error(case: AttendCase, cache: str, target: str) -> float:
         got = bench.run(out, widths[0], batch.chunks)
         expected = NumpyOps(Step.of(batch, reference)).attend(*values, 0, case.head_dim, case.scale)
     return error(got, expected, case.unit(values[2]))
+
+
+@on_targets
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_a_former_owner_left_in_a_block_does_not_matter(cache: str, target: str) -> None:
+    """Not even infinities: masked positions have weight zero, but zero times infinity is not a number."""
+    bench = OpBench(target, cache=cache)
+    bench.plan.set_rotation([0.0] * 16, 1.0)
+    q, k, v, out = (bench.buffer(32) for _ in range(4))
+    bench.plan.rope_store(q, k, v, 0)
+    bench.plan.attend(q, 0, 1, 1.0, out, 0)
+    for buffer in (q, k, v):
+        bench.plan.set_values(buffer, np.full((BLOCK_TOKENS, 32), np.inf, np.float32))
+    bench.run(out, 32, [chunk(BLOCK_TOKENS)])
+    for n_tokens in (1, 5):
+        for buffer in (q, k, v):
+            bench.plan.set_values(buffer, np.ones((n_tokens, 32), np.float32))
+        np.testing.assert_allclose(bench.run(out, 32, [chunk(n_tokens)]), 1.0, rtol=1e-3)
 
 
 def test_bad_arguments_are_refused() -> None:
