@@ -27,6 +27,7 @@ Mask = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
 
 _GREEDY_BELOW = 1e-5  # temperatures at which float32 weights of all but the largest logit vanish
+_LEAST = -700.0  # exp of less is about 0 in float64, or masked
 _GROUP = 256  # ids per group when drawing from the whole vocabulary
 _MAX_SORTED = 1024  # candidates
 _N_BUCKETS = 4096
@@ -70,9 +71,8 @@ class SamplingState:
         self.end_ids = np.fromiter(end_ids, np.intp)
         self.n_output = 0
         self.is_adjusted = bool(self.has_penalties or params.logit_bias or params.min_tokens)
-        self.is_plain = (
-            self.is_greedy and not self.is_adjusted and params.logprobs is None
-        )  # argmax is enough
+        # argmax is enough
+        self.is_plain = self.is_greedy and not self.is_adjusted and params.logprobs is None
         self._slot_of: dict[int, int] = {}
         self._seen_S = np.empty(0, np.intp)
         self._counts_S = np.empty(0, np.float32)  # occurrences in the output
@@ -157,10 +157,12 @@ class Sampler:
         elif p.min_p > 0:
             ids_N = np.flatnonzero(logits_V >= largest + p.temperature * log(p.min_p) - 1e-3)
         elif p.typical_p < 1:
-            ids_N = np.flatnonzero(logits_V > largest - 700 * p.temperature)  # the others weigh 0 in float64
+            ids_N = np.arange(len(logits_V))
         else:
             return _draw_from_all(self._weights(logits_V, largest, p.temperature), u)
         z_N = (logits_V[ids_N].astype(np.float64) - largest) / p.temperature
+        if z_N.min() < _LEAST:
+            ids_N, z_N = _keep(z_N >= _LEAST, ids_N, z_N)
         if p.top_p < 1:
             ids_N, z_N = _keep(_nucleus(z_N, p.top_p, total), ids_N, z_N)
         if p.min_p > 0:

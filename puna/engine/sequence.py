@@ -29,17 +29,16 @@ class Sequence:
     guesser: Guesser
     tokens: array[int] = field(init=False)  # prompt, then answer
     n_prompt: int = field(init=False)
-    n_computed: int = 0  # positions whose keys and values are in the cache; set by the scheduler
-    n_scored: int = 0  # prompt log-probabilities reported; set by the engine
-    draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens; set by the engine
-    blocks: array[int] = field(
-        default_factory=lambda: array("i")
-    )  # block table; these four are set by blocks.py
+    # set by the engine
+    n_scored: int = 0  # prompt log-probabilities reported
+    draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens
+    # set by the scheduler
+    n_computed: int = 0  # positions whose keys and values are in the cache
+    n_cached: int | None = None  # prompt tokens found in the prefix cache when first admitted
+    # set by the block manager
+    blocks: array[int] = field(default_factory=lambda: array("i"))  # block table
     n_shared: int = 0  # leading blocks that the prefix cache knows
     parent: int = ROOT  # prefix cache entry of the last of them
-    n_cached: int | None = (
-        None  # prompt tokens found in the prefix cache when first admitted; set by the scheduler
-    )
     chunk: Chunk = field(init=False)  # what the next step runs; the same object every step
 
     def __post_init__(self) -> None:

@@ -118,20 +118,17 @@ def test_ties_go_to_the_lower_id() -> None:
         assert drawn == {7, 70}
 
 
-def test_masked_logits_are_never_drawn() -> None:
-    row_V = np.full(600, -np.inf, np.float32)
-    row_V[[5, 300, 599]] = 1
-    sampler = Sampler(600)
-    for options in (
-        {},
-        {"top_k": 10},
-        {"top_p": 0.99},
-        {"min_p": 0.1},
-        {"typical_p": 0.99},
-        {"temperature": 1e-3},
-    ):
-        state = SamplingState(SamplingParams(**options), [], [], 4)
-        assert {sampler.choose(row_V, state, position) for position in range(200)} == {5, 300, 599}
+@pytest.mark.parametrize("masked", [-np.inf, -1e30])
+def test_masked_logits_are_never_drawn(masked: float) -> None:
+    row_V = np.full(3000, masked, np.float32)
+    row_V[[5, 300, 2999]] = 1
+    sampler = Sampler(3000)
+    filters: list[dict[str, float]] = [{}, {"top_p": 0.99}, {"min_p": 0.1}, {"typical_p": 0.99}]
+    for top_k in (0, 10, 2000):
+        for options in filters:
+            p = SamplingParams(**options, top_k=top_k, temperature=0.5)
+            state = SamplingState(p, [], [], 4)
+            assert {sampler.choose(row_V, state, position) for position in range(100)} == {5, 300, 2999}
 
 
 def test_extreme_uniforms_and_broken_rows(monkeypatch: pytest.MonkeyPatch) -> None:
