@@ -1,0 +1,56 @@
+# make chat    set everything up and talk to a real Llama
+# make test    the whole test suite, linters and types
+# make bench   this machine's limits and the model's share of them
+# make test-peers   compare with llama.cpp and transformers, built into an environment of their own
+# make sanitize     the kernels and readers under the address and undefined-behaviour sanitizers
+
+PYTHON ?= python3
+MODEL ?= smollm2
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/ops/*)
+
+.PHONY: chat test bench test-peers sanitize clean
+chat: $(VENV)/installed
+	@$(BIN)/puna chat --yes $(MODEL)
+
+bench: $(VENV)/installed
+	@$(BIN)/puna bench --yes $(MODEL)
+
+test: $(VENV)/tested-with
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/puna pull smollm2
+	$(BIN)/pytest -m "not peers"
+
+test-peers: .venv-peers/installed
+	.venv-peers/bin/puna pull smollm2
+	.venv-peers/bin/pytest -m peers
+
+sanitize: $(VENV)/tested-with
+	PYTHON=$(BIN)/python tests/fuzz/sanitize.sh
+
+clean:
+	rm -rf $(VENV) .venv-peers build
+
+$(VENV)/installed: $(SOURCES)
+	@command -v c++ g++ clang++ >/dev/null 2>&1 || { echo "Puna needs a C++ compiler and found none: \`apt-get install g++\` on Debian and Ubuntu, \`dnf install gcc-c++\` on Fedora, \`xcode-select --install\` on macOS." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Building Puna (two or three minutes on two cores, once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/tested-with: $(VENV)/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	@$(BIN)/pip install --quiet --group test
+	@touch $@
+
+# torch first and pinned: left to itself, a dependency would bring gigabytes of GPU libraries.
+.venv-peers/installed: $(SOURCES)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	@.venv-peers/bin/pip install --quiet torch==2.13.0
+	@.venv-peers/bin/pip install --quiet --group test --group peers
+	@.venv-peers/bin/pip install --quiet --editable .
+	@touch $@
