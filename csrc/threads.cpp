@@ -38,9 +38,7 @@ void Pool::run(const std::function<void(int)>& fn) {
   }
   wake_.notify_all();
   fn(0);
-  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; spins++)
-    if (spins < 4096) relax();
-    else std::this_thread::yield();
+  spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; });
 }
 
 // Between the steps of a generation there are some 100 us of sampling: spinning through them saves a wake-up per step;

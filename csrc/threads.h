@@ -11,6 +11,14 @@ namespace puna {
 
 void relax();  // tells the core that this is a spin loop
 
+// Waits for another thread that is at work. Yielding hands a busy core to a stranger for a whole time slice, so it is
+// the last resort: for the case that the partner needs this very core.
+template <class Done> void spin_until(Done done) {
+  for (int spins = 0; !done(); spins++)
+    if (spins < 1 << 15) relax();  // some 500 us
+    else std::this_thread::yield();
+}
+
 // All threads meet; the last to arrive runs a function before any goes on.
 class Barrier {
  public:
@@ -23,10 +31,7 @@ class Barrier {
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
-    // A preempted partner must be able to run here, or a busy machine would stall for whole time slices.
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++)
-      if (spins < 4096) relax();
-      else std::this_thread::yield();
+    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
   }
 
  private:

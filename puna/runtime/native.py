@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna import _native
-from puna.core import Batch, EngineClosed
+from puna.core import BadValue, Batch, EngineClosed, Unsupported, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
@@ -27,8 +28,13 @@ _FORMS = {"f32": 0, "bf16": 1, "q8": 2}
 
 
 def default_threads() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: its affinity, within the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def cpu_info(target: str = "") -> dict[str, Any]:
@@ -38,6 +44,11 @@ def cpu_info(target: str = "") -> dict[str, Any]:
         "available": _native.available_targets(),
         "cores": default_threads(),
     }
+
+
+def cache_bytes_per_token(cfg: ModelConfig, cache_type: str) -> int:
+    """Bytes of the keys and values of one position in all layers."""
+    return int(_native.cache_bytes_per_token(cache_type, cfg.n_layers, cfg.n_kv_heads, cfg.head_dim))
 
 
 def measure_limits(
@@ -61,7 +72,8 @@ class NativeExecutor:
     """core.Executor on the CPU.
 
     `cache_tokens` positions of keys and values are kept as `cache_type`; memory is taken as they fill.
-    A step runs at most `max_tokens` tokens and returns at most `max_logits` rows.
+    A step runs at most `max_tokens` tokens and returns at most `max_logits` rows. Raises BadValue for an
+    unknown target or cache type, Unsupported for a shape that no kernel has.
     """
 
     block_size = BLOCK_TOKENS
@@ -80,6 +92,7 @@ class NativeExecutor:
         target: str = "",
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        _check(cfg, target, cache_type)
         self.vocab_size = cfg.vocab_size
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
@@ -119,6 +132,18 @@ class NativeExecutor:
         self._plan = None
 
 
+def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
+    for what, found, known in (
+        ("the CPU target", target, ("", *_native.available_targets())),
+        ("the cache type", cache_type, CACHE_TYPES),
+    ):
+        if found not in known:
+            names = ", ".join(name for name in known if name)
+            raise BadValue(f"{what} must be one of {names} on this machine, got {found!r}{closest(found, known)}")
+    if cfg.head_dim % 32 or cfg.head_dim > 256:
+        raise Unsupported(f"head_dim must be a multiple of 32 up to 256 to run on the CPU, found {cfg.head_dim}")
+
+
 def _matrices(plan: Plan) -> dict[str, WeightRef]:
     """Weights that are multiplied or looked up, in the order in which a step reads them."""
     return {w.name: w for node in plan.nodes if node.op != "rms_norm" for w in node.weights}
@@ -156,7 +181,8 @@ def _lower(plan: Plan, native: Any, packed: Mapping[str, Any], tensors: Mapping[
         _LOWER[node.op](native, node, ins, outs, weights, form, tensors)
         if node.op not in ("rms_norm", "attend") and form:
             native.convert(outs[0], form)
-    return number(plan.result)
+    result: int = numbers[home[plan.result]]
+    return result
 
 
 def _wanted_forms(plan: Plan) -> dict[Value, int]:
