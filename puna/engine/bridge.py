@@ -8,17 +8,19 @@ engine half way through a step.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from puna.core import BadValue, Completion, EngineClosed, Request, StepResult
 from puna.engine.engine import Engine, completion
+
+if TYPE_CHECKING:
+    import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy
 
 Item = StepResult | EngineClosed
 
@@ -82,11 +84,13 @@ class AsyncStream(_Stream, AsyncIterator[StepResult]):
         self._items = items
 
     async def __anext__(self) -> StepResult:
+        from asyncio import CancelledError
+
         if self._has_ended:
             raise StopAsyncIteration
         try:
             item = await self._items.get()
-        except asyncio.CancelledError:
+        except CancelledError:
             self.close()
             raise
         return self._open(item)
@@ -127,6 +131,8 @@ class EngineThread:
 
     def astream(self, request: Request) -> AsyncStream:
         """The same from inside a running event loop."""
+        import asyncio
+
         items: asyncio.Queue[Item] = asyncio.Queue()
         self._submit(request, _Inbox(items.put_nowait, asyncio.get_running_loop()))
         return AsyncStream(self, request, items)

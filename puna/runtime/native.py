@@ -134,14 +134,14 @@ class NativeExecutor:
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
     for what, found, known in (
-        ("the CPU target", target, ("", *_native.available_targets())),
+        ("the CPU target of this machine", target, ("", *_native.available_targets())),
         ("the cache type", cache_type, CACHE_TYPES),
     ):
         if found not in known:
             names = ", ".join(name for name in known if name)
-            raise BadValue(f"{what} must be one of {names} on this machine, got {found!r}{closest(found, known)}")
+            raise BadValue(f"{what} must be one of {names}, got {found!r}{closest(found, known)}")
     if cfg.head_dim % 32 or cfg.head_dim > 256:
-        raise Unsupported(f"head_dim must be a multiple of 32 up to 256 to run on the CPU, found {cfg.head_dim}")
+        raise Unsupported(f"head_dim must be a multiple of 32 up to 256, as kernels need, found {cfg.head_dim}")
 
 
 def _matrices(plan: Plan) -> dict[str, WeightRef]:

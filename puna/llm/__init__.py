@@ -1,0 +1,13 @@
+"""The Python API and composition root: `LLM` puts store, checkpoint, tokenizer, executor and engine together.
+
+config.py   what can be asked for, and its defaults
+memory.py   what fits, by arithmetic, before anything is allocated
+load.py     from a model argument to a running engine
+answer.py   answers as they come
+model.py    LLM
+"""
+
+from puna.llm.config import DEFAULT_PARAMS, LLMConfig
+from puna.llm.model import LLM
+
+__all__ = ["DEFAULT_PARAMS", "LLM", "LLMConfig"]

@@ -1,0 +1,113 @@
+"""From a model file to a running engine. Tensors are packed while the tokenizer is built."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from puna import env
+from puna.core import BadValue, Cancelled
+from puna.engine.bridge import EngineThread
+from puna.engine.config import EngineConfig
+from puna.engine.engine import Engine
+from puna.llm.config import LLMConfig
+from puna.llm.memory import Needs, Room, available_bytes, fit
+from puna.model.config import ModelConfig
+from puna.model.rope import rope_table
+from puna.runtime.native import NativeExecutor, cache_bytes_per_token
+from puna.text.tokenizer import Tokenizer
+from puna.weights.load import Checkpoint, open_checkpoint
+
+Progress = Callable[[str, int, int | None], None]  # what is done, bytes done, bytes in all if known
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    config: ModelConfig  # what the file says
+    tokenizer: Tokenizer
+    room: Room
+    engine: EngineThread
+    threads: int
+    seconds: float  # that loading took
+
+
+def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Loaded:
+    """Load a model file. `progress` is called from another thread.
+
+    Raises BadFile or Unsupported for the file, BadValue and DoesNotFit for what is asked.
+    """
+    began_at = perf_counter()
+    engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
+    with open_checkpoint(path) as checkpoint:
+        room = _room(path.stem, checkpoint, asked, engine_config)
+        executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, progress)
+    threads = executor.threads
+    engine = EngineThread(Engine(executor, engine_config))
+    return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at)
+
+
+def _room(name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: EngineConfig) -> Room:
+    config = checkpoint.config
+    if asked.context is not None and asked.context > config.context_length:
+        raise BadValue(
+            f"context must be at most the {config.context_length:,} tokens that {name} was made for, "
+            f"got {asked.context:,}"
+        )
+    n_values = engine_config.max_step_tokens * (4 * config.dim + 2 * config.ffn_dim)
+    n_logits = engine_config.max_rows(config.vocab_size) * config.vocab_size
+    needs = Needs(
+        name,
+        weight_bytes=checkpoint.n_bytes,
+        token_bytes=cache_bytes_per_token(config, asked.cache_type),
+        workspace_bytes=6 * n_values + 4 * n_logits,  # float32, beside it quantized or bfloat16
+        context=config.context_length,
+    )
+    return fit(needs, asked.context, asked.batch, available_bytes())
+
+
+def _pack_and_tokenize(
+    checkpoint: Checkpoint,
+    asked: LLMConfig,
+    room: Room,
+    engine_config: EngineConfig,
+    progress: Progress | None,
+) -> tuple[NativeExecutor, Tokenizer]:
+    is_unwanted = threading.Event()
+    n_packed = 0
+
+    def tick(n_bytes: int) -> None:
+        nonlocal n_packed
+        n_packed += n_bytes
+        if is_unwanted.is_set():
+            raise Cancelled("loading was interrupted")
+        if progress is not None:
+            progress("loading", n_packed, checkpoint.n_bytes)
+
+    def pack() -> NativeExecutor:
+        config = checkpoint.config
+        return NativeExecutor(
+            replace(config, context_length=room.context),
+            checkpoint.tensors,
+            # what we cut down ourselves to fit into memory must not change what the model computes
+            rope_table(config, asked.context),
+            cache_tokens=room.cache_tokens,
+            cache_type=asked.cache_type,
+            threads=asked.threads or env.threads(),
+            max_tokens=engine_config.max_step_tokens,
+            max_logits=engine_config.max_rows(config.vocab_size),
+            target=env.cpu_target() or "",
+            progress=tick,
+        )
+
+    with ThreadPoolExecutor(1, "puna-load") as pool:
+        try:
+            packing = pool.submit(pack)
+            tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+            return packing.result(), tokenizer
+        except BaseException:
+            is_unwanted.set()
+            raise

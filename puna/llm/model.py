@@ -1,0 +1,319 @@
+"""LLM: a loaded model that answers."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Never, Self, overload
+
+from puna.core import (
+    BadInput,
+    BadValue,
+    Completion,
+    Request,
+    SamplingParams,
+    TokenLogprob,
+    UnknownOption,
+    closest,
+)
+from puna.llm.config import DEFAULT_PARAMS, CacheType, LLMConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from puna.engine.bridge import EngineThread, Stream
+    from puna.llm.answer import Answer, AsyncAnswer
+    from puna.llm.load import Progress
+    from puna.model.config import ModelConfig
+    from puna.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, whatever else the chat template reads
+Prompt = str | Sequence[int]  # text, or token ids
+Batch = list[str] | list[list[int]]
+
+_SCORING = SamplingParams(temperature=0, max_tokens=1)
+
+
+class LLM:
+    """A model in memory and the engine that runs it.
+
+    >>> with LLM("smollm2") as llm:
+    ...     print(llm.chat("Why is the sky blue?").text)
+
+    `model` is a name of the store, a .gguf file, a folder with one, or a source; it must be on this machine.
+    The other arguments are the fields of LLMConfig. Methods may be called from several threads and event
+    loops at once: all requests share the steps of one engine, and none changes another one's answer.
+
+    Every method takes sampling options (the fields of SamplingParams) by name, or a SamplingParams as
+    `params`, whose fields these override. Without `params`, temperature is 0.6 and top_p 0.9; temperature 0
+    is greedy.
+
+    Raises NotPulled, UnknownModel, BadFile or Unsupported for the model; BadValue, UnknownOption, or
+    DoesNotFit where weights and cache need more memory than there is.
+    """
+
+    config: ModelConfig  # what the file says of the model
+    tokenizer: Tokenizer
+    context: int  # tokens that a prompt and its answer can have together
+    cache_tokens: int  # tokens that the cache has room for, all requests together
+    threads: int
+    load_seconds: float
+    path: Path
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "smollm2",
+        *,
+        context: int | None = LLMConfig.context,
+        cache_type: CacheType = LLMConfig.cache_type,
+        threads: int | None = LLMConfig.threads,
+        batch: int | None = LLMConfig.batch,
+        seed: int | None = LLMConfig.seed,
+        speculate: bool = LLMConfig.speculate,
+        progress: Progress | None = None,
+        **unknown: Never,
+    ) -> None:
+        known = [field.name for field in fields(LLMConfig)]
+        for name in unknown:
+            raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
+        asked = LLMConfig(context, cache_type, threads, batch, seed, speculate)
+        from puna.llm.load import load
+        from puna.weights import store
+
+        self.path = store.resolve(os.fspath(model))
+        loaded = load(self.path, asked, progress)
+        self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
+        self.threads, self.load_seconds = loaded.threads, loaded.seconds
+        self._engine: EngineThread = loaded.engine
+        self._seeds = count(seed) if seed is not None else None
+        self._finalizer = weakref.finalize(self, loaded.engine.close)
+
+    def close(self) -> None:
+        """Cancel what runs and free the memory. A second call does nothing."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, special: bool = False, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Batch,
+        params: SamplingParams | None = None,
+        *,
+        special: bool = False,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Batch,
+        params: SamplingParams | None = None,
+        *,
+        special: bool = False,
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Continue a text, or token ids, as they are: no chat template.
+
+        A list of texts or of ids runs as one batch and gives a list in its order. With `special`, names of
+        control tokens in texts become those tokens. The answer goes on to the model's end token, a stop,
+        max_tokens, or the end of the context (finish_reason "length").
+
+        Each prompt of a batch gets a seed of its own unless one is given.
+
+        Raises PromptTooLong, BadValue, UnknownOption or EngineClosed.
+        """
+        requests = [
+            self._text_request(item, self._params(params, options), special) for item in _items(prompt)
+        ]
+        answers = self._run(requests)
+        return answers if _is_batch(prompt) else answers[0]
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Completion:
+        """Answer a conversation as the file's chat template puts it to the model; a string is one message.
+
+        Nothing that a message says becomes a control token. The beginning that a conversation has in common
+        with earlier ones comes out of the cache (`n_cached` of the result). Raises BadInput for a model
+        without a template and for messages that it refuses, and what generate() raises.
+        """
+        return self._answer(self._chat_request(messages, tools, self._params(params, options))).result()
+
+    def stream(
+        self,
+        prompt: Prompt | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        special: bool = False,
+        **options: Any,
+    ) -> Answer:
+        """The same as an iterator over pieces of text: messages are answered as in chat(), texts and ids
+        continued as in generate().
+
+        >>> for text in llm.stream([{"role": "user", "content": "Tell me a story."}]):
+        ...     print(text, end="", flush=True)
+        """
+        return self._answer(self._request(prompt, self._params(params, options), tools, special))
+
+    async def agenerate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, special: bool = False, **options: Any
+    ) -> Completion:
+        """generate() of one prompt for an event loop; tasks that run at the same time are batched."""
+        request = self._text_request(prompt, self._params(params, options), special)
+        return await self._async_answer(request).result()
+
+    async def achat(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Completion:
+        """chat() for an event loop."""
+        request = self._chat_request(messages, tools, self._params(params, options))
+        return await self._async_answer(request).result()
+
+    def astream(
+        self,
+        prompt: Prompt | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        special: bool = False,
+        **options: Any,
+    ) -> AsyncAnswer:
+        """stream() for the event loop that is running: `async for text in llm.astream(...)`."""
+        return self._async_answer(self._request(prompt, self._params(params, options), tools, special))
+
+    @overload
+    def score(self, text: Prompt, *, top: int = 0, special: bool = False) -> tuple[TokenLogprob, ...]: ...
+
+    @overload
+    def score(
+        self, text: Batch, *, top: int = 0, special: bool = False
+    ) -> list[tuple[TokenLogprob, ...]]: ...
+
+    def score(
+        self, text: Prompt | Batch, *, top: int = 0, special: bool = False
+    ) -> tuple[TokenLogprob, ...] | list[tuple[TokenLogprob, ...]]:
+        """The natural-log probability of every token of a text (or of ids) after the first.
+
+        A text begins with the model's BOS token where its file asks for one; then every token of the text
+        itself is scored. `top` adds the most likely tokens at each place. A list is scored as one batch.
+        Raises what generate() raises.
+        """
+        params = replace(_SCORING, logprobs=top)
+        requests = [self._text_request(item, params, special, is_scored=True) for item in _items(text)]
+        scores = [answer.prompt_logprobs or () for answer in self._run(requests)]
+        return scores if _is_batch(text) else scores[0]
+
+    def _run(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run requests as one batch. What is wrong with one is raised, and the others are cancelled."""
+        streams: list[Stream] = []
+        for i, request in enumerate(requests):
+            try:
+                streams.append(self._engine.stream(request))
+            except BadInput as error:
+                if len(requests) == 1:
+                    raise
+                raise type(error)(f"prompt {i}: {error}") from None
+        return [stream.result() for stream in streams]
+
+    def _answer(self, request: Request) -> Answer:
+        from puna.llm.answer import Answer
+
+        return Answer(self, self._engine.stream(request))
+
+    def _async_answer(self, request: Request) -> AsyncAnswer:
+        from puna.llm.answer import AsyncAnswer
+
+        return AsyncAnswer(self, self._engine.astream(request))
+
+    def _request(
+        self,
+        prompt: Prompt | Sequence[Message],
+        params: SamplingParams,
+        tools: Sequence[Mapping[str, Any]] | None,
+        special: bool,
+    ) -> Request:
+        if _is_conversation(prompt):
+            return self._chat_request(prompt, tools, params)
+        if tools is not None:
+            raise BadInput("tools need messages to answer, got a text to continue; pass a list of messages")
+        return self._text_request(prompt, params, special)
+
+    def _text_request(
+        self, prompt: Prompt, params: SamplingParams, special: bool, *, is_scored: bool = False
+    ) -> Request:
+        ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
+        return self._request_of(ids, params, continuing=True, is_scored=is_scored)
+
+    def _chat_request(
+        self,
+        messages: str | Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        params: SamplingParams,
+    ) -> Request:
+        from puna.text.chat import encode_chat
+
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return self._request_of(encode_chat(self.tokenizer, turns, tools=tools), params, continuing=False)
+
+    def _request_of(
+        self, ids: list[int], params: SamplingParams, *, continuing: bool, is_scored: bool = False
+    ) -> Request:
+        from puna.llm.answer import TimedText
+
+        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
+        return Request(ids, params, self.tokenizer.end_ids, prompt_logprobs=is_scored, sink=sink)
+
+    def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+        """`params` or the defaults, with `options` in their place and a seed."""
+        base = params or DEFAULT_PARAMS
+        chosen = {field.name: getattr(base, field.name) for field in fields(base)} | dict(options)
+        for name in ("stop", "stop_ids"):
+            value = chosen[name]
+            chosen[name] = (value,) if isinstance(value, str | int) else tuple(value)
+        if chosen["seed"] is None:
+            chosen["seed"] = next(self._seeds) if self._seeds else int.from_bytes(os.urandom(4), "little")
+        try:
+            return SamplingParams.from_options(chosen)
+        except TypeError as error:
+            raise BadValue(f"a sampling option has a value of the wrong type: {error}") from None
+
+
+def _is_batch(prompt: Prompt | Batch) -> TypeIs[Batch]:
+    """Whether this is a list of prompts, rather than one text or one list of ids."""
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | Sequence)
+
+
+def _items(prompt: Prompt | Batch) -> Sequence[Prompt]:
+    return prompt if _is_batch(prompt) else [prompt]
+
+
+def _is_conversation(prompt: Prompt | Sequence[Message]) -> TypeIs[Sequence[Message]]:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
