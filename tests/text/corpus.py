@@ -20,6 +20,19 @@ SENTENCES, CODE, WORDS, EMOJI, SPACES, HARD = (
 BLOCKS = [(int(first, 16), int(last, 16)) for first, last in _DATA["blocks"]]
 
 
+# Words far longer than natural ones, for which encoders take other ways.
+LONG = [
+    " " * 5000,
+    " " * 3000 + "x",
+    "a" * 4000,
+    "ab" * 3000,
+    "1" * 3000,
+    "é" * 2000,
+    "\n" * 3000,
+    "aab" * 1500,
+]
+
+
 class Dice:
     """Marsaglia's xorshift: the standard library promises no sequence of choices across versions."""
 
@@ -94,4 +107,4 @@ def lines() -> list[str]:
     dice = Dice(2026)
     plan = [(sentence, 1800), (code, 1200), (mixture, 1500), (characters, 700), (runs, 350), (controls, 250)]
     made = [kind(dice) for kind, n in plan for _ in range(n)]
-    return HARD + made
+    return HARD + LONG + made
