@@ -7,9 +7,9 @@ that are whole in the result are the template's; then the marks are removed and 
 is encoded as plain text. For messages without such names, the ids are those of the rendered string, as in
 transformers.
 
-A template that looks into texts (does it start with "<think>"?) may render marked ones differently. Then the
-mark is only put into the names of control tokens, which is enough unless the template itself joins pieces to
-new names.
+A template that looks into texts (does it start with "<think>"?) may render marked ones differently. Then
+fewer marks are made: not around texts, or at the least only in the names of control tokens. The last is
+enough unless the template itself makes a name by deleting something from a text.
 """
 
 from __future__ import annotations
@@ -62,11 +62,14 @@ def encode_chat(
             variables=_guarded(variables, guard),
         )
 
-    control = tokenizer.control_tokens
-    rendered = render(lambda text, key: control.mark_names(text, mark))
-    strict = render(lambda text, key: _mark_ends(control.mark_beginnings(text, mark), key, mark))
-    if strict.replace(mark, "") == rendered.replace(mark, ""):
-        rendered = strict
+    names = tokenizer.control_tokens
+    guards: list[_Guard] = [
+        lambda text, key: _mark_ends(names.mark_beginnings(text, mark), key, mark),
+        lambda text, key: names.mark_beginnings(text, mark),
+        lambda text, key: names.mark_names(text, mark),
+    ]
+    wanted = render(guards[-1]).replace(mark, "")
+    rendered = next(made for made in map(render, guards) if made.replace(mark, "") == wanted)
     parts: list[str | int] = []
     for part in tokenizer.split(rendered, special=True):
         parts += [part] if isinstance(part, int) else tokenizer.split(part.replace(mark, ""), special=False)
