@@ -1,0 +1,119 @@
+"""Options that the commands which load a model and sample from it share; every default is the API's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+from puna.cli.common import ProgressBar
+from puna.core import SamplingParams
+from puna.llm import DEFAULT_PARAMS, LLM, LLMConfig
+from puna.llm.config import CACHE_TYPES
+
+_PATIENCE = 1.0  # seconds of loading before a progress bar is worth its own time
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """--temperature and all others; `sampling_params` makes the parameters of them."""
+    group = parser.add_argument_group("sampling")
+    for name, kind, text in (
+        ("temperature", float, "0 takes the likeliest token each time"),
+        ("top_k", int, "of the k likeliest tokens only; 0: of all"),
+        ("top_p", float, "of the likeliest tokens that add up to this"),
+        ("min_p", float, "of tokens at least this times as likely as the likeliest"),
+        ("typical_p", float, "of the most typical tokens that add up to this"),
+        ("repetition_penalty", float, "divides the logits of tokens seen so far; 1: off"),
+        ("frequency_penalty", float, "subtracted from a logit per occurrence in the answer"),
+        ("presence_penalty", float, "subtracted from a logit once it occurred in the answer"),
+        ("max_tokens", int, "tokens of the answer (default: until the context is full)"),
+        ("min_tokens", int, "no end before this many tokens"),
+        ("seed", int, "equal seeds give equal answers (default: a random one)"),
+    ):
+        default = getattr(DEFAULT_PARAMS, name)
+        shown = text if default is None else f"{text} (default: {default:g})"
+        group.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=kind, default=default, help=shown)
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end before TEXT; may be repeated"
+    )
+    group.add_argument("--ignore-end", action="store_true", help="go on after the model's end token")
+
+
+def sampling_params(args: argparse.Namespace, **more: Any) -> SamplingParams:
+    """The parameters that `add_sampling` has read. Raises BadValue."""
+    names = (
+        "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty",
+        "presence_penalty", "max_tokens", "min_tokens", "seed", "ignore_end",
+    )  # fmt: skip
+    return SamplingParams(**{name: getattr(args, name) for name in names}, stop=tuple(args.stop), **more)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """--context, --threads, --cache-type, --no-speculation, for `load`."""
+    group = parser.add_argument_group("loading")
+    group.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        default=LLMConfig.context,
+        help="tokens of prompt and answer together (default: the model's, or what fits into memory)",
+    )
+    group.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=LLMConfig.threads,
+        help="threads to run on (default: $PUNA_THREADS, or all cores)",
+    )
+    group.add_argument(
+        "--cache-type",
+        metavar="TYPE",
+        default=LLMConfig.cache_type,
+        help=f"of keys and values: {', '.join(CACHE_TYPES)} (default: {LLMConfig.cache_type})",
+    )
+    group.add_argument(
+        "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"
+    )
+
+
+def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
+    """Load a model for one conversation, with a progress bar where that takes time.
+
+    `seed` is that of the first request that has none of its own.
+    """
+    with LateProgress() as progress:
+        return LLM(
+            path,
+            context=args.context,
+            cache_type=args.cache_type,
+            threads=args.threads,
+            batch=1,
+            seed=seed,
+            speculate=not args.no_speculation,
+            progress=progress,
+        )
+
+
+class LateProgress:
+    """A progress bar that appears only once the work has taken a while."""
+
+    def __init__(self) -> None:
+        self._began_at = perf_counter()
+        self._bar: ProgressBar | None = None
+
+    def __enter__(self) -> LateProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if self._bar is None and perf_counter() - self._began_at > _PATIENCE:
+            self._bar = ProgressBar().__enter__()
+        if self._bar is not None:
+            self._bar(what, done, total)
