@@ -102,8 +102,7 @@ def test_ids_are_those_of_apply_chat_template() -> None:
     from transformers import PreTrainedTokenizerFast
 
     data = smollm2_data()
-    tokens = [*data["special"], *data["bytes"], *(merge.replace(" ", "") for merge in data["merges"])]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary = {token: i for i, token in enumerate(data["tokens"])}
     backend = Reference(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in data["merges"]]))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

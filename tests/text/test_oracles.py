@@ -93,8 +93,7 @@ def test_ids_are_the_tokenizers_librarys() -> None:
     from tokenizers import models, pre_tokenizers
 
     data = smollm2_data()
-    tokens = [*data["special"], *data["bytes"], *(merge.replace(" ", "") for merge in data["merges"])]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary = {token: i for i, token in enumerate(data["tokens"])}
     reference = Reference(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in data["merges"]]))
     reference.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

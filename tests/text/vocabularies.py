@@ -20,13 +20,15 @@ Metadata = dict[str, Any]
 
 @cache
 def smollm2_data() -> dict[str, Any]:
-    return json.loads(lzma.decompress((GOLDEN / "smollm2_vocab.json.xz").read_bytes()))
+    data = json.loads(lzma.decompress((GOLDEN / "smollm2_vocab.json.xz").read_bytes()))
+    data["tokens"] = [*data["special"], *data["bytes"], *(merge.replace(" ", "") for merge in data["merges"])]
+    return data
 
 
 def smollm2(pre: str = "smollm", extra: dict[str, int] | None = None, **changes: Any) -> Metadata:
     """SmolLM2's vocabulary; `extra` adds tokens (name to type), `changes` keys (None takes one out)."""
     data, extra = smollm2_data(), extra or {}
-    tokens = [*data["special"], *data["bytes"], *(merge.replace(" ", "") for merge in data["merges"]), *extra]
+    tokens = [*data["tokens"], *extra]
     n_special = len(data["special"])
     types = [CONTROL] * n_special + [NORMAL] * (len(tokens) - n_special - len(extra)) + [*extra.values()]
     metadata: Metadata = {
@@ -101,7 +103,6 @@ def byte_alphabet() -> list[str]:
 def smollm2_ranks() -> list[bytes]:
     """SmolLM2's tokens as tiktoken ranks; bytes that it lacks follow at the end."""
     byte_of = {character: b for b, character in enumerate(byte_alphabet())}
-    data = smollm2_data()
-    tokens = [*data["bytes"], *(merge.replace(" ", "") for merge in data["merges"])]
+    tokens = smollm2_data()["tokens"][len(smollm2_data()["special"]) :]
     raw = [bytes(byte_of[character] for character in token) for token in tokens]
     return raw + sorted({bytes([b]) for b in range(256)}.difference(raw))
