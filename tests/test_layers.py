@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evals": {"core", "text", "llm"},
     "assistant": set(),
 }
-ANYTHING = {"llm", "cli", "__init__", "__main__"}  # compose the rest, lazily
+ANYTHING = {"llm", "cli", "bench", "__init__", "__main__"}  # compose the rest, lazily
 
 # Pure files: integers only, so that their tests need no model.
 PURE = {

@@ -57,16 +57,22 @@ def _room(name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: En
             f"context must be at most the {config.context_length:,} tokens that {name} was made for, "
             f"got {asked.context:,}"
         )
+    needs = needs_of(name, checkpoint, asked.cache_type, engine_config)
+    return fit(needs, asked.context, asked.batch, available_bytes())
+
+
+def needs_of(name: str, checkpoint: Checkpoint, cache_type: str, engine_config: EngineConfig) -> Needs:
+    """What the model of a file takes in memory."""
+    config = checkpoint.config
     n_values = engine_config.max_step_tokens * (4 * config.dim + 2 * config.ffn_dim)
     n_logits = engine_config.max_rows(config.vocab_size) * config.vocab_size
-    needs = Needs(
+    return Needs(
         name,
         weight_bytes=checkpoint.n_bytes,
-        token_bytes=cache_bytes_per_token(config, asked.cache_type),
+        token_bytes=cache_bytes_per_token(config, cache_type),
         workspace_bytes=6 * n_values + 4 * n_logits,  # float32, beside it quantized or bfloat16
         context=config.context_length,
     )
-    return fit(needs, asked.context, asked.batch, available_bytes())
 
 
 def _pack_and_tokenize(

@@ -1,0 +1,83 @@
+"""Micro-benchmark: the cases of ops/cases.py for `linear`, one thread, for every CPU target of this machine.
+
+Time per call is the difference between many and few repetitions in one call, so that converting the input
+and making the output do not count. The weight stays in the caches: this shows the arithmetic, not the memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from puna import _native
+from puna.bench.jobs import FLOAT_KINDS
+from puna.ops.cases import NARROW_KINDS, WIDE_KINDS, LinearCase
+from puna.runtime.native import pack_weight
+from puna.weights.quant import random_blocks
+
+SHAPE = (576, 1536)  # (E, D): a down projection of SmolLM2, whole blocks in every format
+TOKENS = (1, 4, 16, 128)
+_SECONDS = 0.03  # for each measurement
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OpResult:
+    target: str
+    kind: str  # of the weight
+    n_tokens: int
+    gop_s: float  # 1e9 operations per second, a multiply-accumulate being two
+    share_of_peak: float  # of one thread's int8 peak; for weights of floats the bf16 peak
+    weight_gb_s: float  # 1e9 bytes of the weight per second
+
+
+def cases() -> list[LinearCase]:
+    return [LinearCase(kind, t, *SHAPE) for kind in NARROW_KINDS + WIDE_KINDS for t in TOKENS]
+
+
+def measure_ops(targets: list[str], tick: Callable[[str], None]) -> Iterator[OpResult]:
+    for target in targets:
+        for case in cases():
+            tick(f"{target} {case.kind} x {case.n_tokens}")
+            yield _measure(case, target)
+
+
+def _measure(case: LinearCase, target: str) -> OpResult:
+    """The best of a few tries, each beside its own peak: what the kernel can do, not what the machine did."""
+    data = random_blocks(case.kind, case.shape, case.rng())
+    matrix = pack_weight(case.kind, case.shape, data)
+    x_TD = np.ascontiguousarray(case.x_TD())
+    peak = _native.bf16_tflops if case.kind in FLOAT_KINDS else _native.int8_tops
+    seconds, shares = [], []
+    for _ in range(_TRIES):
+        operations_s = peak(target, 1, _SECONDS) * 1e12
+        seconds.append(_seconds_per_call(matrix, x_TD, target))
+        shares.append(_operations(case) / seconds[-1] / operations_s)
+    best = min(seconds)
+    return OpResult(
+        target,
+        case.kind,
+        case.n_tokens,
+        _operations(case) / best / 1e9,
+        max(shares),
+        data.nbytes / best / 1e9,
+    )
+
+
+def _operations(case: LinearCase) -> int:
+    return 2 * case.n_tokens * case.n_out * case.n_in
+
+
+def _seconds_per_call(matrix: Any, x_TD: np.ndarray[Any, Any], target: str) -> float:
+    def timed(repeat: int) -> float:
+        begin = time.perf_counter()
+        _native.linear(matrix, x_TD, target, repeat)
+        return time.perf_counter() - begin
+
+    once = min(timed(1) for _ in range(3))
+    repeat = max(4, round(_SECONDS / max(once, 1e-7)))
+    return max((timed(repeat) - once) / (repeat - 1), 1e-9)
