@@ -4,6 +4,7 @@ PUNA_HOME      folder of the model store; default: the platform's folder for use
 PUNA_CPU       force a CPU target of the kernels (see `puna doctor` for those available)
 PUNA_THREADS   threads that a model runs on; default: the physical cores
 NO_COLOR       any value but the empty one: no colours in a terminal (no-color.org)
+TERM           "dumb" or none: a terminal that cannot move its cursor
 HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and pip's own settings are read by those libraries themselves.
 """
 
@@ -35,6 +36,10 @@ def threads() -> int | None:
 
 def no_color() -> bool:
     return bool(os.environ.get("NO_COLOR"))
+
+
+def is_dumb_terminal() -> bool:
+    return os.environ.get("TERM", "dumb") == "dumb"
 
 
 def for_child(**changes: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ _PATIENCE = 1.0  # seconds of loading before a progress bar is worth its own tim
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """--temperature and all others; `sampling_params` makes the parameters of them."""
+    """--temperature and all others; `read_sampling` makes the parameters of them."""
     group = parser.add_argument_group("sampling")
     for name, kind, text in (
         ("temperature", float, "0 takes the likeliest token each time"),
@@ -41,7 +41,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ignore-end", action="store_true", help="go on after the model's end token")
 
 
-def sampling_params(args: argparse.Namespace, **more: Any) -> SamplingParams:
+def read_sampling(args: argparse.Namespace, **more: Any) -> SamplingParams:
     """The parameters that `add_sampling` has read. Raises BadValue."""
     names = (
         "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import add_json, model_path, print_json
-from puna.cli.options import add_loading, add_sampling, load, sampling_params
+from puna.cli.options import add_loading, add_sampling, load, read_sampling
 from puna.cli.terminal import rate, write
 from puna.core import BadInput, Completion, TokenLogprob, UnknownModel
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    params = sampling_params(args, logprobs=args.logprobs)
+    params = read_sampling(args, logprobs=args.logprobs)
     args.model, prompt = _model_and_prompt(args.model, args.prompt)
     path = _path(args, prompt)
     if prompt is None:

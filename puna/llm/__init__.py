@@ -7,7 +7,7 @@ answer.py   answers as they come
 model.py    LLM
 """
 
-from puna.llm.config import DEFAULT_PARAMS, LLMConfig
+from puna.llm.config import DEFAULT_PARAMS, LLMConfig, sampling_params
 from puna.llm.model import LLM
 
-__all__ = ["DEFAULT_PARAMS", "LLM", "LLMConfig"]
+__all__ = ["DEFAULT_PARAMS", "LLM", "LLMConfig", "sampling_params"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from puna.core import BadValue, SamplingParams, closest
 
@@ -12,6 +13,30 @@ CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 
 # Meta's generation code and configuration files. For the single most likely answer ask for temperature 0.
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_p=0.9)
+
+_WHOLE = ("top_k", "seed", "max_tokens", "min_tokens", "logprobs")
+_IDS = ("stop_ids", "logit_bias")
+
+
+def sampling_params(options: Mapping[str, Any], base: SamplingParams = DEFAULT_PARAMS) -> SamplingParams:
+    """`base` with `options` in the place of its fields; one stop or stop id needs no list around it.
+
+    Raises UnknownOption with the closest name, and BadValue for a value of the wrong type or range.
+    """
+    chosen = {field.name: getattr(base, field.name) for field in fields(base)} | dict(options)
+    try:
+        for name in ("stop", "stop_ids"):
+            value = chosen[name]
+            chosen[name] = (value,) if isinstance(value, str | int) else tuple(value)
+        params = SamplingParams.from_options(chosen)
+        whole = [*(chosen[name] for name in _WHOLE), *(item for name in _IDS for item in chosen[name])]
+        for value in whole:
+            if value is not None and not isinstance(value, int):
+                raise TypeError(f"{value!r} should be a whole number")
+        "".join(params.stop)
+    except (TypeError, AttributeError) as error:
+        raise BadValue(f"a sampling option has a value of the wrong type: {error}") from None
+    return params
 
 
 @dataclass(frozen=True)  # no slots: the class attributes are the defaults of LLM.__init__ and of the commands

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Never, Self, overload
 
 from puna.core import (
     BadInput,
-    BadValue,
     Completion,
     Request,
     SamplingParams,
@@ -21,7 +20,7 @@ from puna.core import (
     UnknownOption,
     closest,
 )
-from puna.llm.config import DEFAULT_PARAMS, CacheType, LLMConfig
+from puna.llm.config import DEFAULT_PARAMS, CacheType, LLMConfig, sampling_params
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -293,17 +292,14 @@ class LLM:
 
     def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """`params` or the defaults, with `options` in their place and a seed."""
-        base = params or DEFAULT_PARAMS
-        chosen = {field.name: getattr(base, field.name) for field in fields(base)} | dict(options)
-        for name in ("stop", "stop_ids"):
-            value = chosen[name]
-            chosen[name] = (value,) if isinstance(value, str | int) else tuple(value)
-        if chosen["seed"] is None:
-            chosen["seed"] = next(self._seeds) if self._seeds else int.from_bytes(os.urandom(4), "little")
-        try:
-            return SamplingParams.from_options(chosen)
-        except TypeError as error:
-            raise BadValue(f"a sampling option has a value of the wrong type: {error}") from None
+        chosen = sampling_params(options, params or DEFAULT_PARAMS)
+        if chosen.seed is not None:
+            return chosen
+        return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(4), "little")
 
 
 def _is_batch(prompt: Prompt | Batch) -> TypeIs[Batch]:

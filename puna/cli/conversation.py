@@ -1,0 +1,173 @@
+"""The state of a chat, whatever shows it: messages, sampling parameters, and files that hold both.
+
+A saved chat is one JSON object:
+
+    {"puna_chat": 1, "model": "smollm2",
+     "messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...],
+     "params": {"temperature": 0.6, ...}}     fields of SamplingParams that differ from the defaults
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.core import BadFile, BadInput, BadValue, Completion, PromptTooLong, SamplingParams
+from puna.llm import DEFAULT_PARAMS, sampling_params
+from puna.weights.disk import write_atomically
+
+if TYPE_CHECKING:
+    from puna.llm import LLM
+    from puna.llm.answer import Answer, Timing
+
+_VERSION = 1
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(slots=True)
+class Totals:
+    """Of all answers since the program started."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    answer_tokens: int = 0
+    prompt_s: float = 0.0
+    decode_s: float = 0.0
+
+    def add(self, result: Completion, timing: Timing) -> None:
+        self.answers += 1
+        self.prompt_tokens += result.n_prompt
+        self.cached_tokens += result.n_cached
+        self.answer_tokens += len(result.token_ids)
+        self.prompt_s += timing.prompt_s
+        self.decode_s += timing.decode_s
+
+
+class Conversation:
+    def __init__(self, llm: LLM, model: str, params: SamplingParams, system: str | None = None) -> None:
+        self.llm = llm
+        self.model = model
+        self.params = params
+        self.messages: list[dict[str, str]] = []
+        self.n_context = 0  # tokens of the context in use after the last answer
+        self.totals = Totals()
+        self._asked: str | None = None  # a message whose answer is being made
+        self.set_system(system)
+
+    @property
+    def system(self) -> str | None:
+        first = self.messages[0] if self.messages else None
+        return first["content"] if first and first["role"] == "system" else None
+
+    def set_system(self, text: str | None) -> None:
+        """Set the system message from now on, or remove it."""
+        if self.system is not None:
+            del self.messages[0]
+        if text is not None:
+            self.messages.insert(0, {"role": "system", "content": text})
+
+    def ask(self, text: str) -> Answer:
+        """Begin to answer a message; read the answer, then call `keep`. A refused message changes nothing."""
+        try:
+            answer = self.llm.stream([*self.messages, {"role": "user", "content": text}], self.params)
+        except PromptTooLong as error:
+            raise PromptTooLong(
+                f"{error}. Nothing was dropped: /undo or /reset makes room, --context sets its size"
+            ) from None
+        self._asked = text
+        return answer
+
+    def keep(self, answer: Answer) -> Completion:
+        """Add message and answer to the conversation; neither if there is no text."""
+        result = answer.result()
+        if result.text:
+            assert self._asked is not None
+            self.messages.append({"role": "user", "content": self._asked})
+            self.messages.append({"role": "assistant", "content": result.text})
+            self.n_context = result.n_prompt + len(result.token_ids)
+        self.totals.add(result, answer.timing)
+        self._asked = None
+        return result
+
+    def undo(self) -> str:
+        """Take back the last message of the user and all after it; returns that message."""
+        last = next((i for i, m in reversed([*enumerate(self.messages)]) if m["role"] == "user"), None)
+        if last is None:
+            raise BadInput("there is no message to take back yet")
+        text = self.messages[last]["content"]
+        del self.messages[last:]
+        return text
+
+    def reset(self) -> None:
+        """Forget all messages but the system message."""
+        system = self.system
+        self.messages.clear()
+        self.n_context = 0
+        self.set_system(system)
+
+    def save(self, path: Path) -> None:
+        """Write the chat to a file; another chat that is there is replaced, anything else is not."""
+        if path.exists():
+            _read(path)
+        chat = {
+            "puna_chat": _VERSION,
+            "model": self.model,
+            "messages": self.messages,
+            "params": changed_params(self.params),
+        }
+        write_atomically(path, json.dumps(chat, ensure_ascii=False, indent=1) + "\n")
+
+    def load(self, path: Path) -> None:
+        """Go on with a saved chat: its messages and parameters, on the model that is running."""
+        chat = _read(path)
+        try:
+            params = sampling_params(_with_ids(chat.get("params", {})))
+        except BadInput as error:
+            raise BadFile(f"{path}: {error}") from None
+        self.params = params
+        self.messages = chat["messages"]
+        self.n_context = 0
+
+
+def changed_params(params: SamplingParams) -> dict[str, Any]:
+    """The fields that differ from the defaults."""
+    values = {field.name: getattr(params, field.name) for field in fields(params)}
+    return {name: value for name, value in values.items() if value != getattr(DEFAULT_PARAMS, name)}
+
+
+def _with_ids(params: dict[str, Any]) -> dict[str, Any]:
+    """Keys of JSON objects are strings; those of logit_bias are token ids."""
+    bias = params.get("logit_bias", {})
+    if not isinstance(bias, dict) or not all(map(str.isdecimal, bias)):
+        raise BadValue(f"logit_bias must be an object with token ids for keys, got {bias!r:.80}")
+    return {**params, "logit_bias": {int(token): value for token, value in bias.items()}}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file that must be a saved chat."""
+    try:
+        chat = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        raise BadFile(f"{path} cannot be read as a saved chat: {reason}; choose another file") from None
+    if not isinstance(chat, dict) or chat.get("puna_chat") != _VERSION or not _are_messages(chat):
+        raise BadFile(f"{path} is not a saved chat of version {_VERSION}; choose another file")
+    return chat
+
+
+def _are_messages(chat: dict[str, Any]) -> bool:
+    messages = chat.get("messages")
+    return (
+        isinstance(messages, list)
+        and isinstance(chat.get("params", {}), dict)
+        and all(
+            isinstance(message, dict)
+            and message.keys() == {"role", "content"}
+            and message["role"] in _ROLES
+            and isinstance(message["content"], str)
+            for message in messages
+        )
+    )
