@@ -8,7 +8,7 @@ and its ids are an oracle of the tests.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from puna.core import BadFile
 from puna.text.merging import NEVER, merge
+from puna.text.strings import Strings
 
 
 def _alphabet() -> str:
@@ -25,41 +26,37 @@ def _alphabet() -> str:
     return "".join(chr(b) if b in printable else chr(next(spare)) for b in range(256))
 
 
-_OUTSIDE = 256
-_BYTE_OF = np.full(1 << 16, _OUTSIDE, np.uint16)
-_BYTE_OF[[ord(character) for character in _alphabet()]] = range(256)
+_OUTSIDE, _SPACE = 256, 257  # neither is a byte; spaces stand between the parts of a merge
+_UNIT_OF = np.full(1 << 11, _OUTSIDE, np.uint16)  # by code points that UTF-8 has in at most two bytes
+_UNIT_OF[[ord(character) for character in _alphabet()]] = range(256)
+_UNIT_OF[ord(" ")] = _SPACE
 _BYTES = [bytes([b]) for b in range(256)]
 
 # Words remembered with their ids: at most this many, none longer than this (natural ones rarely are).
 _CACHE_WORDS, _CACHE_LENGTH = 20_000, 32
 
 
-def spelled(tokens: Sequence[str]) -> list[bytes]:
+def spelled(tokens: Strings) -> list[bytes]:
     """The bytes that tokens spelled in the byte alphabet stand for; others are taken as plain text."""
-    units, ends = _units(tokens)
-    outside = _BYTE_OF[units] == _OUTSIDE
-    outside[ends] = False
-    if outside.any() or ends.size != len(tokens):
-        return [_spelled_one(token) for token in tokens]
-    return _slices(units, ends)
+    units, starts = _units(tokens)
+    raw = units.astype(np.uint8).tobytes()
+    result = [raw[a:b] for a, b in pairwise(starts.tolist())]
+    for i in np.unique(np.searchsorted(starts, np.flatnonzero(units >= _OUTSIDE), "right") - 1).tolist():
+        result[i] = tokens[i].encode()
+    return result
 
 
-def _spelled_one(token: str) -> bytes:
-    units = np.frombuffer(token.encode("utf-16-le"), "<u2")
-    found = _BYTE_OF[units]
-    return token.encode() if (found == _OUTSIDE).any() else found.astype(np.uint8).tobytes()
-
-
-def _units(strings: Sequence[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-    """All strings in UTF-16, each followed by a newline (outside the alphabet), and where these are."""
-    units = np.frombuffer(("\n".join(strings) + "\n").encode("utf-16-le"), "<u2")
-    return units, np.flatnonzero(units == ord("\n"))
-
-
-def _slices(units: NDArray[np.uint16], ends: NDArray[np.int64]) -> list[bytes]:
-    """The bytes of each string that `ends` delimits."""
-    raw = _BYTE_OF[units].astype(np.uint8).tobytes()
-    return [raw[a + 1 : b] for a, b in pairwise([-1, *ends.tolist()])]
+def _units(strings: Strings) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """What each character spells, and where each string starts in that [strings + 1]."""
+    utf8 = strings.utf8
+    codes = utf8.astype(np.uint16)
+    two = np.flatnonzero((utf8 >= 0xC0) & (utf8 < 0xE0))
+    codes[two] = (codes[two] & 0x1F) << 6 | codes[two + 1] & 0x3F
+    codes[utf8 >= 0xE0] = 0  # of three or four bytes: outside, as U+0000 is
+    begins = utf8 & 0xC0 != 0x80
+    n_before = np.zeros(utf8.size + 1, np.int64)
+    np.cumsum(begins, out=n_before[1:])
+    return _UNIT_OF[codes[begins]], n_before[strings.starts]
 
 
 class ByteLevelBPE:
@@ -73,7 +70,7 @@ class ByteLevelBPE:
     def __init__(
         self,
         ids: Mapping[bytes, int],
-        merges: Sequence[str],
+        merges: Strings,
         split: Callable[[str], list[str]],
         *,
         whole_words: bool,
@@ -119,14 +116,14 @@ class ByteLevelBPE:
         return NEVER
 
 
-def _index(ids: Mapping[bytes, int], merges: Sequence[str]) -> tuple[array[int], array[int], array[int]]:
+def _index(ids: Mapping[bytes, int], merges: Strings) -> tuple[array[int], array[int], array[int]]:
     """Merges grouped by the token they make: starts of groups [largest id + 2], lengths of left parts, ranks.
 
     A token and the length of its left part say all of a pair, in 6 bytes; a dictionary of pairs takes 130.
     """
-    parts, left_lengths = _pairs(merges)
+    raw, starts, left_lengths = _pairs(merges)
     try:
-        made = np.fromiter(map(ids.__getitem__, parts), np.int64, len(parts))
+        made = np.fromiter((ids[raw[a:b]] for a, b in pairwise(starts.tolist())), np.int64, len(merges))
     except KeyError as error:
         raise BadFile(
             f"every merge must make a token of the vocabulary, one makes {error.args[0]!r}; damaged file?"
@@ -141,13 +138,12 @@ def _index(ids: Mapping[bytes, int], merges: Sequence[str]) -> tuple[array[int],
     )
 
 
-def _pairs(merges: Sequence[str]) -> tuple[list[bytes], NDArray[np.uint16]]:
-    """What each merge makes, and how many of its bytes are the left part's."""
-    if not merges:
-        return [], np.zeros(0, np.uint16)
-    units, ends = _units(merges)
-    spaces = np.flatnonzero(units == ord(" "))
-    lefts = spaces - np.concatenate([[0], ends[:-1] + 1]) if spaces.size == ends.size == len(merges) else None
-    if lefts is None or (lefts < 1).any() or (spaces >= ends - 1).any():
+def _pairs(merges: Strings) -> tuple[bytes, NDArray[np.int64], NDArray[np.uint16]]:
+    """What merges make, joined; where each starts in it [merges + 1]; bytes in their left parts [merges]."""
+    units, starts = _units(merges)
+    is_space = units == _SPACE
+    spaces = np.flatnonzero(is_space)
+    if spaces.size != len(merges) or (spaces <= starts[:-1]).any() or (spaces >= starts[1:] - 1).any():
         raise BadFile("every merge must be two tokens with a space between them, one is not; damaged file?")
-    return _slices(units[units != ord(" ")], ends - np.arange(1, ends.size + 1)), lefts.astype(np.uint16)
+    raw = units[~is_space].astype(np.uint8).tobytes()
+    return raw, starts - np.arange(starts.size), (spaces - starts[:-1]).astype(np.uint16)

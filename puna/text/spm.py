@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import BadFile
 from puna.text.merging import NEVER, merge
+from puna.text.strings import Strings
 
 _SPACE = "\u2581"
 
@@ -23,9 +25,10 @@ _SPACE = "\u2581"
 _CACHE_STRETCHES, _CACHE_LENGTH = 20_000, 32
 
 
-def spelled(tokens: Iterable[str]) -> list[bytes]:
+def spelled(tokens: Strings) -> list[bytes]:
     """The bytes that tokens stand for."""
-    return [token.replace(_SPACE, " ").encode() for token in tokens]
+    raw, space = tokens.utf8.tobytes(), _SPACE.encode()
+    return [raw[a:b].replace(space, b" ") for a, b in pairwise(tokens.starts.tolist())]
 
 
 class SentencePieceBPE:
@@ -40,7 +43,7 @@ class SentencePieceBPE:
     def __init__(
         self,
         ids: Mapping[bytes, int],
-        scores: NDArray[np.float32],
+        scores: NDArray[np.float64],
         byte_ids: Sequence[int],
         unknown_id: int | None,
         *,

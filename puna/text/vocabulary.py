@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from puna.core import BadFile, Unsupported
 from puna.text import bpe, pretokenizers, spm
+from puna.text.strings import Strings
 
 
 class Encoder(Protocol):
@@ -58,91 +59,76 @@ _END_NAMES_OF_CONTROL = ("</s>", "<end_of_turn>", "<EOT>", "▁<EOT>", "[EOS]")
 # Files also forget to call such tokens control tokens.
 _CONTROL_SHAPE = re.compile(r"<\|\w+\|>")
 
-_KEY = "tokenizer.ggml."
+_KEY = "tokenizer."
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """Raises BadFile where the metadata is missing or contradicts itself, Unsupported for unknown kinds."""
-    kind = _get(metadata, "model")
-    if kind not in ("gpt2", "llama"):
-        raise Unsupported(
-            f"the file's vocabulary (tokenizer.ggml.model) is of kind {kind!r}, Puna reads 'gpt2' (byte-"
-            "level BPE) and 'llama' (SentencePiece BPE)"
-        )
-    reader = _Reader(metadata, byte_level=kind == "gpt2")
-    return reader.byte_level_vocabulary() if kind == "gpt2" else reader.sentencepiece_vocabulary()
+    keys = _Keys(metadata)
+    kind = keys.required("ggml.model", str)
+    if kind == "gpt2":
+        return _byte_level(keys)
+    if kind == "llama":
+        return _sentencepiece(keys)
+    raise Unsupported(
+        f"the file's vocabulary (tokenizer.ggml.model) is of kind {kind!r}, Puna reads 'gpt2' (byte-level "
+        "BPE) and 'llama' (SentencePiece BPE)"
+    )
 
 
-def _get(metadata: Mapping[str, Any], name: str) -> Any:
-    try:
-        return metadata[_KEY + name]
-    except KeyError:
-        raise BadFile(
-            f"the file must carry its vocabulary, metadata {_KEY + name!r} is missing; convert the model "
-            "again with its tokenizer"
-        ) from None
+def _byte_level(keys: _Keys) -> Vocabulary:
+    scheme = pretokenizers.find(keys.optional("ggml.pre", str, "default"))
+    tokens = _Tokens(keys, bpe.spelled)
+    split = pretokenizers.splitter(scheme)
+    encoder = bpe.ByteLevelBPE(tokens.ids, keys.strings("ggml.merges"), split, whole_words=scheme.whole_words)
+    return tokens.vocabulary(encoder, add_bos=scheme.add_bos, space_prefix=False)
 
 
-class _Reader:
-    """Metadata on its way to a Vocabulary."""
+def _sentencepiece(keys: _Keys) -> Vocabulary:
+    tokens = _Tokens(keys, spm.spelled)
+    space_prefix = keys.optional("ggml.add_space_prefix", bool, True)
+    byte_ids = [tokens.others[name] for b in range(256) if (name := f"<0x{b:02X}>") in tokens.others]
+    encoder = spm.SentencePieceBPE(
+        tokens.ids,
+        keys.numbers("ggml.scores", len(tokens.spelled), np.float64),
+        byte_ids if len(byte_ids) == 256 else [],
+        tokens.role("unknown"),
+        space_prefix=space_prefix,
+    )
+    return tokens.vocabulary(encoder, add_bos=True, space_prefix=space_prefix)
 
-    def __init__(self, metadata: Mapping[str, Any], *, byte_level: bool) -> None:
-        self.metadata = metadata
-        tokens: list[str] = _get(metadata, "tokens")
-        self.types = self._types(len(tokens))
-        # Tokens that merging does not make, by name.
-        self.others = {tokens[i]: i for i in np.flatnonzero(self.types != TokenType.NORMAL).tolist()}
-        self.tokens = self._spell(tokens, byte_level)
-        # Tokens that text becomes by merging. No control token is among them: this is what keeps text safe.
-        normal = np.flatnonzero(self.types == TokenType.NORMAL).tolist()
-        self.ids = dict(zip(map(self.tokens.__getitem__, normal), normal, strict=True))
-        if len(self.ids) + len(self.others) != len(tokens):
-            twice = Counter(zip(self.tokens, self.types.tolist(), strict=True)).most_common(1)[0][0][0]
-            raise BadFile(f"every token must be in the vocabulary once, {twice!r} is there twice")
-        self._mark_control()
 
-    def byte_level_vocabulary(self) -> Vocabulary:
-        scheme = pretokenizers.find(self.metadata.get(_KEY + "pre", "default"))
-        split = pretokenizers.splitter(scheme)
-        merges = _get(self.metadata, "merges")
-        encoder = bpe.ByteLevelBPE(self.ids, merges, split, whole_words=scheme.whole_words)
-        return self._vocabulary(encoder, add_bos=scheme.add_bos, space_prefix=False)
+class _Keys:
+    """Metadata by the last part of its keys. Raises BadFile for what is missing or of another type."""
 
-    def sentencepiece_vocabulary(self) -> Vocabulary:
-        byte_ids = [self.others[name] for b in range(256) if (name := f"<0x{b:02X}>") in self.others]
-        space_prefix = bool(self.metadata.get(_KEY + "add_space_prefix", True))
-        encoder = spm.SentencePieceBPE(
-            self.ids,
-            self._array("scores", len(self.tokens), np.float32),
-            byte_ids if len(byte_ids) == 256 else [],
-            self._token_id("unknown"),
-            space_prefix=space_prefix,
-        )
-        return self._vocabulary(encoder, add_bos=True, space_prefix=space_prefix)
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
 
-    def _vocabulary(self, encoder: Encoder, *, add_bos: bool, space_prefix: bool) -> Vocabulary:
-        bos_id = self._token_id("bos")
-        named = (*_CONTROL, TokenType.USER_DEFINED)
-        return Vocabulary(
-            tokens=self.tokens,
-            names={name: i for name, i in self.others.items() if self.types[i] in named},
-            special_ids=frozenset(i for i in self.others.values() if self.types[i] in _CONTROL),
-            encoder=encoder,
-            bos_id=bos_id,
-            eos_id=self._token_id("eos"),
-            end_ids=self._end_ids(),
-            add_bos=bool(self.metadata.get(_KEY + "add_bos_token", add_bos)) and bos_id is not None,
-            space_prefix=space_prefix,
-            chat_template=self.metadata.get("tokenizer.chat_template"),
-        )
+    def optional(self, name: str, kind: type, default: Any = None) -> Any:
+        value = self._metadata.get(_KEY + name, default)
+        # bool is a kind of int to Python, not to a file.
+        if value is not None and type(value) is not kind:
+            raise BadFile(
+                f"metadata {_KEY + name!r} must be of type {kind.__name__}, found {value!r:.40}; "
+                "damaged file?"
+            )
+        return value
 
-    def _types(self, n: int) -> NDArray[np.int32]:
-        types = self._array("token_type", n, np.int32)
-        types[(types < TokenType.NORMAL) | (types > TokenType.BYTE)] = TokenType.NORMAL
-        return types
+    def required(self, name: str, kind: type) -> Any:
+        self._check_there(name)
+        return self.optional(name, kind)
 
-    def _array(self, name: str, n: int, dtype: type[np.generic]) -> NDArray[Any]:
-        values = np.array(_get(self.metadata, name), dtype)
+    def strings(self, name: str) -> Strings:
+        self._check_there(name)
+        return Strings.in_metadata(self._metadata, _KEY + name)
+
+    def numbers(self, name: str, n: int, dtype: type[np.generic]) -> NDArray[Any]:
+        """An array that has to have one number for each of `n` tokens."""
+        self._check_there(name)
+        try:
+            values = np.array(self._metadata[_KEY + name], dtype)
+        except (ValueError, TypeError, OverflowError):
+            raise BadFile(f"metadata {_KEY + name!r} must be an array of numbers; damaged file?") from None
         if values.shape != (n,):
             raise BadFile(
                 f"metadata {_KEY + name!r} must have one entry for each of {n} tokens, it has {values.size}; "
@@ -150,35 +136,75 @@ class _Reader:
             )
         return values
 
-    def _spell(self, tokens: Sequence[str], byte_level: bool) -> list[bytes]:
-        texts = list(tokens)
-        for i in self.others.values():
-            texts[i] = ""
-        spelled = bpe.spelled(texts) if byte_level else spm.spelled(texts)
+    def _check_there(self, name: str) -> None:
+        if _KEY + name not in self._metadata:
+            raise BadFile(
+                f"the file must carry its vocabulary, metadata {_KEY + name!r} is missing; convert the model "
+                "again with its tokenizer"
+            )
+
+
+class _Tokens:
+    """The tokens on their way to a Vocabulary, those that merging makes apart from the others."""
+
+    def __init__(self, keys: _Keys, spell: Callable[[Strings], list[bytes]]) -> None:
+        tokens = keys.strings("ggml.tokens")
+        self._keys = keys
+        self._types = keys.numbers("ggml.token_type", len(tokens), np.int32)
+        self._types[(self._types < TokenType.NORMAL) | (self._types > TokenType.BYTE)] = TokenType.NORMAL
+        # Others than those that merging makes, by name.
+        self.others = {tokens[i]: i for i in np.flatnonzero(self._types != TokenType.NORMAL).tolist()}
+        self.spelled = spell(tokens)
         for name, i in self.others.items():
-            spelled[i] = _byte(name) if self.types[i] == TokenType.BYTE else name.encode()
-        return spelled
+            self.spelled[i] = _byte(name) if self._types[i] == TokenType.BYTE else name.encode()
+        # Those that text becomes by merging. No control token is among them: this is what keeps text safe.
+        normal = np.flatnonzero(self._types == TokenType.NORMAL).tolist()
+        self.ids = dict(zip(map(self.spelled.__getitem__, normal), normal, strict=True))
+        if len(self.ids) + len(self.others) != len(tokens):
+            twice = Counter(zip(self.spelled, self._types.tolist(), strict=True)).most_common(1)[0][0][0]
+            raise BadFile(
+                f"every token must be in the vocabulary once, {twice!r} is there twice; damaged file?"
+            )
+        self._mark_control()
 
     def _mark_control(self) -> None:
-        """Make control tokens of those that nothing else can be called like."""
+        """Make control tokens of those that nothing else is called like."""
         for name in _END_NAMES:
             if (i := self.ids.pop(name.encode(), None)) is not None:
                 self.others[name] = i
         for name, i in self.others.items():
             if _CONTROL_SHAPE.fullmatch(name):
-                self.types[i] = TokenType.CONTROL
+                self._types[i] = TokenType.CONTROL
 
-    def _end_ids(self) -> frozenset[int]:
-        named = [self.others[name] for name in (*_END_NAMES, *_END_NAMES_OF_CONTROL) if name in self.others]
-        roles = [self._token_id(role) for role in ("eos", "eot", "eom")]
-        return frozenset(
-            [*(i for i in named if self.types[i] in _CONTROL), *(i for i in roles if i is not None)]
+    def role(self, role: str) -> int | None:
+        """A special id by its role; None where the file names none, or one outside the vocabulary."""
+        found: int | None = self._keys.optional(f"ggml.{role}_token_id", int)
+        return found if found is not None and 0 <= found < len(self.spelled) else None
+
+    def vocabulary(self, encoder: Encoder, *, add_bos: bool, space_prefix: bool) -> Vocabulary:
+        """With `add_bos` where the file does not say."""
+        bos_id = self.role("bos")
+        return Vocabulary(
+            tokens=self.spelled,
+            names=self._of_types(*_CONTROL, TokenType.USER_DEFINED),
+            special_ids=frozenset(self._of_types(*_CONTROL).values()),
+            encoder=encoder,
+            bos_id=bos_id,
+            eos_id=self.role("eos"),
+            end_ids=self._end_ids(),
+            add_bos=self._keys.optional("ggml.add_bos_token", bool, add_bos) and bos_id is not None,
+            space_prefix=space_prefix,
+            chat_template=self._keys.optional("chat_template", str),
         )
 
-    def _token_id(self, role: str) -> int | None:
-        """A special id by its role; None where the file names none, or one outside the vocabulary."""
-        found = self.metadata.get(f"{_KEY}{role}_token_id")
-        return int(found) if found is not None and 0 <= found < len(self.tokens) else None
+    def _of_types(self, *types: TokenType) -> dict[str, int]:
+        return {name: i for name, i in self.others.items() if self._types[i] in types}
+
+    def _end_ids(self) -> frozenset[int]:
+        control = self._of_types(*_CONTROL)
+        named = [control[name] for name in (*_END_NAMES, *_END_NAMES_OF_CONTROL) if name in control]
+        roles = [self.role(role) for role in ("eos", "eot", "eom")]
+        return frozenset(named).union(i for i in roles if i is not None)
 
 
 def _byte(name: str) -> bytes:

@@ -88,12 +88,40 @@ class Value:
         decoded: list[Any] = np.frombuffer(items, _CODES[ValueType(item_type)]).tolist()
         return decoded
 
+    def joined(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """See Metadata.joined."""
+        if self.item_type is not ValueType.STRING:
+            raise BadFile(
+                f"metadata {key!r} must be an array of strings, it is {self.type.name}; damaged file?"
+            )
+        _, count = _ARRAY_HEAD.unpack_from(self.payload)
+        items = np.frombuffer(self.payload, np.uint8)[_ARRAY_HEAD.size :]
+        starts = string_starts(items, count, key)
+        is_text = np.ones(items.size, np.bool_)
+        for i in range(_LENGTH.size):
+            is_text[starts[:-1] + i] = False
+        text = items[is_text]
+        starts -= np.arange(count + 1) * _LENGTH.size
+        _text(text.tobytes(), key)
+        # The whole is UTF-8; so are its parts if none begins inside a character.
+        begins = starts[:-1][starts[:-1] < text.size]
+        if (text[begins] & 0xC0 == 0x80).any():
+            raise BadFile(f"metadata {key!r} must be UTF-8 text, found half a character; damaged file?")
+        return text, starts
+
 
 class Metadata(Mapping[str, Any]):
     """Metadata by key, decoded anew at each access: keep what is read twice. `encoded` has it as stored."""
 
     def __init__(self, encoded: Mapping[str, Value]) -> None:
         self.encoded = encoded
+
+    def joined(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """An array of strings with no object for each: their UTF-8, and where each starts in it [count + 1].
+
+        Raises KeyError, and BadFile for a value that is no array of strings or is not UTF-8.
+        """
+        return self.encoded[key].joined(key)
 
     def __getitem__(self, key: str) -> Any:
         return self.encoded[key].decode(key)

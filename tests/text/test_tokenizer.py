@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+from contextlib import suppress
 
 import corpus
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from vocabularies import (
     BYTE,
@@ -29,6 +31,8 @@ from vocabularies import (
 from puna.core import BadFile, BadInput, BadValue, Unsupported
 from puna.text.special import SpecialTokens
 from puna.text.tokenizer import Tokenizer
+from puna.weights.values import Metadata as StoredMetadata
+from puna.weights.values import Value, ValueType
 
 
 def test_what_a_file_says() -> None:
@@ -249,7 +253,16 @@ def test_half_a_surrogate_pair() -> None:
         (smollm2(merges=["a b", "c"]), BadFile, "two tokens with a space between"),
         (smollm2(merges=["a b", " c"]), BadFile, "two tokens with a space between"),
         (smollm2(merges=["a b", "c d e"]), BadFile, "two tokens with a space between"),
-        (smollm2(merges=["a b", "a\nb c"]), BadFile, "two tokens with a space between"),
+        (smollm2(merges=["a b", "a\nb c"]), BadFile, "one makes"),
+        (smollm2(model=7), BadFile, "'tokenizer.ggml.model' must be of type str, found 7"),
+        (smollm2(bos_token_id="1"), BadFile, "'tokenizer.ggml.bos_token_id' must be of type int, found '1'"),
+        (smollm2(add_bos_token=1), BadFile, "'tokenizer.ggml.add_bos_token' must be of type bool, found 1"),
+        (smollm2(chat_template=["x"]), BadFile, "'tokenizer.chat_template' must be of type str"),
+        (
+            smollm2(token_type=["x"] * 49152),
+            BadFile,
+            "'tokenizer.ggml.token_type' must be an array of numbers",
+        ),
         (smollm2(merges=["a q!q"]), BadFile, "one makes b'aq!q'"),
         (small_sentencepiece(scores=None), BadFile, "'tokenizer.ggml.scores' is missing"),
         (small_sentencepiece(scores=[1.0]), BadFile, "one entry for each"),
@@ -260,6 +273,67 @@ def test_half_a_surrogate_pair() -> None:
 def test_files_that_are_refused(metadata: Metadata, error: type[Exception], problem: str) -> None:
     with pytest.raises(error, match=problem):
         Tokenizer.from_gguf(metadata)
+
+
+def as_stored(metadata: Metadata) -> StoredMetadata:
+    """The same as a file holds it."""
+    types = {bool: ValueType.BOOL, int: ValueType.UINT32, str: ValueType.STRING}
+    stored = {}
+    for key, value in metadata.items():
+        if type(value) in types:
+            stored[key] = Value.of(types[type(value)], value)
+        else:
+            kind = ValueType.STRING if isinstance(value[0], str) else ValueType.FLOAT32
+            stored[key] = Value.array(kind, value if kind is ValueType.STRING else np.asarray(value).tolist())
+    return StoredMetadata(stored)
+
+
+@pytest.mark.parametrize("metadata", [smollm2(), small_sentencepiece()], ids=["gpt2", "llama"])
+def test_metadata_as_stored(metadata: Metadata) -> None:
+    stored, plain = Tokenizer.from_gguf(as_stored(metadata)), Tokenizer.from_gguf(metadata)
+    for line in corpus.HARD:
+        assert stored.encode(line, special=True) == plain.encode(line, special=True)
+    assert (stored.end_ids, stored.special_ids) == (plain.end_ids, plain.special_ids)
+
+
+@pytest.mark.parametrize("name", ["tokens", "merges"])
+def test_stored_text_that_is_none(name: str) -> None:
+    metadata = as_stored(smollm2(merges=["h e"]))
+    key = KEY + name
+    not_strings = StoredMetadata({**metadata.encoded, key: Value.of(ValueType.UINT32, 5)})
+    with pytest.raises(BadFile, match=f"{key}' must be an array of strings, it is UINT32"):
+        Tokenizer.from_gguf(not_strings)
+    two = struct.pack("<IQ", ValueType.STRING, 2)
+    for halves in ((b"\xff", b"a"), (b"\xc3", b"\xa9")):
+        raw = two + b"".join(struct.pack("<Q", len(half)) + half for half in halves)
+        broken = StoredMetadata({**metadata.encoded, key: Value(ValueType.ARRAY, raw)})
+        with pytest.raises(BadFile, match=f"{key}' must be UTF-8 text"):
+            Tokenizer.from_gguf(broken)
+
+
+SMALL = [
+    from_ranks([bytes([b]) for b in range(256)] + [b"ab"], "llama3", {"<|x|>": 257}),
+    small_sentencepiece(),
+]
+ODD_VALUES = st.one_of(
+    st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=5),
+    st.lists(st.text("ab <0x>▁Ġ", max_size=6), max_size=6), st.lists(st.integers(-5, 9), max_size=300),
+    st.lists(st.floats(), max_size=5),
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(metadata=st.sampled_from(SMALL), data=st.data())
+def test_any_metadata_makes_a_tokenizer_or_is_refused(metadata: Metadata, data: st.DataObject) -> None:
+    names = ["model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_space_prefix",
+             "bos_token_id", "eos_token_id", "unknown_token_id"]  # fmt: skip
+    changes = data.draw(st.dictionaries(st.sampled_from(names), ODD_VALUES, min_size=1, max_size=3))
+    changed = metadata | {KEY + name: value for name, value in changes.items()}
+    strings = [changed[KEY + name] for name in ("tokens", "merges") if KEY + name in changed]
+    assume(all(isinstance(value, list) and all(isinstance(s, str) for s in value) for value in strings))
+    with suppress(BadFile):
+        tokenizer = Tokenizer.from_gguf(changed)
+        tokenizer.decode(tokenizer.encode("ab <|x|> é", special=True))
 
 
 def test_a_token_spelled_as_plain_text() -> None:
