@@ -72,6 +72,7 @@ def needs_of(name: str, checkpoint: Checkpoint, cache_type: str, engine_config: 
         token_bytes=cache_bytes_per_token(config, cache_type),
         workspace_bytes=6 * n_values + 4 * n_logits,  # float32, beside it quantized or bfloat16
         context=config.context_length,
+        block_tokens=NativeExecutor.block_size,
     )
 
 

@@ -31,10 +31,15 @@ class Needs:
     token_bytes: int  # keys and values of one position, all layers
     workspace_bytes: int  # what a step works in, at most
     context: int  # tokens
+    block_tokens: int  # the cache is handed out in blocks of so many
 
     def total(self, n_tokens: int) -> int:
         """Bytes with n_tokens in the cache."""
         return self.weight_bytes + self.workspace_bytes + n_tokens * self.token_bytes
+
+    def padded(self, n_tokens: int) -> int:
+        """Tokens in whole blocks."""
+        return -(-n_tokens // self.block_tokens) * self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +58,32 @@ def fit(needs: Needs, context: int | None, batch: int | None, available: int | N
     """
     wanted = needs.context if context is None else context
     if available is None:
-        return Room(wanted, wanted * (batch or _DEFAULT_BATCH))
+        return Room(wanted, needs.padded(wanted) * (batch or _DEFAULT_BATCH))
     if context is None:
-        unasked = _tokens(needs, available, _SHARE) // (batch or 1)
+        unasked = _tokens(needs, available, _SHARE, batch or 1)
         wanted = min(wanted, max(unasked, min(wanted, _LEAST_CONTEXT)))
-    n_tokens = wanted * (batch or 1)
+    n_tokens = needs.padded(wanted) * (batch or 1)
     if needs.total(n_tokens) > available:
         raise DoesNotFit(_refusal(needs, wanted, batch or 1, available))
     if batch is None:
-        n_tokens = max(n_tokens, min(wanted * _DEFAULT_BATCH, _tokens(needs, available, _SHARE)))
+        most = needs.padded(wanted) * _DEFAULT_BATCH
+        n_tokens = max(n_tokens, min(most, _tokens(needs, available, _SHARE, 1)))
     return Room(wanted, n_tokens)
 
 
-def _tokens(needs: Needs, available: int, share: float) -> int:
-    """Tokens whose keys and values take `share` of what the rest of the model leaves."""
-    return max(0, int((available - needs.total(0)) * share) // needs.token_bytes)
+def _tokens(needs: Needs, available: int, share: float, batch: int) -> int:
+    """Tokens of each of `batch` sequences whose caches take `share` of what the rest of the model leaves."""
+    n_blocks = int((available - needs.total(0)) * share) // (needs.token_bytes * needs.block_tokens * batch)
+    return max(0, n_blocks) * needs.block_tokens
 
 
 def _refusal(needs: Needs, context: int, batch: int, available: int) -> str:
-    fits = _tokens(needs, available, 1) // batch
+    fits = _tokens(needs, available, 1, batch)
+    n_tokens = needs.padded(context) * batch
     times = f" for each of {batch} sequences" if batch > 1 else ""
     message = (
-        f"{needs.name} with a context of {context:,} tokens{times} needs {_gb(needs.total(context * batch))} "
-        f"of memory ({_gb(needs.weight_bytes)} for weights, {_gb(context * batch * needs.token_bytes)} for "
+        f"{needs.name} with a context of {context:,} tokens{times} needs {_gb(needs.total(n_tokens))} "
+        f"of memory ({_gb(needs.weight_bytes)} for weights, {_gb(n_tokens * needs.token_bytes)} for "
         f"keys and values), and {_gb(available)} are available"
     )
     if fits < 1:

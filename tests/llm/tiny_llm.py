@@ -1,0 +1,54 @@
+"""A whole model file of 70 kB: random weights, a byte-level vocabulary, and SmolLM2's chat format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from puna.model.config import ModelConfig
+from puna.weights.load import write_checkpoint
+from puna.weights.synthetic import synthetic_checkpoint
+from puna.weights.values import Value, ValueType
+
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_NORMAL, _CONTROL = 1, 3
+
+
+def write_tiny_llm(
+    path: Path, *, template: str | None = TEMPLATE, context: int = 512, pre: str = "gpt-2"
+) -> Path:
+    """Write the file; a random model says random bytes, the same ones everywhere."""
+    letters = _alphabet()
+    merges = ["t h", "th e", "Ġ the"]
+    tokens = [*CONTROL, *letters, *(merge.replace(" ", "") for merge in merges)]
+    types = [_CONTROL] * len(CONTROL) + [_NORMAL] * (len(tokens) - len(CONTROL))
+    entries = {
+        "model": Value.of(ValueType.STRING, "gpt2"),
+        "pre": Value.of(ValueType.STRING, pre),
+        "tokens": Value.array(ValueType.STRING, tokens),
+        "token_type": Value.array(ValueType.INT32, types),
+        "merges": Value.array(ValueType.STRING, merges),
+        "bos_token_id": Value.of(ValueType.UINT32, 1),
+        "eos_token_id": Value.of(ValueType.UINT32, 2),
+        "add_bos_token": Value.of(ValueType.BOOL, False),
+    }
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in entries.items()}
+    if template is not None:
+        metadata["tokenizer.chat_template"] = Value.of(ValueType.STRING, template)
+    config = ModelConfig(
+        dim=64, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96, vocab_size=len(tokens),
+        norm_eps=1e-5, rope_theta=1e4, context_length=context, tied=True,
+    )  # fmt: skip
+    write_checkpoint(synthetic_checkpoint(config, "q8_0", seed=3), path, metadata)
+    return path
+
+
+def _alphabet() -> list[str]:
+    """GPT-2's spelling of the 256 bytes."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
