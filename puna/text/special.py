@@ -9,9 +9,10 @@ _KEY = 2  # characters by which candidates are found; nearly all special tokens 
 
 
 class SpecialTokens:
-    """Cuts text at the given tokens (name to id)."""
+    """Cuts text at the given tokens (name to id); one without a name is never found."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
+        ids = {name: i for name, i in ids.items() if name}
         self._ids = ids
         keys = {name[:_KEY] for name in ids}
         # One alternation of 2,000 names would try each of them at every "<": 40 us.

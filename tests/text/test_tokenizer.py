@@ -349,6 +349,14 @@ def test_a_vocabulary_of_bytes_alone() -> None:
     assert tokenizer.special_ids == {256}
 
 
+def test_a_control_token_without_a_name() -> None:
+    tokenizer = Tokenizer.from_gguf(smollm2(extra={"": CONTROL}))
+    assert tokenizer.encode("a<|im_end|>", special=True) == smollm2_tokenizer().encode(
+        "a<|im_end|>", special=True
+    )
+    assert tokenizer.decode([49152]) == ""
+
+
 def test_scores_in_any_form() -> None:
     scores = small_sentencepiece()[KEY + "scores"]
     for form in (scores.tolist(), np.array(scores, np.float64)):
