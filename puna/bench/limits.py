@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from puna import _native
 from puna.bench.jobs import BenchConfig, Limits
+from puna.runtime.native import measure_limits
 
 
 class Probe:
@@ -15,10 +15,6 @@ class Probe:
         self.seen: list[Limits] = []
 
     def measure(self) -> Limits:
-        limits = Limits(
-            _native.read_gb_s(self._threads, self._read_bytes, self._seconds),
-            _native.int8_tops(self._target, self._threads, self._seconds),
-            _native.bf16_tflops(self._target, self._threads, self._seconds),
-        )
+        limits = Limits(**measure_limits(self._threads, self._target, self._seconds, self._read_bytes))
         self.seen.append(limits)
         return limits

@@ -66,7 +66,7 @@ class Ours:
             results = self._engine.step()
 
     def _request(self, job: Job, stream: int) -> Request:
-        """Prompts of a decode are the same each time, so that the prefix cache has them; all others are new."""
+        """Prompts of a decode are the same each time, so that the prefix cache has them; others are new."""
         rng = np.random.default_rng(1 + stream) if job.kind == "decode" else self._rng
         prompt = array("i", rng.integers(0, self._vocab_size, job.prompt).tolist())
         output = job.output + (job.kind == "decode")  # the first token comes of the prompt

@@ -63,7 +63,7 @@ class Peer:
         """Start it and load the model; `folder` may be written to. Raises BadValue, WorkFailed."""
         engine = ENGINES[spec.engine]
         self.spec = spec
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         command = [spec.python, str(_SCRIPTS / engine.script)]
         prefix = Path(spec.python).parent.parent
         preloads = [str(path) for pattern in engine.preloads for path in prefix.glob(pattern)]
@@ -96,7 +96,8 @@ class Peer:
         return seconds
 
     def _ask(self, value: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()

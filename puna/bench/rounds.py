@@ -1,4 +1,4 @@
-"""Rounds: the limits, our engine and each peer run the same job one right after the other, several times over.
+"""Rounds: the limits, our engine and each peer run the same job one after the other, several times over.
 
 A machine drifts by tens of percent within minutes, and neighbours come and go; what is compared must be
 measured side by side. So every share and ratio is formed within a round, and the report shows the median of

@@ -107,7 +107,7 @@ def _inspect(model: Path, cache_type: str, name: str | None) -> _Model:
         bytes_of: Counter[str] = Counter()
         for tensor in checkpoint.tensors.values():
             bytes_of[tensor.kind] += tensor.n_bytes
-        facts = {
+        facts: dict[str, Any] = {
             "name": name or checkpoint.metadata.get("general.name") or model.stem,
             "format": bytes_of.most_common(1)[0][0],
             "file_bytes": sum(path.stat().st_size for path in checkpoint.paths),
@@ -129,7 +129,7 @@ def _runnable(jobs: Sequence[Job], config: ModelConfig) -> tuple[list[Job], list
 
 
 def _cache_tokens(jobs: Sequence[Job]) -> int:
-    """Room for the largest job beside the prompt of the deepest decode, which is to stay in the prefix cache."""
+    """Room for the largest job beside the prompt of the deepest decode, which stays in the prefix cache."""
     largest = max((job.streams * (job.length + BLOCK_TOKENS) for job in jobs), default=BLOCK_TOKENS)
     kept = max((job.prompt for job in jobs if job.kind == "decode"), default=0)
     return largest + kept + BLOCK_TOKENS

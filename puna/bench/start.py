@@ -31,7 +31,8 @@ def cold_start(model: Path, threads: int, cache_type: str, target: str) -> Start
     command = [sys.executable, "-m", "puna.bench.start", str(model), str(threads), cache_type, target]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         line = process.stdout.readline()
         seconds = time.perf_counter() - begin
         rest = process.stderr.read().strip()

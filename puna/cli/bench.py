@@ -127,7 +127,7 @@ def _print(outcome: Outcome) -> None:
     start = report["start"]
     print(
         f"cold start: loaded in {start['load_s']:.2f} s, first token after {start['first_token_s']:.2f} s, "
-        f"peak memory {size(start['peak_bytes'])} ({start['peak_bytes'] / model['file_bytes']:.2f} x the file)"
+        f"peak memory {size(start['peak_bytes'])}, {start['peak_bytes'] / model['file_bytes']:.2f} x the file"
     )
     print()
     print_table(*table(outcome))

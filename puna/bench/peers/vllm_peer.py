@@ -13,13 +13,14 @@ import sys
 import time
 from importlib import import_module, metadata
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 
 class Peer:
     def __init__(self, vllm: Any, hello: dict[str, Any]) -> None:
         begin = time.perf_counter()
-        config = json.loads(open(f"{hello['model']}/config.json").read())
+        config = json.loads(Path(hello["model"], "config.json").read_text())
         self._vocab_size: int = config["vocab_size"]
         self._params = vllm.SamplingParams
         llm = vllm.LLM(
