@@ -75,7 +75,7 @@ class Conversation:
             answer = self.llm.stream([*self.messages, {"role": "user", "content": text}], self.params)
         except PromptTooLong as error:
             raise PromptTooLong(
-                f"{error}. Nothing was dropped: /undo or /reset makes room, --context sets its size"
+                f"{error}. Nothing was dropped; /undo or /reset makes room"
             ) from None
         self._asked = text
         return answer

@@ -124,7 +124,10 @@ class MarkdownView:
         self._paint(is_last=True)
 
     def _paint(self, *, is_last: bool) -> None:
-        *finished, self._tail = self._paper.split(self._tail)
+        # a line that is not complete may still become something else: "```x" code, or "```x```" plain text
+        n_complete = len(self._tail) if is_last else self._tail.rfind("\n") + 1
+        *finished, last = self._paper.split(self._tail[:n_complete])
+        self._tail = last + self._tail[n_complete:]
         if is_last:
             finished.append(self._tail)
             self._tail = ""
@@ -157,6 +160,8 @@ class _Painter:
             same += 1
         if same == len(lines) == len(self._shown):
             return
+        if same == len(lines) and same:
+            same -= 1  # the last one once more, so that the cursor waits at its end
         self._write(self._back_to(same) + self._replace(lines[same:], len(self._shown) - same))
         self._shown = lines
         self._let_go()

@@ -67,8 +67,8 @@ class Chat:
 
     def answer(self, text: str) -> None:
         """Ask, show the answer, and say how it went."""
-        self.draft = text  # comes back where nothing is answered
         answer = self.conversation.ask(text)
+        self.draft = text  # comes back if it is interrupted before there is an answer
         self.screen.show(answer)
         result = self.conversation.keep(answer)
         if result.text:
@@ -176,10 +176,10 @@ def _stats(chat: Chat, _: str) -> None:
     # kilobytes, but bytes on macOS
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     for line in (
-        f"model    {talk.model}, {talk.llm.path}",
+        f"model    {talk.model}, {talk.llm.path.name}",
         f"context  {talk.n_context:,} of {talk.llm.context:,} tokens, {len(talk.messages)} messages",
-        f"prompts  {total.prompt_tokens:,} tokens, {total.cached_tokens:,} of them from the cache, "
-        f"{rate(computed, computed / total.prompt_s if total.prompt_s else 0)} computed",
+        f"prompts  {total.prompt_tokens:,} tokens, {total.cached_tokens:,} of them from the cache; the other "
+        f"{rate(computed, computed / total.prompt_s if total.prompt_s else 0)}",
         f"answers  {total.answers:,}, "
         f"{rate(total.answer_tokens, total.answer_tokens / total.decode_s if total.decode_s else 0)}",
         f"machine  {talk.llm.threads} threads, {size(peak)} of memory at most, loaded in "

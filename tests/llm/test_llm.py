@@ -61,7 +61,7 @@ def test_seeds(tiny: Path, llm: LLM) -> None:
 
     assert len(set(sample(llm))) == 3
     assert len(set(sample(llm, seed=1))) == 1
-    with LLM(tiny, seed=1) as one, LLM(tiny, seed=1) as other:
+    with LLM(tiny, seed=1, threads=1) as one, LLM(tiny, seed=1, threads=1) as other:
         assert sample(one) == sample(other)
         assert len(set(sample(one))) == 3
 
@@ -313,7 +313,7 @@ def test_closing(tiny: Path) -> None:
 
 def test_an_llm_that_is_forgotten_closes(tiny: Path) -> None:
     before = engine_threads()
-    answer = LLM(tiny).stream("x", max_tokens=300, ignore_end=True)
+    answer = LLM(tiny, threads=1).stream("x", max_tokens=300, ignore_end=True)
     assert len(answer.result().token_ids) == 300  # an answer keeps its LLM alive
     del answer
     gc.collect()
