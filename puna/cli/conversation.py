@@ -74,9 +74,7 @@ class Conversation:
         try:
             answer = self.llm.stream([*self.messages, {"role": "user", "content": text}], self.params)
         except PromptTooLong as error:
-            raise PromptTooLong(
-                f"{error}. Nothing was dropped; /undo or /reset makes room"
-            ) from None
+            raise PromptTooLong(f"{error}. Nothing was dropped; /undo or /reset makes room") from None
         self._asked = text
         return answer
 
@@ -124,7 +122,7 @@ class Conversation:
         """Go on with a saved chat: its messages and parameters, on the model that is running."""
         chat = _read(path)
         try:
-            params = sampling_params(_with_ids(chat.get("params", {})))
+            params = params_of_json(chat.get("params", {}))
         except BadInput as error:
             raise BadFile(f"{path}: {error}") from None
         self.params = params
@@ -138,12 +136,14 @@ def changed_params(params: SamplingParams) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(DEFAULT_PARAMS, name)}
 
 
-def _with_ids(params: dict[str, Any]) -> dict[str, Any]:
-    """Keys of JSON objects are strings; those of logit_bias are token ids."""
-    bias = params.get("logit_bias", {})
-    if not isinstance(bias, dict) or not all(map(str.isdecimal, bias)):
-        raise BadValue(f"logit_bias must be an object with token ids for keys, got {bias!r:.80}")
-    return {**params, "logit_bias": {int(token): value for token, value in bias.items()}}
+def params_of_json(values: dict[str, Any], base: SamplingParams = DEFAULT_PARAMS) -> SamplingParams:
+    """`base` with values as JSON has them: the keys of logit_bias are strings there, and token ids here."""
+    bias = values.get("logit_bias")
+    if isinstance(bias, dict):
+        if not all(map(str.isdecimal, bias)):
+            raise BadValue(f"logit_bias must have token ids for keys, got {', '.join(bias):.80}")
+        values = {**values, "logit_bias": {int(token): value for token, value in bias.items()}}
+    return sampling_params(values, base)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import size
-from puna.cli.conversation import Conversation, changed_params
+from puna.cli.conversation import Conversation, changed_params, params_of_json
 from puna.cli.screen import Screen
 from puna.cli.terminal import rate
 from puna.core import BadInput, Completion, PunaError, closest
-from puna.llm import sampling_params
 
 if TYPE_CHECKING:
     from puna.llm.answer import Timing
@@ -156,7 +155,7 @@ def _params(chat: Chat, text: str) -> None:
         wrong = next((name for name, equals, _ in pairs if not equals), None)
         if wrong is not None:
             raise BadInput(f"parameters are set as in /params temperature=0.2 top_p=1, got {wrong!r}")
-        talk.params = sampling_params({name: _value(value) for name, _, value in pairs}, talk.params)
+        talk.params = params_of_json({name: _value(value) for name, _, value in pairs}, talk.params)
     changed = changed_params(talk.params)
     for field in fields(talk.params):
         mark = "  (set)" if field.name in changed else ""

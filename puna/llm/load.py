@@ -91,8 +91,8 @@ def _pack_and_tokenize(
         n_packed += n_bytes
         if is_unwanted.is_set():
             raise Cancelled("loading was interrupted")
-        if progress is not None:
-            progress("loading", n_packed, checkpoint.n_bytes)
+        if progress is not None:  # vectors are not packed, and padding is not in the file
+            progress("loading", min(n_packed, checkpoint.n_bytes), checkpoint.n_bytes)
 
     def pack() -> NativeExecutor:
         config = checkpoint.config
@@ -114,7 +114,10 @@ def _pack_and_tokenize(
         try:
             packing = pool.submit(pack)
             tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
-            return packing.result(), tokenizer
+            executor = packing.result()
         except BaseException:
             is_unwanted.set()
             raise
+    if progress is not None:
+        progress("loading", checkpoint.n_bytes, checkpoint.n_bytes)
+    return executor, tokenizer
