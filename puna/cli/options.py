@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -97,7 +98,7 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
 
 
 class LateProgress:
-    """A progress bar that appears only once the work has taken a while."""
+    """A progress bar on a terminal, once the work has taken a while."""
 
     def __init__(self) -> None:
         self._began_at = perf_counter()
@@ -113,7 +114,7 @@ class LateProgress:
             self._bar.__exit__(kind, error, trace)
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        if self._bar is None and perf_counter() - self._began_at > _PATIENCE:
+        if self._bar is None and sys.stderr.isatty() and perf_counter() - self._began_at > _PATIENCE:
             self._bar = ProgressBar().__enter__()
         if self._bar is not None:
             self._bar(what, done, total)

@@ -1,26 +1,38 @@
-"""From a model file to a running engine. Tensors are packed while the tokenizer is built."""
+"""From a model file to a running engine.
+
+Tensors are packed by a thread that does not need the interpreter for most of it; meanwhile the tokenizer is
+built and the modules are imported that packing does not need.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from puna import env
 from puna.core import BadValue, Cancelled
-from puna.engine.bridge import EngineThread
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine
 from puna.llm.config import LLMConfig
 from puna.llm.memory import Needs, Room, available_bytes, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import NativeExecutor, cache_bytes_per_token
-from puna.text.tokenizer import Tokenizer
 from puna.weights.load import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from puna.engine.bridge import EngineThread
+    from puna.text.tokenizer import Tokenizer
+    from puna.weights.values import Metadata
+
+_NEEDED_NEXT = ("puna.engine.bridge", "puna.llm.answer")
+_NEEDED_TO_CHAT = ("jinja2.sandbox", "puna.text.chat")
 
 Progress = Callable[[str, int, int | None], None]  # what is done, bytes done, bytes in all if known
 
@@ -45,6 +57,9 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     with open_checkpoint(path) as checkpoint:
         room = _room(path.stem, checkpoint, asked, engine_config)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, progress)
+    from puna.engine.bridge import EngineThread
+    from puna.engine.engine import Engine
+
     threads = executor.threads
     engine = EngineThread(Engine(executor, engine_config))
     return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at)
@@ -113,11 +128,31 @@ def _pack_and_tokenize(
     with ThreadPoolExecutor(1, "puna-load") as pool:
         try:
             packing = pool.submit(pack)
-            tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+            tokenizer = _text_side(checkpoint.metadata)
             executor = packing.result()
-        except BaseException:
-            is_unwanted.set()
-            raise
+        finally:
+            is_unwanted.set()  # where something else went wrong; leaving the block waits for the packing
+    _return_freed_memory()
     if progress is not None:
         progress("loading", checkpoint.n_bytes, checkpoint.n_bytes)
     return executor, tokenizer
+
+
+def _text_side(metadata: Metadata) -> Tokenizer:
+    """The tokenizer, and the modules of what is due next, while there is time."""
+    from puna.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for name in _NEEDED_NEXT if tokenizer.chat_template is None else (*_NEEDED_NEXT, *_NEEDED_TO_CHAT):
+        import_module(name)
+    return tokenizer
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what building the tokenizer took for a moment, where the C library is glibc.
+
+    It would keep 4 MB of it with SmolLM2, which takes 150 in all.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -153,6 +153,7 @@ def test_a_progress_bar_appears_where_loading_takes_long(monkeypatch: pytest.Mon
     monkeypatch.setattr(options.ProgressBar, "__enter__", lambda self: made.append(self) or self)
     now = 0.0
     monkeypatch.setattr(options, "perf_counter", lambda: now)
+    monkeypatch.setattr(sys, "stderr", Terminal())
     with options.LateProgress() as progress:
         progress("loading", 1, 10)
         assert not made

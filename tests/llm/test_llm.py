@@ -332,7 +332,7 @@ def test_an_interrupt_while_loading_ends_the_loading(tiny: Path, monkeypatch: py
     def interrupted(metadata: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading.Tokenizer, "from_gguf", interrupted)
+    monkeypatch.setattr(loading, "_text_side", interrupted)
     with pytest.raises(KeyboardInterrupt):
         LLM(tiny)
     assert not any(thread.name.startswith("puna-load") for thread in threading.enumerate())
