@@ -172,7 +172,7 @@ NB_MODULE(_native, m) {
   m.def("unpack_matrix", &unpack_matrix, "matrix"_a, "target"_a = "", "Back to float32, for tests.");
   m.def("linear", &linear_once, "matrix"_a, "x"_a, "target"_a = "", "repeat"_a = 1);
   m.def("cache_bytes_per_token", [](const std::string& kind, int layers, int kv_heads, int head_dim) {
-    return cache_tile_bytes(cache_named(kind), head_dim) / BLOCK_TOKENS * layers * kv_heads;
+    return cache_layer(cache_named(kind), head_dim, kv_heads, 1, nullptr).head_bytes() / BLOCK_TOKENS * layers * kv_heads;
   }, "kind"_a, "layers"_a, "kv_heads"_a, "head_dim"_a);
   m.def("read_gb_s", &read_gb_s, "threads"_a, "bytes"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("int8_tops", &int8_tops, "target"_a, "threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());

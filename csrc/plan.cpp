@@ -11,9 +11,13 @@
 namespace puna {
 namespace {
 
-constexpr int FEW_TOKENS = 8;          // up to here a matrix is read once and memory is the limit (see ops/linear.cpp)
+constexpr int STREAM_TOKENS = 64;      // up to here reading the weights takes a good part of the time
 constexpr int SERIAL_VALUES = 1 << 13; // row ops on fewer values than this are not worth a barrier
 constexpr size_t TOKEN_BLOCK_BYTES = 384 * 1024;  // activations that stay in L2 while panels of weights pass by
+
+double seconds_since(std::chrono::steady_clock::time_point t) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+}
 
 struct Range { int begin, end; };
 
@@ -139,6 +143,12 @@ class RopeStoreOp : public RowOp {
     if (last && opened_here && slot + 1 < BLOCK_TOKENS) k_.cache_clear(cache_, block, c.n == 1 ? 0 : slot + 1);
     k_.cache_write(cache_, block, slot, key_.row(i), value_.row(i));
   }
+  void prefetch(const Step& s) const override {
+    for (const Chunk& c : s.chunks) {
+      const int at = c.start + c.n - 1;
+      k_.cache_prefetch(cache_, c.blocks[at / BLOCK_TOKENS], at % BLOCK_TOKENS);
+    }
+  }
 
  private:
   const Buffer &key_, &value_;
@@ -160,8 +170,8 @@ class LinearOp : public Op {
   }
   void run(const Step& s, const Worker& w) override {
     const int rows = s.rows(x_.rows);
-    if (rows <= FEW_TOKENS) few(rows, w);
-    else many(rows, w);
+    if (rows <= STREAM_TOKENS) stream(rows, w);
+    else share_out(rows, w);
   }
 
  private:
@@ -171,7 +181,7 @@ class LinearOp : public Op {
   }
 
   // Every thread reads one contiguous run of the weights: equal bytes, one stream.
-  void few(int rows, const Worker& w) const {
+  void stream(int rows, const Worker& w) const {
     const size_t begin = bytes_ * w.thread / w.n_threads, end = bytes_ * (w.thread + 1) / w.n_threads;
     size_t base = 0;
     for (const Part& p : parts_) {
@@ -184,7 +194,7 @@ class LinearOp : public Op {
   }
 
   // Panels of two tiles times blocks of tokens, handed out one by one.
-  void many(int rows, const Worker& w) const {
+  void share_out(int rows, const Worker& w) const {
     int panels = 0;
     for (const Part& p : parts_) panels += (p.w->m.tiles() + 1) / 2;
     int block = std::clamp((int)(TOKEN_BLOCK_BYTES / (x_.cols * 3 / 2)) / 6 * 6, 48, 510);
@@ -336,21 +346,23 @@ int padded(int cols) { return (cols + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
 
 }  // namespace
 
-size_t cache_tile_bytes(CacheKind kind, int head_dim) {
-  const size_t values = (size_t)2 * head_dim * BLOCK_TOKENS;
-  switch (kind) {
-    case CacheKind::F32: return values * 4;
-    case CacheKind::Q8_0: return values + values / GROUP * 2;
-    default: return values * 2;
-  }
+CacheLayer cache_layer(CacheKind kind, int head_dim, int n_kv_heads, int n_blocks, uint8_t* data) {
+  const size_t key = (size_t)head_dim * BLOCK_TOKENS, value = 32 * BLOCK_TOKENS;
+  CacheLayer c{kind, head_dim, n_kv_heads, n_blocks, 2 * key, 2 * value, data};
+  if (kind == CacheKind::F32) c.key_bytes = 4 * key, c.value_bytes = 4 * value;
+  if (kind == CacheKind::Q8_0) c.key_bytes = key + key / GROUP * 2, c.value_bytes = value + value / GROUP * 2;
+  return c;
 }
 
 Plan::Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, const CacheShape& cache)
     : k_(k), max_tokens_(max_tokens), max_wanted_(max_wanted), cache_shape_(cache), scratch_(SCRATCH * n_threads), pool_(n_threads), barrier_(n_threads) {
-  const size_t tile = cache_tile_bytes(cache.kind, cache.head_dim), layer = tile * cache.n_kv_heads * cache.n_blocks;
+  const CacheLayer shape = cache_layer(cache.kind, cache.head_dim, cache.n_kv_heads, cache.n_blocks, nullptr);
+  const size_t layer = shape.head_bytes() * cache.n_kv_heads;
   cache_pages_ = Pages(layer * cache.n_layers);
-  for (int i = 0; i < cache.n_layers; i++)
-    cache_.push_back({cache.kind, cache.head_dim, cache.n_kv_heads, tile, cache_pages_.data() + layer * i});
+  for (int i = 0; i < cache.n_layers; i++) {
+    cache_.push_back(shape);
+    cache_.back().data = cache_pages_.data() + layer * i;
+  }
 }
 
 Plan::~Plan() = default;
@@ -429,8 +441,14 @@ int Plan::advance(const Step& step, const Worker& worker, int i) {
   const Worker alone{0, 1, worker.scratch, &cursor_};
   for (;; i++) {
     cursor_.store(0, std::memory_order_relaxed);
-    if (i == (int)ops_.size() || !ops_[i]->serial(step)) return i;
+    if (i == (int)ops_.size()) return i;
+    if (!ops_[i]->serial(step)) {
+      if (i + 1 < (int)ops_.size() && ops_[i + 1]->serial(step)) ops_[i + 1]->prefetch(step);
+      return i;
+    }
+    const auto began = std::chrono::steady_clock::now();
     ops_[i]->run(step, alone);
+    if (profile) op_seconds_[i] = seconds_since(began);
   }
 }
 
@@ -444,7 +462,7 @@ const float* Plan::step(Step& step, int result) {
       const auto began = std::chrono::steady_clock::now();
       ops_[i]->run(step, worker);
       barrier_.wait([&] {
-        if (profile) op_seconds_[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+        if (profile) op_seconds_[i] = seconds_since(began);
         next_ = advance(step, worker, i + 1);
       });
       i = next_;

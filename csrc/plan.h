@@ -61,6 +61,8 @@ class Op {
   // Small enough that one thread does it while the others wait at the barrier they wait at anyway.
   virtual bool serial(const Step&) const { return false; }
   virtual void run(const Step&, const Worker&) = 0;
+  // Called before the parallel op ahead of a serial one: fetch what run() will touch while memory has other work.
+  virtual void prefetch(const Step&) const {}
 };
 
 struct PackedMatrix {

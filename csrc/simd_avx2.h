@@ -163,5 +163,6 @@ inline f32x16 dot2(f32x16 acc, bf16x32 x, bf16x32 y) PUNA_BOTH(dot2(acc.a, x.a, 
 #undef PUNA_BOTH
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }  // into the second-level cache
 
 }  // namespace puna::PUNA_TARGET

@@ -58,10 +58,15 @@ inline f32x16 load_bf16(const uint16_t* p) {
 }
 inline f32x16 load_s8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 inline void store_bf16(uint16_t* p, f32x16 a) {  // round to nearest even
+#if defined(__AVX512BF16__)
+  __m256bh h = _mm512_cvtneps_pbh(a.v);
+  std::memcpy(p, &h, 32);
+#else
   __m512i u = _mm512_castps_si512(a.v);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
+#endif
 }
 inline i32x16 round_i32(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a.v)); }
@@ -123,5 +128,6 @@ inline f32x16 dot2(f32x16 acc, bf16x32 a, bf16x32 b) {
 }
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }  // into the second-level cache
 
 }  // namespace puna::PUNA_TARGET

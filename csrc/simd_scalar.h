@@ -126,5 +126,6 @@ inline f32x16 dot2(f32x16 acc, bf16x32 a, bf16x32 b) {
 #undef PUNA_LANES
 
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}
 
 }  // namespace puna::PUNA_TARGET

@@ -60,13 +60,18 @@ constexpr int BLOCK_TOKENS = 32;   // positions of a cache block
 constexpr int SPAN = 256;          // positions whose softmax is computed together, whatever the batch or chunking
 constexpr int MAX_QUERY_ROWS = 12; // query rows (tokens x heads of a group) that share one pass over keys
 
-// One layer of the cache, for one key/value head at a time: tiles of BLOCK_TOKENS positions.
+// One layer of the cache. Keys of a head lie in tiles of BLOCK_TOKENS positions, values in tiles of BLOCK_TOKENS
+// positions and 32 columns; tiles of neighbouring blocks are neighbours, so that a long sequence is read in long streams.
 struct CacheLayer {
   CacheKind kind;
-  int head_dim, n_kv_heads;
-  size_t tile_bytes;  // keys then values of one head and block
-  uint8_t* data;      // [n_blocks][n_kv_heads][tile_bytes]
-  uint8_t* tile(int block, int head) const { return data + ((size_t)block * n_kv_heads + head) * tile_bytes; }
+  int head_dim, n_kv_heads, n_blocks;
+  size_t key_bytes, value_bytes;  // of a tile
+  uint8_t* data;                  // [n_kv_heads]{keys [n_blocks], values [head_dim / 32][n_blocks]}
+  size_t head_bytes() const { return n_blocks * (key_bytes + head_dim / 32 * value_bytes); }
+  uint8_t* keys(int block, int head) const { return data + head * head_bytes() + block * key_bytes; }
+  uint8_t* values(int block, int head, int column) const {
+    return data + head * head_bytes() + n_blocks * key_bytes + ((size_t)(column / 32) * n_blocks + block) * value_bytes;
+  }
 };
 
 // Result of attention over spans so far, one row: running maximum (scaled, base 2), sum of weights, weighted values.
@@ -89,7 +94,7 @@ struct AttendJob {
 };
 
 constexpr size_t LINEAR_SCRATCH = 256 * 1024;
-constexpr size_t ATTEND_SCRATCH = 128 * 1024;
+constexpr size_t ATTEND_SCRATCH = 320 * 1024;
 
 // Every kernel of one CPU target. Contracts stand beside the definitions in ops/*.cpp.
 struct Kernels {
@@ -104,6 +109,7 @@ struct Kernels {
   void (*rope)(const float* x, int heads, int head_dim, const float* cos, const float* sin, float* y);
   void (*cache_write)(const CacheLayer& c, int block, int slot, const float* k, const float* v);
   void (*cache_clear)(const CacheLayer& c, int block, int from_slot);
+  void (*cache_prefetch)(const CacheLayer& c, int block, int slot);
   void (*attend)(const AttendJob& job);
   void (*merge)(SpanState& a, float* out_a, const SpanState& b, const float* out_b, int n);
   void (*finish)(const SpanState& s, float* out, int n);
@@ -113,6 +119,6 @@ struct Kernels {
 };
 
 inline bool cache_query_is_bf16(CacheKind k) { return k == CacheKind::BF16; }
-size_t cache_tile_bytes(CacheKind kind, int head_dim);
+CacheLayer cache_layer(CacheKind kind, int head_dim, int n_kv_heads, int n_blocks, uint8_t* data);
 
 }  // namespace puna

@@ -24,6 +24,10 @@ constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
 constexpr int PANEL_SUBS = 16;  // sub-blocks of a panel at most: what fits L1 beside the activations
 
+// Bytes of weights to fetch into the second-level cache before they are due: with work to do on each, the core does not
+// run ahead far enough by itself.
+constexpr int AHEAD = 8192;
+
 // The weight tiles of a call in the order of computation; gate and up tiles alternate.
 struct Tiles {
   const Matrix& w;
@@ -33,6 +37,10 @@ struct Tiles {
     return up ? (i % 2 ? *up : w).tile(first + i / 2) : w.tile(first + i);
   }
 };
+
+inline void prefetch_range(const uint8_t* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) prefetch(p + i);
+}
 
 // acc: [n tiles][16] results of one token, tiles i..i+n of the call.
 inline void emit(const Tiles& tiles, const Output& out, int row, int i, int n, const float* acc, size_t acc_stride) {
@@ -101,6 +109,7 @@ template <class F, int T> void few(const uint8_t* tile, int blocks, const QBlock
   }
   for (int b = 0; b < blocks; b++) {
     const uint8_t* block = tile + (size_t)b * F::BYTES * ROWS;
+    for (int i = 0; i < F::BYTES * ROWS; i += 64) prefetch_far(block + AHEAD + i);
     few_sub<F, T, 0>(block, rows, b * F::SUBS, acc);
   }
   for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
@@ -224,6 +233,10 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
       for (int j = 0; j < r; j++)
         for (int b = 0; b < n; b += F::SUBS)
           unpack_sub<F, 0>(tiles[i + j] + (size_t)((s + b) / F::SUBS) * F::BYTES * ROWS, unpacked + j * PANEL_SUBS + b);
+      for (int j = 0; j < r; j++) {  // the part that comes after this one, of these tiles or of the next
+        const uint8_t* next = s + n < subs ? tiles[i + j] + (size_t)(s + n) / F::SUBS * F::BYTES * ROWS : i + PANEL + j < tiles.n ? tiles[i + PANEL + j] : nullptr;
+        if (next) prefetch_range(next, (size_t)n / F::SUBS * F::BYTES * ROWS);
+      }
       for (int t = row0; t < row1; t += TOKENS) {
         const QBlock* xt = x.q8 + (size_t)t * subs + s;
         float* to = sums + (size_t)(t - row0) * r * ROWS;

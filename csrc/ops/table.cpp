@@ -16,6 +16,7 @@ void swiglu(const float*, const float*, int, float*);
 void rope(const float*, int, int, const float*, const float*, float*);
 void cache_write(const CacheLayer&, int, int, const float*, const float*);
 void cache_clear(const CacheLayer&, int, int);
+void cache_prefetch(const CacheLayer&, int, int);
 void attend(const AttendJob&);
 void merge(SpanState&, float*, const SpanState&, const float*, int);
 void finish(const SpanState&, float*, int);
@@ -25,6 +26,6 @@ double bf16_peak(int64_t);
 
 extern const Kernels kernels;
 const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, quantize, to_bf16, add, swiglu, rope, cache_write,
-                         cache_clear, attend, merge, finish, read, int8_peak, bf16_peak};
+                         cache_clear, cache_prefetch, attend, merge, finish, read, int8_peak, bf16_peak};
 
 }  // namespace puna::PUNA_TARGET
