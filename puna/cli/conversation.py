@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.core import BadFile, BadInput, BadValue, Completion, PromptTooLong, SamplingParams
+from puna.core import BadFile, BadInput, BadValue, Completion, PromptTooLong, SamplingParams, WorkFailed
 from puna.llm import DEFAULT_PARAMS, sampling_params
 from puna.weights.disk import write_atomically
 
@@ -116,7 +116,10 @@ class Conversation:
             "messages": self.messages,
             "params": changed_params(self.params),
         }
-        write_atomically(path, json.dumps(chat, ensure_ascii=False, indent=1) + "\n")
+        try:
+            write_atomically(path, json.dumps(chat, ensure_ascii=False, indent=1) + "\n")
+        except OSError as error:
+            raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another file") from None
 
     def load(self, path: Path) -> None:
         """Go on with a saved chat: its messages and parameters, on the model that is running."""

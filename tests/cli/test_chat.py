@@ -23,7 +23,7 @@ from puna import LLM
 from puna.cli.conversation import Conversation
 from puna.cli.main import main
 from puna.cli.slash import COMMANDS, Chat
-from puna.core import BadFile, BadInput, BadValue, PromptTooLong, SamplingParams, UnknownOption
+from puna.core import BadFile, BadInput, BadValue, PromptTooLong, SamplingParams, UnknownOption, WorkFailed
 from puna.llm.answer import Answer
 
 PARAMS = SamplingParams(temperature=0, top_p=0.9, max_tokens=8)
@@ -217,6 +217,8 @@ def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="it is no JSON"):
         chat.obey(f"/save {path}")
     assert path.read_text() == "my diary"
+    with pytest.raises(WorkFailed, match=r"chat\.json cannot be written: "):
+        chat.obey(f"/save {path}/chat.json")
 
 
 @pytest.mark.parametrize(
