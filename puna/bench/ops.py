@@ -47,29 +47,15 @@ def measure_ops(targets: list[str], tick: Callable[[str], None]) -> Iterator[OpR
 
 
 def _measure(case: LinearCase, target: str) -> OpResult:
-    """The best of a few tries, each beside its own peak: what the kernel can do, not what the machine did."""
+    """The best of a few tries: what the kernel can do, not what the machine was doing."""
     data = random_blocks(case.kind, case.shape, case.rng())
     matrix = pack_weight(case.kind, case.shape, data)
     x_TD = np.ascontiguousarray(case.x_TD())
     peak = _native.bf16_tflops if case.kind in FLOAT_KINDS else _native.int8_tops
-    seconds, shares = [], []
-    for _ in range(_TRIES):
-        operations_s = peak(target, 1, _SECONDS) * 1e12
-        seconds.append(_seconds_per_call(matrix, x_TD, target))
-        shares.append(_operations(case) / seconds[-1] / operations_s)
-    best = min(seconds)
-    return OpResult(
-        target,
-        case.kind,
-        case.n_tokens,
-        _operations(case) / best / 1e9,
-        max(shares),
-        data.nbytes / best / 1e9,
-    )
-
-
-def _operations(case: LinearCase) -> int:
-    return 2 * case.n_tokens * case.n_out * case.n_in
+    peak_gop_s = 1e3 * peak(target, 1, _SECONDS)
+    seconds = min(_seconds_per_call(matrix, x_TD, target) for _ in range(_TRIES))
+    gop_s = 2e-9 * case.n_tokens * case.n_out * case.n_in / seconds
+    return OpResult(target, case.kind, case.n_tokens, gop_s, gop_s / peak_gop_s, 1e-9 * data.nbytes / seconds)
 
 
 def _seconds_per_call(matrix: Any, x_TD: np.ndarray[Any, Any], target: str) -> float:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -61,34 +62,15 @@ class Peer:
 
     def __init__(self, spec: PeerSpec, folder: Path) -> None:
         """Start it and load the model; `folder` may be written to. Raises BadValue, WorkFailed."""
-        engine = ENGINES[spec.engine]
         self.spec = spec
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        command = [spec.python, str(_SCRIPTS / engine.script)]
-        prefix = Path(spec.python).parent.parent
-        preloads = [str(path) for pattern in engine.preloads for path in prefix.glob(pattern)]
-        settings = engine.settings | {"OMP_NUM_THREADS": str(spec.threads), "LD_PRELOAD": ":".join(preloads)}
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=env.for_child(**settings),
-                text=True,
-            )
-        except OSError as error:
-            raise BadValue(
-                f"--peer-python must be a Python interpreter, got {spec.python}: {error.strerror}"
-            ) from None
-        hello = asdict(spec) | {"model": str(spec.model), "folder": str(folder)}
-        try:
-            reply = self._ask(hello)
-        except BaseException:
-            self.close()
-            raise
-        self.version: str = reply["version"]
-        self.load_seconds: float = reply["load_s"]
+        with ExitStack() as stack:
+            self._log: IO[bytes] = stack.enter_context(TemporaryFile())
+            self._process = _start(spec, self._log)
+            stack.callback(self._end)
+            reply = self._ask(asdict(spec) | {"model": str(spec.model), "folder": str(folder)})
+            self.version: str = reply["version"]
+            self.load_seconds: float = reply["load_s"]
+            self._resources = stack.pop_all()
 
     def run(self, job: Job) -> float:
         """Seconds of the timed part of `job`."""
@@ -126,9 +108,11 @@ class Peer:
         return WorkFailed(f"{self.spec.engine} ended with status {self._process.returncode}{last}")
 
     def close(self) -> None:
+        self._resources.close()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.communicate()
-        self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,3 +121,25 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _start(spec: PeerSpec, log: IO[bytes]) -> subprocess.Popen[str]:
+    engine = ENGINES[spec.engine]
+    settings = engine.settings | {"OMP_NUM_THREADS": str(spec.threads)}
+    prefix = Path(spec.python).parent.parent
+    preloads = [str(path) for pattern in engine.preloads for path in prefix.glob(pattern)]
+    if preloads:
+        settings["LD_PRELOAD"] = ":".join(preloads)
+    try:
+        return subprocess.Popen(
+            [spec.python, str(_SCRIPTS / engine.script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=env.for_child(**settings),
+            text=True,
+        )
+    except OSError as error:
+        raise BadValue(
+            f"--peer-python must be a Python interpreter, got {spec.python}: {error.strerror}"
+        ) from None

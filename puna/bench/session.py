@@ -130,7 +130,9 @@ def _runnable(jobs: Sequence[Job], config: ModelConfig) -> tuple[list[Job], list
 
 def _cache_tokens(jobs: Sequence[Job]) -> int:
     """Room for the largest job beside the prompt of the deepest decode, which stays in the prefix cache."""
-    largest = max((job.streams * (job.length + BLOCK_TOKENS) for job in jobs), default=BLOCK_TOKENS)
+    # a block that is not full, and the free one that the scheduler wants before it admits the next stream
+    spare = 2 * BLOCK_TOKENS
+    largest = max((job.streams * (job.length + spare) for job in jobs), default=spare)
     kept = max((job.prompt for job in jobs if job.kind == "decode"), default=0)
     return largest + kept + BLOCK_TOKENS
 
