@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("what", metavar="perplexity", choices=("perplexity",), help="the measure")
     add_model(parser)
     add("file", metavar="FILE", help="a text in UTF-8, or - for standard input")
-    add("--window", type=int, metavar="N", default=WindowConfig.window, help="tokens seen at a time")
-    add("--stride", type=int, metavar="N", default=WindowConfig.stride, help="tokens between windows")
+    size = WindowConfig.window
+    add("--window", type=int, metavar="N", default=size, help=f"tokens seen at a time (default: {size})")
+    add("--stride", type=int, metavar="N", help="tokens between windows (default: half a window)")
     add("--limit", type=int, metavar="N", help="only the first N tokens of the text")
     add("--threads", type=int, metavar="N", help="threads to run on (default: $PUNA_THREADS, or all cores)")
     add("--cache-type", choices=_CACHE_TYPES, default="bf16", help="keys and values (default: bf16)")
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from puna.llm import LLM
 
-    config = WindowConfig(args.window, args.stride)
+    config = WindowConfig(args.window, args.window // 2 if args.stride is None else args.stride)
     if args.limit is not None and args.limit < 1:
         raise BadValue(f"--limit must be 1 or more, got {args.limit}")
     text = _read(args.file)

@@ -56,8 +56,6 @@ def windows(ids: Sequence[int], config: WindowConfig, bos: int | None) -> Iterat
     """Cut a text into windows; nothing for a text without a token that could be scored."""
     head = [] if bos is None else [bos]
     size = config.window - len(head)
-    if bos is not None and config.stride > size:
-        raise BadValue(f"stride must be at most {size} where BOS takes a place, got {config.stride}")
     n_done = 0 if head else 1  # without BOS nothing predicts the first token
     for start in range(0, len(ids), config.stride):
         end = min(start + size, len(ids))
