@@ -4,12 +4,14 @@
 
 namespace puna {
 
-Pages::Pages(size_t bytes) : bytes_(bytes) {
+constexpr size_t LARGE_FROM = 8 << 20;  // below, rounding up to large pages costs more memory than it saves time
+
+Pages::Pages(size_t bytes, bool large) : bytes_(bytes) {
   if (bytes == 0) return;
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (bytes >= (8u << 20)) madvise(p, bytes, MADV_HUGEPAGE);
+  if (large && bytes >= LARGE_FROM) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
   data_ = (uint8_t*)p;
 }

@@ -7,11 +7,11 @@
 
 namespace puna {
 
-// Zeroed pages from the kernel, large ones where it has them.
+// Zeroed pages from the kernel, large ones where it has them and `large` allows.
 class Pages {
  public:
   Pages() = default;
-  explicit Pages(size_t bytes);
+  explicit Pages(size_t bytes, bool large = true);
   ~Pages();
   Pages(Pages&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
   Pages& operator=(Pages&& other) noexcept {

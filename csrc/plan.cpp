@@ -358,7 +358,7 @@ Plan::Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, cons
     : k_(k), max_tokens_(max_tokens), max_wanted_(max_wanted), cache_shape_(cache), scratch_(SCRATCH * n_threads), pool_(n_threads), barrier_(n_threads) {
   const CacheLayer shape = cache_layer(cache.kind, cache.head_dim, cache.n_kv_heads, cache.n_blocks, nullptr);
   const size_t layer = shape.head_bytes() * cache.n_kv_heads;
-  cache_pages_ = Pages(layer * cache.n_layers);
+  cache_pages_ = Pages(layer * cache.n_layers, false);  // large pages would take memory for blocks that nobody fills
   for (int i = 0; i < cache.n_layers; i++) {
     cache_.push_back(shape);
     cache_.back().data = cache_pages_.data() + layer * i;
