@@ -129,10 +129,10 @@ def _pack_and_tokenize(
         try:
             packing = pool.submit(pack)
             tokenizer = _text_side(checkpoint.metadata)
+            _return_freed_memory()  # before the last weights are packed: at the peak, that is
             executor = packing.result()
         finally:
             is_unwanted.set()  # where something else went wrong; leaving the block waits for the packing
-    _return_freed_memory()
     if progress is not None:
         progress("loading", checkpoint.n_bytes, checkpoint.n_bytes)
     return executor, tokenizer
