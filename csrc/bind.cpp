@@ -115,8 +115,10 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
   int row = 0;
   for (int i = 0; i < n_chunks; i++) {
     const int32_t* c = chunks.data() + 4 * i;
-    const int n = c[0], start = c[1], wanted = c[2], table = c[3], end = (start + n + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    check(n > 0 && start >= 0 && wanted >= 0 && wanted <= n && table >= 0 && (size_t)table + end <= blocks.size(), "step: malformed chunk");
+    const int n = c[0], start = c[1], wanted = c[2], table = c[3];
+    const int64_t end = ((int64_t)start + n + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    check(n > 0 && start >= 0 && wanted >= 0 && wanted <= n && table >= 0 && table + end <= (int64_t)blocks.size(), "step: malformed chunk");
+    check(n <= plan.max_tokens() - row && wanted <= plan.max_wanted() - (int)s.wanted.size(), "step: more tokens than the plan was made for");
     for (int b = 0; b < end; b++) check(blocks.data()[table + b] >= 0 && blocks.data()[table + b] < plan.cache().n_blocks, "step: no such cache block");
     s.chunks.push_back({row, n, start, wanted, (int)s.wanted.size(), blocks.data() + table});
     for (int j = 0; j < n; j++) {
@@ -127,7 +129,6 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
     row += n;
   }
   check(row == (int)tokens.size() && row > 0, "step: token count differs from the chunks'");
-  check(row <= plan.max_tokens() && (int)s.wanted.size() <= plan.max_wanted(), "step: more tokens than the plan was made for");
   s.tokens.assign(tokens.data(), tokens.data() + row);
   for (int t : s.tokens) check(t >= 0 && t < vocab, "step: token " + std::to_string(t) + " is outside the vocabulary");
   return s;
@@ -147,7 +148,7 @@ nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints ch
 
 void set_values(Plan& plan, int buffer, Matrix2 x) {
   const Buffer& b = plan.at(buffer);
-  check((int)x.shape(0) <= plan.max_tokens() && (int)x.shape(1) <= b.cols, "set_values: more than the buffer holds");
+  check(x.shape(0) * b.cols * sizeof(float) <= b.f32.size() && x.shape(1) <= (size_t)b.cols, "set_values: more than the buffer holds");
   for (size_t r = 0; r < x.shape(0); r++) std::copy_n(x.data() + r * x.shape(1), x.shape(1), b.row((int)r));
 }
 

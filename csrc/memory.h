@@ -31,7 +31,7 @@ class Pages {
 // Weights of a model, one after the other in the order in which they are read.
 class Arena {
  public:
-  explicit Arena(size_t bytes) : pages_(bytes) {}
+  explicit Arena(size_t bytes);
   uint8_t* take(size_t bytes);  // 64-byte aligned; throws std::bad_alloc when the arena is full
   size_t used() const { return used_; }
 

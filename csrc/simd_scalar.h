@@ -11,6 +11,9 @@ struct u8x64 { uint8_t v[64]; };
 struct s8x4 { int8_t v[4]; };
 struct bf16x32 { uint16_t v[32]; };
 
+// As the vector units do where no int holds the number, or where it is none.
+inline int32_t to_int(float x) { return std::fabs(x) < 2147483648.0f ? (int32_t)x : INT32_MIN; }
+
 #define PUNA_LANES(type, n, expr) { type r; for (int i = 0; i < n; i++) r.v[i] = (expr); return r; }
 inline f32x16 load(const float* p) PUNA_LANES(f32x16, 16, p[i])
 inline void store(float* p, f32x16 a) { std::memcpy(p, a.v, 64); }
@@ -25,7 +28,7 @@ inline f32x16 max(f32x16 a, f32x16 b) PUNA_LANES(f32x16, 16, a.v[i] > b.v[i] ? a
 inline f32x16 min(f32x16 a, f32x16 b) PUNA_LANES(f32x16, 16, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
 inline f32x16 abs(f32x16 a) PUNA_LANES(f32x16, 16, std::fabs(a.v[i]))
 inline f32x16 round(f32x16 a) PUNA_LANES(f32x16, 16, std::nearbyint(a.v[i]))
-inline f32x16 scale2(f32x16 a, f32x16 n) PUNA_LANES(f32x16, 16, std::ldexp(a.v[i], (int)n.v[i]))
+inline f32x16 scale2(f32x16 a, f32x16 n) PUNA_LANES(f32x16, 16, std::ldexp(a.v[i], to_int(n.v[i])))
 inline f32x16 zero_if_less(f32x16 a, f32x16 x, f32x16 bound) PUNA_LANES(f32x16, 16, x.v[i] >= bound.v[i] ? a.v[i] : 0.0f)
 inline f32x16 keep_first(f32x16 a, int n, float fill) PUNA_LANES(f32x16, 16, i < n ? a.v[i] : fill)
 inline float reduce_add(f32x16 a) {
@@ -80,7 +83,7 @@ inline void store_f16(uint16_t* p, f32x16 a) { for (int i = 0; i < 16; i++) p[i]
 inline f32x16 load_bf16(const uint16_t* p) PUNA_LANES(f32x16, 16, from_bf16(p[i]))
 inline f32x16 load_s8(const int8_t* p) PUNA_LANES(f32x16, 16, (float)p[i])
 inline void store_bf16(uint16_t* p, f32x16 a) { for (int i = 0; i < 16; i++) p[i] = to_bf16(a.v[i]); }
-inline i32x16 round_i32(f32x16 a) PUNA_LANES(i32x16, 16, (int32_t)std::nearbyint(a.v[i]))
+inline i32x16 round_i32(f32x16 a) PUNA_LANES(i32x16, 16, to_int(std::nearbyint(a.v[i])))
 inline void store_s8(int8_t* p, i32x16 a) { for (int i = 0; i < 16; i++) p[i] = (int8_t)std::clamp(a.v[i], -128, 127); }
 inline i32x16 izero() PUNA_LANES(i32x16, 16, 0)
 inline i32x16 iset1(int x) PUNA_LANES(i32x16, 16, x)

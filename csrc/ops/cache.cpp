@@ -60,17 +60,19 @@ void write_q8(const CacheLayer& c, int block, int head, int slot, const float* k
   }
 }
 
+void write_head(const CacheLayer& c, int block, int head, int slot, const float* k, const float* v) {
+  switch (c.kind) {
+    case CacheKind::BF16: return write_bf16(c, block, head, slot, k, v);
+    case CacheKind::F16: return write_f16(c, block, head, slot, k, v);
+    case CacheKind::F32: return write_f32(c, block, head, slot, k, v);
+    case CacheKind::Q8_0: return write_q8(c, block, head, slot, k, v);
+  }
+}
+
 }  // namespace
 
 void cache_write(const CacheLayer& c, int block, int slot, const float* k, const float* v) {
-  for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
-    switch (c.kind) {
-      case CacheKind::BF16: write_bf16(c, block, h, slot, k, v); break;
-      case CacheKind::F16: write_f16(c, block, h, slot, k, v); break;
-      case CacheKind::F32: write_f32(c, block, h, slot, k, v); break;
-      case CacheKind::Q8_0: write_q8(c, block, h, slot, k, v); break;
-    }
-  }
+  for (int h = 0; h < c.n_kv_heads; h++) write_head(c, block, h, slot, k + h * c.head_dim, v + h * c.head_dim);
 }
 
 // Fetches what cache_write of this position will touch: a key is spread over one line for each of its rows.
@@ -87,8 +89,9 @@ void cache_prefetch(const CacheLayer& c, int block, int slot) {
 // be 0 too, even if that was infinite.
 void cache_clear(const CacheLayer& c, int block, int from_slot) {
   if (from_slot > 0) {
-    alignas(64) static const float zeros[16 * 1024] = {};
-    for (int slot = from_slot; slot < B; slot++) cache_write(c, block, slot, zeros, zeros);
+    static const float zeros[MAX_HEAD_DIM] = {};
+    for (int slot = from_slot; slot < B; slot++)
+      for (int h = 0; h < c.n_kv_heads; h++) write_head(c, block, h, slot, zeros, zeros);
     return;
   }
   for (int h = 0; h < c.n_kv_heads; h++) {

@@ -17,6 +17,9 @@ void rms_norm(const float* x, const float* w, int n, float eps, float* y) {
   for (int i = 0; i < n; i += 16) store(y + i, mul(mul(load(x + i), scale), load(w + i)));
 }
 
+// The nearest whole number from -127 to 127; -127 for what is no number, by the order of max's arguments.
+inline i32x16 round_s8(f32x16 x) { return round_i32(min(max(x, set1(-127.0f)), set1(127.0f))); }
+
 // 32 values share the scale max|x| / 127; a group of zeros has scale 0.
 void quantize(const float* x, int n, QBlock* y) {
   for (int i = 0; i < n; i += GROUP, y++) {
@@ -24,7 +27,7 @@ void quantize(const float* x, int n, QBlock* y) {
     const float largest = reduce_max(max(abs(a), abs(b)));
     const float d = largest / 127.0f;
     const f32x16 inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
-    const i32x16 qa = round_i32(mul(a, inverse)), qb = round_i32(mul(b, inverse));
+    const i32x16 qa = round_s8(mul(a, inverse)), qb = round_s8(mul(b, inverse));
     store_s8(y->q, qa);
     store_s8(y->q + 16, qb);
     const int low = reduce_add(qa), sum = low + reduce_add(qb);
