@@ -141,7 +141,12 @@ def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
             names = ", ".join(name for name in known if name)
             raise BadValue(f"{what} must be one of {names}, got {found!r}{closest(found, known)}")
     if cfg.head_dim % 32 or cfg.head_dim > 256:
-        raise Unsupported(f"head_dim must be a multiple of 32 up to 256, as kernels need, found {cfg.head_dim}")
+        raise Unsupported(
+            f"head_dim must be a multiple of 32 up to 256, as kernels need, found {cfg.head_dim}"
+        )
+    for name, found, multiple in (("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)):
+        if found % multiple:
+            raise Unsupported(f"{name} must be a multiple of {multiple}, as kernels need, found {found}")
 
 
 def _matrices(plan: Plan) -> dict[str, WeightRef]:

@@ -1,12 +1,12 @@
-"""Fuzz all that reads a GGUF file: the reader, the configuration, the decoders, the native weight packer.
+"""Fuzz all that reads a GGUF file: the reader, the configuration, the decoders, the packer, the kernels.
 
     PYTHONPATH=. python tests/fuzz/fuzz_gguf.py --n 20000 --seed 0
 
-Tiny valid models of every tensor type are damaged, opened, and loaded tensor by tensor. A file may load or be
-refused with a BadInput; anything else is a finding: another exception, a dead or stuck process, or memory far
-beyond the size of the file. Cases run in a worker process, so that a crash costs one case (run it under a
-sanitizer by the usual LD_PRELOAD). Findings are kept as files in --keep. Prints one JSON object; exit code 1
-if there was a finding. A case depends on the seed and its number only.
+Tiny valid models of every tensor type are damaged, opened, loaded tensor by tensor, and run (fuzz_step.py). A
+file may load or be refused with a BadInput; anything else is a finding: another exception, a dead or stuck
+process, or memory far beyond the size of the file. Cases run in a worker process, so that a crash costs one
+case (sanitize.sh runs it under a sanitizer). Findings are kept as files in --keep. Prints one JSON object;
+exit code 1 if there was a finding. A case depends on the seed and its number only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +34,27 @@ from puna.core import BadInput
 from puna.model.config import ModelConfig
 from puna.weights.formats import FORMATS
 from puna.weights.gguf import GgufFile
-from puna.weights.load import open_checkpoint, write_checkpoint
+from puna.weights.load import Checkpoint, open_checkpoint, write_checkpoint
 from puna.weights.quant import dequantize, random_blocks
 from puna.weights.synthetic import synthetic_checkpoint
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Value, ValueType
 
-Pack = Callable[[str, tuple[int, ...], Any], Any]
-NATIVE_PACKER = "puna.runtime.native:pack_weight"
-STUCK_SECONDS = 20.0
+Run = Callable[[Checkpoint], str]  # uses a checkpoint that opened; returns the status of the case
+STATUSES = ("opened", "ran", "not finite", "refused", "crashed", "hung", "leaked")
+FINDINGS = ("crashed", "hung", "leaked")
+STUCK_SECONDS = 60.0  # a case takes milliseconds, on a busy machine under a sanitizer a second
 
 # What opening may allocate beyond the size of the file: the tables as Python objects, and working space.
 ALLOWED_BYTES = 1 << 20
 
-# Small everywhere but in the row length, which whole blocks of 256 need.
+# Small everywhere but in the row length, which whole blocks of 256 need, and the width of a head.
 CONFIG = ModelConfig(
     dim=256,
     n_layers=1,
     n_heads=2,
     n_kv_heads=1,
-    head_dim=2,
+    head_dim=32,
     ffn_dim=32,
     vocab_size=8,
     norm_eps=1e-5,
@@ -188,19 +188,19 @@ MUTATIONS: Sequence[Mutation] = (
 
 @dataclass
 class Outcome:
-    """`status` is opened, refused, or leaked (allocated too much); what else happens is an exception."""
+    """What else happens is an exception."""
 
-    status: str
+    status: str  # one of STATUSES: refused, leaked (allocated too much), opened, or what running it gave
     beyond_file: int  # bytes that opening allocated at its peak, less the size of the file
     message: str = ""
 
 
-def run_case(raw: bytes, path: Path, pack: Pack | None) -> Outcome:
-    """Open a file of these bytes and load all of it."""
+def run_case(raw: bytes, path: Path, run: Run | None) -> Outcome:
+    """Open a file of these bytes, load all of it, and run it."""
     path.write_bytes(raw)
     tracemalloc.start()
     try:
-        outcome = _open_and_load(path, pack)
+        outcome = _open_and_load(path, run)
     except BadInput as error:
         outcome = Outcome("refused", 0, str(error))
     finally:
@@ -213,42 +213,30 @@ def run_case(raw: bytes, path: Path, pack: Pack | None) -> Outcome:
     return outcome
 
 
-def _open_and_load(path: Path, pack: Pack | None) -> Outcome:
+def _open_and_load(path: Path, run: Run | None) -> Outcome:
     with open_checkpoint(path) as checkpoint:
         for key in checkpoint.metadata:
             checkpoint.metadata[key]
         beyond_file = tracemalloc.get_traced_memory()[1] - path.stat().st_size
         for tensor in checkpoint.tensors.values():
             dequantize(tensor.data(), tensor.kind, tensor.shape)
-            if pack is not None and len(tensor.shape) == 2:
-                pack(tensor.kind, tensor.shape, tensor.data())
             tensor.release()
-    return Outcome("opened", beyond_file)
-
-
-def find_packer(name: str) -> Pack | None:
-    """`module:function`, or None for "" and for an extension that is not built."""
-    if not name:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        packer: Pack = getattr(import_module(module), function)
-    except ImportError:
-        print(f"{name} cannot be imported; the reader is fuzzed without it", file=sys.stderr)
-        return None
-    return packer
+        return Outcome(run(checkpoint) if run else "opened", beyond_file)
 
 
 def work(args: argparse.Namespace) -> None:
     """The worker: a line of JSON per case on stdout, after the number of the case that begins."""
-    pack = find_packer(args.pack)
+    if args.step:
+        from fuzz_step import pack_and_step  # needs the native extension
     with tempfile.TemporaryDirectory() as folder:
         bases = make_bases(Path(folder))
         for case in range(args.start, args.n):
-            raw = mutate(bases[case % len(bases)], np.random.default_rng([args.seed, case]))
+            rng = np.random.default_rng([args.seed, case])
+            raw = mutate(bases[case % len(bases)], rng)
+            run = partial(pack_and_step, rng=rng) if args.step else None
             print(json.dumps({"case": case}), flush=True)
             try:
-                outcome = run_case(raw, Path(folder) / "case.gguf", pack)
+                outcome = run_case(raw, Path(folder) / "case.gguf", run)
             except Exception:  # whatever it is, it is the finding
                 outcome = Outcome("crashed", 0, traceback.format_exc())
             print(json.dumps({"done": case, **vars(outcome)}), flush=True)
@@ -263,7 +251,7 @@ class Report:
     def add(self, case: int, status: str, beyond_file: int, message: str) -> None:
         self.counts[status] += 1
         self.most_beyond_file = max(self.most_beyond_file, beyond_file)
-        if status not in ("opened", "refused"):
+        if status in FINDINGS:
             self.findings.append({"case": case, "status": status, "message": message[-2000:]})
 
 
@@ -272,7 +260,7 @@ def supervise(args: argparse.Namespace) -> Report:
     report, start = Report(), 0
     while start < args.n:
         command = [sys.executable, __file__, "--worker", "--start", str(start)]
-        command += ["--n", str(args.n), "--seed", str(args.seed), "--pack", args.pack]
+        command += ["--n", str(args.n), "--seed", str(args.seed), "--step" if args.step else "--no-step"]
         with tempfile.TemporaryFile("w+") as errors:
             worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
             current, how = _follow(worker, report, start - 1)
@@ -328,7 +316,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--n", type=int, default=20000, help="number of cases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pack", default=NATIVE_PACKER, help='module:function of the packer; "" for none')
+    parser.add_argument("--step", action=argparse.BooleanOptionalAction, default=True, help="run what opens")
     parser.add_argument(
         "--keep", type=Path, default=Path("fuzz-findings"), help="folder for the findings' files"
     )
@@ -341,7 +329,7 @@ def main() -> int:
     report = supervise(args)
     if report.findings:
         keep(report, args)
-    counts = {status: report.counts[status] for status in ("opened", "refused", "crashed", "hung", "leaked")}
+    counts = {status: report.counts[status] for status in STATUSES}
     result = counts | {"most_bytes_beyond_file": report.most_beyond_file, "findings": report.findings[:20]}
     print(json.dumps(result, indent=1))
     return 1 if report.findings else 0
