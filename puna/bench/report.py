@@ -73,7 +73,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "machine": outcome.settings | _machine(outcome.limits),
         "config": asdict(outcome.config),
         "prefill": [
-            {"tokens": result.job.prompt, **_speeds(result)} for result in outcome.results(kind="prefill")
+            {"tokens": result.job.prompt, **_speeds(result), "first_token_s": _first_token_s(result)}
+            for result in outcome.results(kind="prefill")
         ],
         "decode": [{"depth": _depth(result.job), **_speeds(result)} for result in alone],
         "batch": _batches(outcome, decode),
@@ -88,6 +89,10 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 
 def _depth(job: Job) -> int:
     return job.prompt if job.prompt > 1 else 0
+
+
+def _first_token_s(result: Result) -> float:
+    return round(result.job.prompt / result.tok_s.median, 4)
 
 
 def _speeds(result: Result) -> dict[str, Any]:
