@@ -1,6 +1,7 @@
 """The CPU executor: packs a checkpoint's weights, lowers the fused plan to C++, runs steps.
 
-Everything per token happens in puna._native on its own threads with the GIL released; Python is entered once a step.
+Everything per token happens in puna._native on its own threads with the GIL released; Python is entered once
+a step.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def cache_bytes_per_token(cfg: ModelConfig, cache_type: str) -> int:
 def measure_limits(
     threads: int, target: str = "", seconds: float = 0.3, read_bytes: int = 1 << 30
 ) -> dict[str, float]:
-    """Read bandwidth (1e9 bytes/s) and multiply-accumulate peaks (1e12 operations/s, two per multiply-accumulate)."""
+    """Read bandwidth (1e9 bytes/s) and peaks (1e12 operations/s, a multiply-accumulate being two)."""
     return {
         "read_gb_s": _native.read_gb_s(threads, read_bytes, seconds),
         "int8_tops": _native.int8_tops(target, threads, seconds),
@@ -144,9 +145,9 @@ def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
         raise Unsupported(
             f"head_dim must be a multiple of 32 up to 256, as kernels need, found {cfg.head_dim}"
         )
-    for name, found, multiple in (("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)):
-        if found % multiple:
-            raise Unsupported(f"{name} must be a multiple of {multiple}, as kernels need, found {found}")
+    for name, width, multiple in (("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)):
+        if width % multiple:
+            raise Unsupported(f"{name} must be a multiple of {multiple}, as kernels need, found {width}")
 
 
 def _matrices(plan: Plan) -> dict[str, WeightRef]:
@@ -158,18 +159,21 @@ def _pack_all(
     plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None
 ) -> dict[str, Any]:
     refs = _matrices(plan)
-    sizes = {name: _native.packed_bytes(w.kind, *w.shape) for name, w in refs.items()}
+    sizes = {name: _native.packed_bytes(w.kind, w.shape[0], w.shape[1]) for name, w in refs.items()}
     arena = _native.Arena(sum(sizes.values()) + 64 * len(sizes))
     packed = {}
     for name, w in refs.items():
-        packed[name] = _native.pack_matrix(arena, w.kind, *w.shape, tensors[name].data().reshape(-1))
+        data = tensors[name].data().reshape(-1)
+        packed[name] = _native.pack_matrix(arena, w.kind, w.shape[0], w.shape[1], data)
         tensors[name].release()
         if progress:
             progress(sizes[name])
     return packed
 
 
-def _lower(plan: Plan, native: Any, packed: Mapping[str, Any], tensors: Mapping[str, RawTensor]) -> int:
+def _lower(
+    plan: Plan, native: _native.Plan, packed: Mapping[str, Any], tensors: Mapping[str, RawTensor]
+) -> int:
     """Hand every node to the C++ plan; returns the buffer of the result."""
     buffers, home = assign_buffers(plan)
     numbers = [native.buffer(cols, rows) for cols, rows in buffers]

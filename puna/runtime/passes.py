@@ -1,7 +1,7 @@
 """Fusions: each pass takes a plan and returns an equivalent one that touches memory less often.
 
-The order matters and stands in `fuse`. No pass changes a number: the C++ executor performs the same operations in the
-same order as the unfused plan.
+The order matters and stands in `fuse`. No pass changes a number: the C++ executor performs the same
+operations in the same order as the unfused plan.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fuse(plan: Plan) -> Plan:
 
 
 def select_early(plan: Plan) -> Plan:
-    """Drop the rows whose logits nobody wants as soon as no later row depends on them: after the last attention."""
+    """Drop rows whose logits nobody wants as soon as no later row needs them: after the last attention."""
     at = next(i for i, node in enumerate(plan.nodes) if node.op == "select")
     narrow: dict[Value, Value] = {}  # value over all rows -> the same over the wanted ones
     last_attend = max(i for i, node in enumerate(plan.nodes) if node.op == "attend")
@@ -48,7 +48,7 @@ def select_early(plan: Plan) -> Plan:
 
 def add_to_linear(plan: Plan) -> Plan:
     """add(x, linear(h)) -> linear(h) that starts from x."""
-    nodes = {i: node for i, node in enumerate(plan.nodes)}
+    nodes = dict(enumerate(plan.nodes))
     for i, node in enumerate(plan.nodes):
         if node.op != "add":
             continue
@@ -62,7 +62,7 @@ def add_to_linear(plan: Plan) -> Plan:
 
 def gate(plan: Plan) -> Plan:
     """swiglu(linear(h, w1), linear(h, w3)) -> gated(h, w1, w3), where both weights are of one kind."""
-    nodes = {i: node for i, node in enumerate(plan.nodes)}
+    nodes = dict(enumerate(plan.nodes))
     for i, node in enumerate(plan.nodes):
         if node.op != "swiglu":
             continue
@@ -77,7 +77,7 @@ def gate(plan: Plan) -> Plan:
 
 
 def group_linears(plan: Plan) -> Plan:
-    """Linears of one input become one op, so that threads meet once for q, k and v. They move up to the first."""
+    """Linears of one input become one op, placed at the first: threads meet once for q, k and v."""
     nodes: list[Node] = []
     groups: dict[Value, int] = {}  # input -> index in nodes
     for node in plan.nodes:

@@ -1,6 +1,6 @@
-"""Record model/block.py into a plan: a list of coarse ops over numbered values, good for any number of tokens.
+"""Record model/block.py into a plan: a list of coarse ops over numbered values, for any number of tokens.
 
-A plan is data. passes.py rewrites it, native.py hands it to the C++ executor. Nothing here multiplies a number.
+A plan is data. passes.py rewrites it, native.py hands it to the C++ executor. Nothing here multiplies.
 """
 
 from __future__ import annotations

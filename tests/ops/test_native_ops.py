@@ -67,7 +67,7 @@ def weight_of(case: LinearCase | EmbedCase) -> tuple[Any, np.ndarray]:
 
 
 def as_multiplied(x_TD: np.ndarray, form: str) -> np.ndarray:
-    """Activations in the precision in which they meet the weights: as they are, bf16, or int8 in groups of 32."""
+    """Activations as they meet the weights: as they are, in bf16, or in int8 by groups of 32."""
     if form == "f32":
         return x_TD.astype(np.float64)
     if form == "bf16":
@@ -207,6 +207,34 @@ def test_what_a_former_owner_left_in_a_block_does_not_matter(cache: str, target:
         np.testing.assert_allclose(bench.run(out, 32, [chunk(n_tokens)]), 1.0, rtol=1e-3)
 
 
+@on_targets
+def test_numbers_that_int8_cannot_hold_stay_in_their_row(target: str) -> None:
+    """Infinities, what is no number, groups too small to be scaled: they do not reach other rows."""
+    packed = pack_weight("Q8_0", (16, 64), quant.random_blocks("Q8_0", (16, 64), np.random.default_rng(0)))
+    good_TD = np.random.default_rng(1).standard_normal((1, 64), np.float32)
+    expected_TE = _native.linear(packed, good_TD, target)
+    for value in (np.inf, -np.inf, np.nan, 1e-40, np.finfo(np.float32).max):
+        bad_TD = good_TD.copy()
+        bad_TD[0, ::3] = value
+        for n_around in (1, 5):
+            rows = [*[good_TD] * n_around, bad_TD, np.full_like(good_TD, value), *[good_TD] * n_around]
+            got_TE = _native.linear(packed, np.concatenate(rows), target)
+            np.testing.assert_array_equal(got_TE[:n_around], np.repeat(expected_TE, n_around, 0))
+            np.testing.assert_array_equal(got_TE[-n_around:], np.repeat(expected_TE, n_around, 0))
+
+
+@on_targets
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_of_many_heads(cache: str, target: str) -> None:
+    bench = OpBench(target, cache=cache, n_blocks=1, kv_heads=520)
+    bench.plan.set_rotation([0.0] * 16, 1.0)
+    values_TKC = np.repeat(np.arange(1, 521, dtype=np.float32), 32)[None].repeat(3, 0)
+    q, k, v, out = (bench.buffer(520 * 32, values_TKC) for _ in range(4))
+    bench.plan.rope_store(q, k, v, 0)
+    bench.plan.attend(q, 0, 520, 1.0, out, 0)
+    np.testing.assert_allclose(bench.run(out, 520 * 32, [chunk(3)]), values_TKC, rtol=1e-2)
+
+
 def test_bad_arguments_are_refused() -> None:
     data = np.zeros(18, np.uint8)
     with pytest.raises(ValueError, match="no kernel for tensor type Q9"):
@@ -223,3 +251,7 @@ def test_bad_arguments_are_refused() -> None:
         bench.run(out, 32, [Chunk([0], 0, [99], 0)])
     with pytest.raises(ValueError, match="more tokens than"):
         bench.run(out, 32, [chunk(2049)])
+    with pytest.raises(ValueError, match="malformed chunk"):
+        bench.run(out, 32, [Chunk([0], 2**31 - 1, [0], 0)])
+    with pytest.raises(ValueError, match="more than the buffer holds"):
+        bench.plan.set_values(out, np.zeros((2049, 32), np.float32))

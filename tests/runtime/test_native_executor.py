@@ -1,16 +1,17 @@
-"""The compiled executor: against transformers on every tiny checkpoint, and bit-identity of any mix of work."""
+"""The compiled executor: against transformers on every tiny checkpoint, and bit-identity of any mix."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
 import pytest
 from golden.tiny import N_PROMPT, TINY, Tiny, golden
 
-from puna.core import Batch, Chunk, EngineClosed
+from puna.core import Batch, Chunk, EngineClosed, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import BLOCK_TOKENS, NativeExecutor, cpu_info
@@ -83,8 +84,10 @@ SMALL = ModelConfig(
 def small(quant: str, threads: int, cache_type: str = "bf16") -> NativeExecutor:
     checkpoint = synthetic_checkpoint(SMALL, quant)
     rope = rope_table(SMALL)
-    return NativeExecutor(SMALL, checkpoint.tensors, rope, cache_tokens=8192, cache_type=cache_type, threads=threads,
-                          max_tokens=2048, max_logits=2048)  # fmt: skip
+    return NativeExecutor(
+        SMALL, checkpoint.tensors, rope, cache_tokens=8192, cache_type=cache_type, threads=threads,
+        max_tokens=2048, max_logits=2048,
+    )  # fmt: skip
 
 
 class Walk:
@@ -149,6 +152,17 @@ def test_wanted_rows_are_the_last_of_each_chunk() -> None:
     both = ex.step(Batch([Chunk(ids, 0, table(50), 0), Chunk(ids[:7], 0, table(7, 10), 2)]))
     np.testing.assert_array_equal(both, every[5:7])
     assert ex.step(Batch([Chunk(ids, 0, table(50), 0)])).shape == (0, SMALL.vocab_size)
+
+
+@pytest.mark.parametrize(("shape", "message"), [
+    ({"dim": 200}, "dim must be a multiple of 16, as kernels need, found 200"),
+    ({"ffn_dim": 511}, "ffn_dim must be a multiple of 2"),
+    ({"head_dim": 48}, "head_dim must be a multiple of 32"),
+])  # fmt: skip
+def test_shapes_without_a_kernel_are_refused(shape: dict[str, int], message: str) -> None:
+    cfg = replace(SMALL, **shape)
+    with pytest.raises(Unsupported, match=message):
+        NativeExecutor(cfg, synthetic_checkpoint(cfg, "f32").tensors, rope_table(cfg), cache_tokens=64)
 
 
 def test_closed_executor_says_so() -> None:
