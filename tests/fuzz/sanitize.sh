@@ -23,10 +23,12 @@ install() {
 # Python's own allocator would hide its objects' borders; leaks at its exit are its own; a refused allocation is an error
 # for the caller to handle.
 sanitized() {
-  local library
-  library=$("${CXX:-c++}" -print-file-name="lib$1san.so"):$("${CXX:-c++}" -print-file-name=libstdc++.so)
+  local runtime=$1 library fixed=()
+  library=$("${CXX:-c++}" -print-file-name="lib${runtime}san.so"):$("${CXX:-c++}" -print-file-name=libstdc++.so)
   shift
-  env -u PYTHONPATH LD_PRELOAD="$library" PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 \
+  # Addresses that the system draws at random may lie where the thread sanitizer wants its own tables.
+  if [ "$runtime" = t ] && setarch -R true 2>/dev/null; then fixed=(setarch -R); fi
+  "${fixed[@]}" env -u PYTHONPATH LD_PRELOAD="$library" PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 \
     ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=1 \
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
     "$python" -P "$@"
@@ -42,7 +44,6 @@ case $kind in
     ;;
   thread)
     install
-    # Addresses that the system chooses at random may lie where this sanitizer keeps its own tables.
     run_tests t tests/runtime/test_native_executor.py
     ;;
   *)
