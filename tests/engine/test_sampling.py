@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-import slow_engine
+from engine import slow_engine
 
 from puna.core import SamplingParams
 from puna.engine import sampling

@@ -10,7 +10,7 @@ from functools import cache
 from random import Random
 
 import numpy as np
-import slow_engine
+from engine import slow_engine
 from numpy.typing import NDArray
 
 from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob

@@ -30,9 +30,9 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "text"))
+sys.path.insert(0, str(HERE.parent))
 
-import corpus  # noqa: E402
+from text import corpus  # noqa: E402
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

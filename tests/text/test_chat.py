@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 import pytest
-import templates
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import CONTROL, small_sentencepiece, smollm2, smollm2_data, smollm2_tokenizer
+from text import templates
+from text.vocabularies import CONTROL, small_sentencepiece, smollm2, smollm2_data, smollm2_tokenizer
 
 from puna.core import BadFile, BadInput
 from puna.text.chat import encode_chat, render_chat

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-import corpus
 import pytest
-from vocabularies import (
+from text import corpus
+from text.vocabularies import (
     BYTE,
     CONTROL,
     GOLDEN,

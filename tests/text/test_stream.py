@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import llama2_tokenizer, smollm2_tokenizer
+from text.vocabularies import llama2_tokenizer, smollm2_tokenizer
 
 from puna.core import BadValue
 from puna.text.stream import TextStream

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from contextlib import suppress
 
-import corpus
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from vocabularies import (
+from text import corpus
+from text.vocabularies import (
     BYTE,
     CONTROL,
     KEY,

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, FakeHub
-from store_helpers import leftovers, model_bytes, spawn
+from weights.fake_hub import COMMIT, FakeHub
+from weights.store_helpers import leftovers, model_bytes, spawn
 
 from puna.core import BadFile, BadInput, DiskFull, DownloadFailed, UnknownModel, Unsupported
 from puna.weights import disk, store

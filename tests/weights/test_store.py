@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_helpers import MEMBER, PACKAGE, SOURCE, entry, leftovers, make_wheel, model_bytes, spawn
+from weights.store_helpers import MEMBER, PACKAGE, SOURCE, entry, leftovers, make_wheel, model_bytes, spawn
 
 from puna.core import (
     BadFile,
