@@ -157,7 +157,7 @@ def _run_ops(args: argparse.Namespace) -> int:
     forced = env.cpu_target()
     targets = [forced] if forced else list(cpu_info()["available"])
     with step_bar(len(targets) * len(cases())) as tick:
-        results = list(measure_ops(targets, tick))
+        results = measure_ops(targets, tick)
     if args.json:
         print_json({"ops": [asdict(result) for result in results]})
         return 0
