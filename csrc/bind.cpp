@@ -196,6 +196,7 @@ NB_MODULE(_native, m) {
       .def("set_rotation", &Plan::set_rotation, "frequencies"_a, "factor"_a)
       .def("embed", &Plan::embed)
       .def("rms_norm", [](Plan& p, int x, Floats w, float eps, int out, int forms) {
+        check((int)w.size() == p.at(x).cols, "rms_norm: " + std::to_string(w.size()) + " weights for " + std::to_string(p.at(x).cols) + " columns");
         p.rms_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out, forms);
       })
       .def("convert", &Plan::convert)

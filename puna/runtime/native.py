@@ -21,6 +21,7 @@ from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
+from puna.weights.quant import dequantize
 from puna.weights.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
@@ -206,8 +207,8 @@ def _wanted_forms(plan: Plan) -> dict[Value, int]:
 
 def _norm(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, tensors: Any) -> None:
     (w,) = node.weights
-    values = tensors[w.name].data().view(np.float32)
-    native.rms_norm(ins[0], np.ascontiguousarray(values), node.attrs["eps"], outs[0], form)
+    values = dequantize(tensors[w.name].data(), w.kind, w.shape)
+    native.rms_norm(ins[0], values, node.attrs["eps"], outs[0], form)
 
 
 def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:

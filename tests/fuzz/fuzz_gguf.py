@@ -268,7 +268,9 @@ def supervise(args: argparse.Namespace) -> Report:
             if current < start:
                 sys.exit(f"the worker did not begin: {errors.read()}")
             if how:
-                report.add(current, how, 0, errors.read())
+                report.add(
+                    current, how, 0, errors.read()[:2000]
+                )  # a sanitizer's report begins with the place
         start = current + 1
     return report
 

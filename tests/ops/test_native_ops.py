@@ -253,5 +253,7 @@ def test_bad_arguments_are_refused() -> None:
         bench.run(out, 32, [chunk(2049)])
     with pytest.raises(ValueError, match="malformed chunk"):
         bench.run(out, 32, [Chunk([0], 2**31 - 1, [0], 0)])
+    with pytest.raises(ValueError, match="rms_norm: 31 weights for 32 columns"):
+        bench.plan.rms_norm(out, np.ones(31, np.float32), 1e-5, out, 0)
     with pytest.raises(ValueError, match="more than the buffer holds"):
         bench.plan.set_values(out, np.zeros((2049, 32), np.float32))

@@ -15,6 +15,7 @@ from puna.core import Batch, Chunk, EngineClosed, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import BLOCK_TOKENS, NativeExecutor, cpu_info
+from puna.weights.quant import dequantize, quantize
 from puna.weights.synthetic import synthetic_checkpoint
 from puna.weights.tensor import RawTensor
 
@@ -142,6 +143,20 @@ def check_mixes(executors: list[NativeExecutor], vocab: int, n_mixes: int, longe
 @pytest.mark.parametrize("quant", ["q4_k_m", "q4_0", "q8_0", "bf16", "f16"])
 def test_any_mix_gives_the_same_bits(quant: str, cache_type: str) -> None:
     check_mixes([small(quant, 2, cache_type), small(quant, 1, cache_type)], SMALL.vocab_size, 6, 600)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_norms_may_have_any_type(kind: str) -> None:
+    checkpoint = synthetic_checkpoint(SMALL, "q8_0")
+    tensors, as_float = dict(checkpoint.tensors), dict(checkpoint.tensors)
+    for name in [name for name, tensor in tensors.items() if len(tensor.shape) == 1]:
+        values = dequantize(tensors[name].data(), "F32", tensors[name].shape)
+        data = quantize(values, kind)
+        tensors[name] = RawTensor(name, kind, values.shape, partial(lambda x: x, data))
+        as_float |= raw({name: dequantize(data, kind, values.shape)})
+    executors = [NativeExecutor(SMALL, x, rope_table(SMALL), cache_tokens=64) for x in (tensors, as_float)]
+    got, expected = (full_pass(ex, range(20)) for ex in executors)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_wanted_rows_are_the_last_of_each_chunk() -> None:
