@@ -332,6 +332,7 @@ class Session:
 
 
 def _own_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -165,7 +165,14 @@ def test_a_progress_bar_appears_where_loading_takes_long(monkeypatch: pytest.Mon
 
 def start(tiny: Path, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "puna", "run", str(tiny), "x", "--ignore-end", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_can_be_interrupted, **more
+    )
+
+
+def _can_be_interrupted() -> None:
+    """A shell starts background jobs, such as a whole test run may be, with interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_keeps_the_text_so_far(tiny: Path) -> None:
@@ -173,7 +180,7 @@ def test_an_interrupt_keeps_the_text_so_far(tiny: Path) -> None:
     assert process.stdout is not None
     first = os.read(process.stdout.fileno(), 100)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate()
+    rest, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, b"\npuna: interrupted\n")
     assert len(first) > 0
     assert len(first + rest) < 50_000
