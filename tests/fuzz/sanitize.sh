@@ -14,9 +14,11 @@ python=$build/venv/bin/python
 
 install() {
   [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$build/venv"
-  "$python" -m pip install --quiet --disable-pip-version-check pytest
-  "$python" -m pip install --quiet --disable-pip-version-check --config-settings=build-dir="$build/objects" \
-    --config-settings=cmake.define.PUNA_SANITIZE="$kind" --config-settings=install.strip=false .
+  # The tools that build are in the environment too: one that pip makes anew each time would compile all anew.
+  "$python" -m pip install --quiet --disable-pip-version-check pytest scikit-build-core nanobind cmake ninja
+  PATH=$build/venv/bin:$PATH "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+    --config-settings=build-dir="$build/objects" --config-settings=cmake.define.PUNA_SANITIZE="$kind" \
+    --config-settings=install.strip=false .
 }
 
 # The sanitizer's runtime must be the first library of the process, and libstdc++ must be there for it to see `throw`.
