@@ -147,9 +147,9 @@ struct Q5_K {
 struct Q6_K {
   static constexpr int SUBS = 8, BYTES = 210, ZERO = 32;
   static constexpr bool MIN = false, HALVES = true;
-  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // low nibbles 128, high pairs 64, 16 int8 scales, d
+  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // d, 16 int8 scales, twice: high pairs 32, low nibbles 64
     constexpr int half = S / 4, quarter = S % 4;
-    const uint8_t *ql = t + (64 * half + 32 * (quarter & 1)) * ROWS, *qh = t + (128 + 32 * half) * ROWS;
+    const uint8_t *qh = t + (18 + 96 * half) * ROWS, *ql = qh + (32 + 32 * (quarter & 1)) * ROWS;
     const u8x64 low = bset1(15), pair = bset1(0x30);
     for (int k = 0; k < 8; k++) {
       u8x64 l = load_bytes(ql + 64 * k), h = load_bytes(qh + 64 * k);
@@ -157,8 +157,8 @@ struct Q6_K {
       h = quarter == 0 ? shl<4>(h) : quarter == 1 ? shl<2>(h) : quarter == 2 ? h : shr<2>(h);
       w.q[k] = bor(l, band(h, pair));
     }
-    const int8_t* scales = (const int8_t*)t + (192 + 8 * half + 2 * quarter) * ROWS;
-    f32x16 d = f16_at(t + 208 * ROWS);
+    const int8_t* scales = (const int8_t*)t + (2 + 8 * half + 2 * quarter) * ROWS;
+    f32x16 d = f16_at(t);
     w.d[0] = mul(d, to_f32(load_i8(scales)));
     w.d[1] = mul(d, to_f32(load_i8(scales + ROWS)));
   }

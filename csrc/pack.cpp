@@ -6,7 +6,8 @@
 namespace puna {
 namespace {
 
-// Fields in the order of the packed tile; formats.h reads them by these offsets times 16.
+// Fields in the order of the packed tile, which is the order of reading: one rising stream is what a core fetches ahead by
+// itself. formats.h reads them by these offsets times 16.
 const Format FORMATS[(int)Kind::COUNT] = {
     {"F32", 1, 4, InputKind::F32, 1, {{0, 4, 4, false}}},
     {"F16", 1, 2, InputKind::F32, 1, {{0, 2, 2, false}}},
@@ -20,7 +21,8 @@ const Format FORMATS[(int)Kind::COUNT] = {
     {"Q3_K", 256, 110, InputKind::Q8, 4, {{0, 32, 4, false}, {32, 64, 4, false}, {96, 12, 1, false}, {108, 2, 2, false}}},
     {"Q4_K", 256, 144, InputKind::Q8, 4, {{0, 2, 2, false}, {2, 2, 2, false}, {4, 12, 1, false}, {16, 128, 4, false}}},
     {"Q5_K", 256, 176, InputKind::Q8, 5, {{0, 2, 2, false}, {2, 2, 2, false}, {4, 12, 1, false}, {16, 32, 4, false}, {48, 128, 4, false}}},
-    {"Q6_K", 256, 210, InputKind::Q8, 4, {{0, 128, 4, false}, {128, 64, 4, false}, {192, 16, 1, false}, {208, 2, 2, false}}},
+    {"Q6_K", 256, 210, InputKind::Q8, 6,
+     {{208, 2, 2, false}, {192, 16, 1, false}, {128, 32, 4, false}, {0, 64, 4, false}, {160, 32, 4, false}, {64, 64, 4, false}}},
     {"IQ4_NL", 32, 18, InputKind::Q8, 2, {{0, 2, 2, false}, {2, 16, 4, false}}},
     {"IQ4_XS", 256, 136, InputKind::Q8, 4, {{0, 2, 2, false}, {2, 2, 2, false}, {4, 4, 1, false}, {8, 128, 4, false}}},
 };

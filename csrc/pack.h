@@ -16,7 +16,7 @@ struct Format {
   int bytes;  // bytes of a block
   InputKind input;
   int n_fields;
-  Field fields[5];
+  Field fields[6];
 };
 
 const Format& format_of(Kind kind);

@@ -12,8 +12,9 @@ namespace puna {
 namespace {
 
 constexpr int STREAM_TOKENS = 64;      // up to here reading the weights takes a good part of the time
+constexpr int APPROACH_BYTES = 4096;    // of a thread's next weights to fetch before a barrier
 constexpr int SERIAL_VALUES = 1 << 13; // row ops on fewer values than this are not worth a barrier
-constexpr size_t TOKEN_BLOCK_BYTES = 384 * 1024;  // activations that stay in L2 while panels of weights pass by
+constexpr size_t TOKEN_BLOCK_BYTES = 448 * 1024;  // activations that stay in L2 while panels of weights pass by
 
 double seconds_since(std::chrono::steady_clock::time_point t) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
@@ -170,8 +171,18 @@ class LinearOp : public Op {
   }
   void run(const Step& s, const Worker& w) override {
     const int rows = s.rows(x_.rows);
-    if (rows <= STREAM_TOKENS) stream(rows, w);
-    else share_out(rows, w);
+    if (rows > STREAM_TOKENS) return share_out(rows, w);
+    if (rows > 0) for_each_run(w, [&](const Part& p, int tile0, int tile1) { compute(p, 0, rows, tile0, tile1, w.scratch); });
+  }
+  void approach(const Step& s, const Worker& w) const override {
+    const int rows = s.rows(x_.rows);
+    if (rows == 0 || rows > STREAM_TOKENS) return;
+    int left = APPROACH_BYTES;
+    for_each_run(w, [&](const Part& p, int tile0, int tile1) {
+      const int n = std::min<size_t>(left, (tile1 - tile0) * p.w->m.tile_bytes);
+      for (int i = 0; i < n; i += 64) __builtin_prefetch(p.w->m.tile(tile0) + i, 0, 2);
+      left -= n;
+    });
   }
 
  private:
@@ -180,15 +191,15 @@ class LinearOp : public Op {
     k_.linear(p.w->m, p.up ? &p.up->m : nullptr, x_.input(), row0, row1, tile0, tile1, y, scratch);
   }
 
-  // Every thread reads one contiguous run of the weights: equal bytes, one stream.
-  void stream(int rows, const Worker& w) const {
+  // Every thread reads one contiguous run of the weights: equal bytes, one stream. Calls fn(part, first tile, end tile).
+  template <class Fn> void for_each_run(const Worker& w, Fn fn) const {
     const size_t begin = bytes_ * w.thread / w.n_threads, end = bytes_ * (w.thread + 1) / w.n_threads;
     size_t base = 0;
     for (const Part& p : parts_) {
       const int tiles = p.w->m.tiles();
       const auto tile_at = [&](size_t at) { return at <= base ? 0 : (int)std::min<size_t>(tiles, (at - base + p.bytes() - 1) / p.bytes()); };
       const int t0 = tile_at(begin), t1 = tile_at(end);
-      if (rows > 0 && t0 < t1) compute(p, 0, rows, t0, t1, w.scratch);
+      if (t0 < t1) fn(p, t0, t1);
       base += p.bytes() * tiles;
     }
   }
@@ -197,9 +208,11 @@ class LinearOp : public Op {
   void share_out(int rows, const Worker& w) const {
     int panels = 0;
     for (const Part& p : parts_) panels += (p.w->m.tiles() + 1) / 2;
-    int block = std::clamp((int)(TOKEN_BLOCK_BYTES / (x_.cols * 3 / 2)) / 6 * 6, 48, 510);
-    while (block > 48 && (int64_t)panels * ((rows + block - 1) / block) < 4 * w.n_threads) block = block / 12 * 6;
-    const int blocks = (rows + block - 1) / block;
+    // Blocks of equal size: a small one at the end would unpack all weights for a few tokens.
+    int blocks = std::max(1, (int)(((size_t)rows * x_.cols * sizeof(QBlock) / GROUP + TOKEN_BLOCK_BYTES - 1) / TOKEN_BLOCK_BYTES));
+    blocks = std::max(blocks, std::min(rows / 48, (4 * w.n_threads + panels - 1) / panels));
+    const int block = ((rows + blocks - 1) / blocks + 5) / 6 * 6;
+    blocks = (rows + block - 1) / block;
     for (int item; (item = w.next()) < panels * blocks;) {
       const int row0 = item / panels * block;
       int panel = item % panels;
@@ -452,6 +465,14 @@ int Plan::advance(const Step& step, const Worker& worker, int i) {
   }
 }
 
+// Up to the next op for all threads, each may fetch what it will need first.
+void Plan::approach(const Step& step, const Worker& worker, int i) const {
+  for (bool serial = true; serial && i < (int)ops_.size(); i++) {
+    ops_[i]->approach(step, worker);
+    serial = ops_[i]->serial(step);
+  }
+}
+
 const float* Plan::step(Step& step, int result) {
   for (auto& s : schedules_) s->prepare(step);
   op_seconds_.assign(profile ? ops_.size() : 0, 0.0);
@@ -461,6 +482,7 @@ const float* Plan::step(Step& step, int result) {
     for (int i = next_; i < (int)ops_.size();) {
       const auto began = std::chrono::steady_clock::now();
       ops_[i]->run(step, worker);
+      approach(step, worker, i + 1);
       barrier_.wait([&] {
         if (profile) op_seconds_[i] = seconds_since(began);
         next_ = advance(step, worker, i + 1);

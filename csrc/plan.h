@@ -63,6 +63,9 @@ class Op {
   virtual void run(const Step&, const Worker&) = 0;
   // Called before the parallel op ahead of a serial one: fetch what run() will touch while memory has other work.
   virtual void prefetch(const Step&) const {}
+  // Called on every thread that has done its part of the op before: fetch the first bytes of its part of this one, so
+  // that memory is busy while threads wait for each other.
+  virtual void approach(const Step&, const Worker&) const {}
 };
 
 struct PackedMatrix {
@@ -114,6 +117,7 @@ class Plan {
   void want(int buffer, int forms);
   AttendSchedule& schedule(Rows rows, int group);
   int advance(const Step& step, const Worker& worker, int i);
+  void approach(const Step& step, const Worker& worker, int i) const;
   template <class T, class... Args> void emplace(Args&&... args) { ops_.push_back(std::make_unique<T>(std::forward<Args>(args)...)); }
 
   const Kernels& k_;

@@ -24,9 +24,10 @@ constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
 constexpr int PANEL_SUBS = 16;  // sub-blocks of a panel at most: what fits L1 beside the activations
 
-// Bytes of weights to fetch into the second-level cache before they are due: with work to do on each, the core does not
-// run ahead far enough by itself.
-constexpr int AHEAD = 8192;
+// Bytes of weights to fetch into the second-level cache before they are due. A core with much to do on each byte does not
+// run ahead far enough by itself; one that only streams does, and is slowed by hints (docs/speed.md, 2026-11-24).
+constexpr int AHEAD = 6144;
+template <class F, int T> constexpr bool fetches_ahead = T > 1 || F::SUBS > 1;
 
 // The weight tiles of a call in the order of computation; gate and up tiles alternate.
 struct Tiles {
@@ -109,7 +110,8 @@ template <class F, int T> void few(const uint8_t* tile, int blocks, const QBlock
   }
   for (int b = 0; b < blocks; b++) {
     const uint8_t* block = tile + (size_t)b * F::BYTES * ROWS;
-    for (int i = 0; i < F::BYTES * ROWS; i += 64) prefetch_far(block + AHEAD + i);
+    if constexpr (fetches_ahead<F, T>)
+      for (int i = 0; i < F::BYTES * ROWS; i += 64) prefetch_far(block + AHEAD + i);
     few_sub<F, T, 0>(block, rows, b * F::SUBS, acc);
   }
   for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
@@ -213,7 +215,10 @@ template <class U, int R> void multiply_tokens(const PanelSub<U>* const* panel, 
   }
 }
 
-constexpr int MAX_BLOCK_TOKENS = 510;  // tokens of one pass over a panel: their sums stay in scratch
+// How many of the tokens left go next: six as long as the last group does not become a small one, which is slow.
+inline int group(int left) { return left >= TOKENS + 4 || left <= TOKENS ? std::min(left, TOKENS) : (left + 1) / 2; }
+
+constexpr int MAX_BLOCK_TOKENS = 516;  // tokens of one pass over a panel: their sums stay in scratch
 static_assert(PANEL * PANEL_SUBS * 768 + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeof(float) <= LINEAR_SCRATCH);
 
 template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
@@ -237,10 +242,10 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
         const uint8_t* next = s + n < subs ? tiles[i + j] + (size_t)(s + n) / F::SUBS * F::BYTES * ROWS : i + PANEL + j < tiles.n ? tiles[i + PANEL + j] : nullptr;
         if (next) prefetch_range(next, (size_t)n / F::SUBS * F::BYTES * ROWS);
       }
-      for (int t = row0; t < row1; t += TOKENS) {
+      for (int t = row0, tokens; t < row1; t += tokens) {
+        tokens = group(row1 - t);
         const QBlock* xt = x.q8 + (size_t)t * subs + s;
         float* to = sums + (size_t)(t - row0) * r * ROWS;
-        const int tokens = std::min(TOKENS, row1 - t);
         const bool done = s + n == subs;
         for (int j = 0; done && j < tokens; j++) prefetch_output(tiles, out, t + j, i);
         if (r == PANEL) multiply_tokens<UnpackedOf<F>, PANEL>(panel, n, xt, subs, tokens, to, s == 0);
