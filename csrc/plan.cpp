@@ -26,6 +26,11 @@ Range share(int total, const Worker& w) {
   return {(int)((int64_t)total * w.thread / w.n_threads), (int)((int64_t)total * (w.thread + 1) / w.n_threads)};
 }
 
+// Into the second-level cache, without waiting.
+void fetch(const uint8_t* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 void fill_forms(const Kernels& k, const Buffer& b, int row, int forms) {
   if (forms & FORM_BF16) k.to_bf16(b.row(row), b.cols, b.row_bf16(row));
   if (forms & FORM_Q8) k.quantize(b.row(row), b.cols, b.row_q8(row));
@@ -180,7 +185,7 @@ class LinearOp : public Op {
     int left = APPROACH_BYTES;
     for_each_run(w, [&](const Part& p, int tile0, int tile1) {
       const int n = std::min<size_t>(left, (tile1 - tile0) * p.w->m.tile_bytes);
-      for (int i = 0; i < n; i += 64) __builtin_prefetch(p.w->m.tile(tile0) + i, 0, 2);
+      fetch(p.w->m.tile(tile0), n);
       left -= n;
     });
   }
@@ -291,8 +296,19 @@ class AttendOp : public Op {
   void run(const Step& s, const Worker& w) override {
     for (int i; (i = w.next()) < (int)schedule_.items.size();) attend(s, schedule_.items[i], w.scratch);
   }
+  // Items are handed out in order: these will likely be this thread's.
+  void approach(const Step& s, const Worker& w) const override {
+    const int n = std::min((int)schedule_.items.size(), 2 * w.n_threads);
+    for (int i = w.thread; i < n; i += w.n_threads) fetch_first_tile(s, schedule_.items[i]);
+  }
 
  private:
+  void fetch_first_tile(const Step& s, const AttendSchedule::Item& item) const {
+    const int block = s.chunks[item.chunk].blocks[item.first_span * (SPAN / BLOCK_TOKENS)];
+    fetch(cache_.keys(block, item.kv_head), cache_.key_bytes);
+    for (int column = 0; column < cache_.head_dim; column += 32) fetch(cache_.values(block, item.kv_head, column), cache_.value_bytes);
+  }
+
   void attend(const Step& s, const AttendSchedule::Item& item, uint8_t* scratch) {
     const Chunk& c = s.chunks[item.chunk];
     const int n = cache_.head_dim, group = schedule_.group, skipped = schedule_.first_token(c);
