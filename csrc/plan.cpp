@@ -259,6 +259,7 @@ class AttendSchedule {
       partial_out.resize((size_t)partials * head_dim);
     }
   }
+  bool is_short() const { return items.empty() || items[0].n_spans * items[0].rows <= MAX_QUERY_ROWS; }  // the longest is first
   int first_token(const Chunk& c) const { return rows == Rows::ALL ? 0 : c.n - c.n_wanted; }
 
   const Rows rows;
@@ -294,9 +295,14 @@ class AttendOp : public Op {
       : k_(k), schedule_(schedule), q_(q), cache_(cache), scale_log2_(scale * 1.4426950408889634f), out_(out) {}
   bool serial(const Step&) const override { return schedule_.items.empty(); }
   void run(const Step& s, const Worker& w) override {
-    for (int i; (i = w.next()) < (int)schedule_.items.size();) attend(s, schedule_.items[i], w.scratch);
+    const std::vector<AttendSchedule::Item>& items = schedule_.items;
+    if (schedule_.is_short()) {  // a shared counter would cost as much as the work
+      for (int i = w.thread; i < (int)items.size(); i += w.n_threads) attend(s, items[i], w.scratch);
+      return;
+    }
+    for (int i; (i = w.next()) < (int)items.size();) attend(s, items[i], w.scratch);
   }
-  // Items are handed out in order: these will likely be this thread's.
+  // Items are handed out in order: these are this thread's, or will likely be.
   void approach(const Step& s, const Worker& w) const override {
     const int n = std::min((int)schedule_.items.size(), 2 * w.n_threads);
     for (int i = w.thread; i < n; i += w.n_threads) fetch_first_tile(s, schedule_.items[i]);

@@ -9,7 +9,7 @@
 //     for each 32 columns (16 where the format has two scales):  acc = fma(float(int dot), d_w * d_x, acc)
 //                                                   with a minimum: acc = fma(m_w, s_x, acc)
 //
-// Few tokens: unpack in registers and multiply, at memory speed. Many tokens: unpack a panel of two tiles into L1
+// Few tokens: unpack in registers and multiply eight tokens, at memory speed for one. Many tokens: unpack a panel of two tiles into L1
 // once, then multiply it with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
 #include <algorithm>
 
@@ -19,7 +19,7 @@
 namespace puna::PUNA_TARGET {
 namespace {
 
-constexpr int FEW = 8;       // tokens up to which unpacking in registers wins
+constexpr int FEW = 64;      // tokens up to which unpacking in registers, once for eight of them, wins
 constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
 constexpr int PANEL_SUBS = 16;  // sub-blocks of a panel at most: what fits L1 beside the activations
