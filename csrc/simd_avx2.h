@@ -84,6 +84,11 @@ inline void store_bf16_8(uint16_t* p, __m256 x) {
   _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1)));
 }
 inline void store_bf16(uint16_t* p, f32x16 x) { store_bf16_8(p, x.a); store_bf16_8(p + 8, x.b); }
+inline void store_bf16_alternate(uint16_t* p, int odd, f32x16 a) {  // p[2 i + odd] = a[i], nothing between is touched
+  uint16_t h[16];
+  store_bf16(h, a);
+  for (int i = 0; i < 16; i++) p[2 * i + odd] = h[i];
+}
 inline i32x16 round_i32(f32x16 x) PUNA_BOTH(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b))
 inline void store_s8(int8_t* p, i32x16 x) {
   __m128i lo = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
@@ -162,6 +167,7 @@ inline __m256 dot2(__m256 acc, __m256i a, __m256i b) {
 inline f32x16 dot2(f32x16 acc, bf16x32 x, bf16x32 y) PUNA_BOTH(dot2(acc.a, x.a, y.a), dot2(acc.b, x.b, y.b))
 #undef PUNA_BOTH
 
+inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 inline void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }  // into the second-level cache
 

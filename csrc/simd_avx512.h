@@ -68,6 +68,13 @@ inline void store_bf16(uint16_t* p, f32x16 a) {  // round to nearest even
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
 #endif
 }
+inline void store_bf16_alternate(uint16_t* p, int odd, f32x16 a) {  // p[2 i + odd] = a[i], nothing between is touched
+  alignas(32) uint16_t h[16];
+  store_bf16(h, a);
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)h));
+  if (odd) _mm512_mask_storeu_epi16(p, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
+  else _mm512_mask_storeu_epi16(p, 0x55555555, wide);
+}
 inline i32x16 round_i32(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a.v)); }
 inline i32x16 izero() { return {_mm512_setzero_si512()}; }
@@ -127,6 +134,7 @@ inline f32x16 dot2(f32x16 acc, bf16x32 a, bf16x32 b) {
 #endif
 }
 
+inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 inline void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }  // into the second-level cache
 

@@ -83,6 +83,11 @@ inline void store_f16(uint16_t* p, f32x16 a) { for (int i = 0; i < 16; i++) p[i]
 inline f32x16 load_bf16(const uint16_t* p) PUNA_LANES(f32x16, 16, from_bf16(p[i]))
 inline f32x16 load_s8(const int8_t* p) PUNA_LANES(f32x16, 16, (float)p[i])
 inline void store_bf16(uint16_t* p, f32x16 a) { for (int i = 0; i < 16; i++) p[i] = to_bf16(a.v[i]); }
+inline void store_bf16_alternate(uint16_t* p, int odd, f32x16 a) {  // p[2 i + odd] = a[i], nothing between is touched
+  uint16_t h[16];
+  store_bf16(h, a);
+  for (int i = 0; i < 16; i++) p[2 * i + odd] = h[i];
+}
 inline i32x16 round_i32(f32x16 a) PUNA_LANES(i32x16, 16, to_int(std::nearbyint(a.v[i])))
 inline void store_s8(int8_t* p, i32x16 a) { for (int i = 0; i < 16; i++) p[i] = (int8_t)std::clamp(a.v[i], -128, 127); }
 inline i32x16 izero() PUNA_LANES(i32x16, 16, 0)
@@ -128,6 +133,7 @@ inline f32x16 dot2(f32x16 acc, bf16x32 a, bf16x32 b) {
 }
 #undef PUNA_LANES
 
+inline void prefetch_to_write(const void*) {}
 inline void prefetch(const void*) {}
 inline void prefetch_far(const void*) {}
 

@@ -16,11 +16,8 @@ void write_bf16(const CacheLayer& c, int block, int head, int slot, const float*
   for (int i = 0; i < c.head_dim; i += 16) store_bf16(row + i, load(k + i));
   uint16_t* keys = (uint16_t*)c.keys(block, head);
   for (int i = 0; i < c.head_dim; i += 2) std::memcpy(keys + (i / 2 * B + slot) * 2, row + i, 4);
-  for (int i = 0; i < c.head_dim; i += 16) store_bf16(row + i, load(v + i));
-  for (int g = 0; g < c.head_dim; g += 32) {
-    uint16_t* values = (uint16_t*)c.values(block, head, g) + slot / 2 * 64 + slot % 2;
-    for (int i = 0; i < 32; i++) values[2 * i] = row[g + i];
-  }
+  for (int i = 0; i < c.head_dim; i += 16)
+    store_bf16_alternate((uint16_t*)c.values(block, head, i) + slot / 2 * 64 + i % 32 * 2, slot % 2, load(v + i));
 }
 
 void write_f16(const CacheLayer& c, int block, int head, int slot, const float* k, const float* v) {

@@ -64,8 +64,8 @@ inline void emit(const Tiles& tiles, const Output& out, int row, int i, int n, c
 // Rows of the result lie pages apart: fetched while the sums are still being computed, they cost nothing.
 inline void prefetch_output(const Tiles& tiles, const Output& out, int row, int i) {
   const size_t at = row * out.stride + (size_t)(tiles.first + (tiles.up ? i / 2 : i)) * ROWS;
-  prefetch(out.y + at);
-  prefetch(out.y + at + ROWS);
+  prefetch_to_write(out.y + at);
+  prefetch_to_write(out.y + at + ROWS);
   if (out.residual && out.residual != out.y) prefetch(out.residual + at);
 }
 
@@ -247,7 +247,8 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
         const QBlock* xt = x.q8 + (size_t)t * subs + s;
         float* to = sums + (size_t)(t - row0) * r * ROWS;
         const bool done = s + n == subs;
-        for (int j = 0; done && j < tokens; j++) prefetch_output(tiles, out, t + j, i);
+        const int next = std::min(row1, t + tokens + TOKENS);
+        for (int j = t == row0 ? t : t + tokens; done && j < next; j++) prefetch_output(tiles, out, j, i);
         if (r == PANEL) multiply_tokens<UnpackedOf<F>, PANEL>(panel, n, xt, subs, tokens, to, s == 0);
         else multiply_tokens<UnpackedOf<F>, 1>(panel, n, xt, subs, tokens, to, s == 0);
         for (int j = 0; done && j < tokens; j++) emit(tiles, out, t + j, i, r, to + j * r * ROWS, ROWS);
