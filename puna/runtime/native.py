@@ -115,7 +115,8 @@ class NativeExecutor:
         )
         self._plan.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
         self.ops = [node.op for node in plan.nodes]
-        self._result = _lower(plan, self._plan, _pack_all(plan, tensors, progress), tensors)
+        vectors = _vectors(plan, tensors)
+        self._result = _lower(plan, self._plan, _pack_all(plan, tensors, progress), vectors)
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.step."""
@@ -156,6 +157,12 @@ def _matrices(plan: Plan) -> dict[str, WeightRef]:
     return {w.name: w for node in plan.nodes if node.op != "rms_norm" for w in node.weights}
 
 
+def _vectors(plan: Plan, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[np.float32]]:
+    """The weights of norms. Read before any matrix: pages of neighbours that this maps go with those."""
+    refs = [w for node in plan.nodes if node.op == "rms_norm" for w in node.weights]
+    return {w.name: dequantize(tensors[w.name].data(), w.kind, w.shape) for w in refs}
+
+
 def _pack_all(
     plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None
 ) -> dict[str, Any]:
@@ -173,7 +180,10 @@ def _pack_all(
 
 
 def _lower(
-    plan: Plan, native: _native.Plan, packed: Mapping[str, Any], tensors: Mapping[str, RawTensor]
+    plan: Plan,
+    native: _native.Plan,
+    packed: Mapping[str, Any],
+    vectors: Mapping[str, NDArray[np.float32]],
 ) -> int:
     """Hand every node to the C++ plan; returns the buffer of the result."""
     buffers, home = assign_buffers(plan)
@@ -188,7 +198,7 @@ def _lower(
         outs = [number(v) for v in node.outs]
         weights = [packed[w.name] for w in node.weights if w.name in packed]
         form = forms.get(node.outs[0], 0) if node.outs else 0
-        _LOWER[node.op](native, node, ins, outs, weights, form, tensors)
+        _LOWER[node.op](native, node, ins, outs, weights, form, vectors)
         if node.op not in ("rms_norm", "attend") and form:
             native.convert(outs[0], form)
     result: int = numbers[home[plan.result]]
@@ -205,10 +215,9 @@ def _wanted_forms(plan: Plan) -> dict[Value, int]:
     return forms
 
 
-def _norm(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, tensors: Any) -> None:
+def _norm(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, vectors: Any) -> None:
     (w,) = node.weights
-    values = dequantize(tensors[w.name].data(), w.kind, w.shape)
-    native.rms_norm(ins[0], values, node.attrs["eps"], outs[0], form)
+    native.rms_norm(ins[0], vectors[w.name], node.attrs["eps"], outs[0], form)
 
 
 def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:

@@ -41,7 +41,8 @@ def spelled(tokens: Strings) -> list[bytes]:
     units, starts = _units(tokens)
     raw = units.astype(np.uint8).tobytes()
     result = [raw[a:b] for a, b in pairwise(starts.tolist())]
-    for i in np.unique(np.searchsorted(starts, np.flatnonzero(units >= _OUTSIDE), "right") - 1).tolist():
+    names = np.searchsorted(starts, np.flatnonzero(units >= _OUTSIDE), "right") - 1  # rising
+    for i in names[np.diff(names, prepend=-1) > 0].tolist():  # np.unique would load all of numpy.ma: 2 MB
         result[i] = tokens[i].encode()
     return result
 
