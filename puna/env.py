@@ -18,7 +18,7 @@ from puna.core import BadValue
 
 def home() -> Path | None:
     text = os.environ.get("PUNA_HOME")
-    return Path(text).expanduser().absolute() if text else None
+    return Path(os.path.expanduser(text)).absolute() if text else None
 
 
 def cpu_target() -> str | None:

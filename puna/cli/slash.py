@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def _load(chat: Chat, name: str) -> None:
 def _path(name: str) -> Path:
     if not name:
         raise BadInput("name a file, as in /save chat.json")
-    return Path(name).expanduser()
+    return Path(expanduser(name))
 
 
 def _params(chat: Chat, text: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path, PurePosixPath
 
 from puna.core import BadFile, BadInput, UnknownModel, Unsupported, closest
@@ -83,7 +84,7 @@ def parse(text: str) -> Source:
         if match is None or ".." in PurePosixPath(match[2] or "").parts:
             raise BadInput(f"{text!r} is not of the form hf:owner/repository[/file.gguf][@revision]")
         return HubSource(match[1], match[2], match[3])
-    return LocalSource(Path(text).expanduser().absolute())
+    return LocalSource(Path(expanduser(text)).absolute())  # Path's own raises where there is no such user
 
 
 def split_set(name: str) -> list[str]:

@@ -69,3 +69,8 @@ def test_split_sets() -> None:
         choose_model([*parts, "other.gguf"], "here")
     with pytest.raises(Unsupported, match="found: nothing"):
         choose_model([], "here")
+
+
+def test_a_home_of_nobody_is_a_plain_name() -> None:
+    """Found by test_any_text_is_a_source_or_refused: pathlib raises RuntimeError for it."""
+    assert isinstance(parse("~nobody-by-this-name/model.gguf"), LocalSource)
