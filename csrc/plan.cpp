@@ -209,22 +209,34 @@ class LinearOp : public Op {
     }
   }
 
-  // Panels of two tiles times blocks of tokens, handed out one by one.
+  // Panels of two tiles times blocks of tokens. A block has a home: the thread whose row ops write and read these rows,
+  // so that activations stay in its core's cache. Who is done at home helps elsewhere.
   void share_out(int rows, const Worker& w) const {
     int panels = 0;
     for (const Part& p : parts_) panels += (p.w->m.tiles() + 1) / 2;
-    // Blocks of equal size: a small one at the end would unpack all weights for a few tokens.
-    int blocks = std::max(1, (int)(((size_t)rows * x_.cols * sizeof(QBlock) / GROUP + TOKEN_BLOCK_BYTES - 1) / TOKEN_BLOCK_BYTES));
-    blocks = std::max(blocks, std::min(rows / 48, (4 * w.n_threads + panels - 1) / panels));
-    const int block = ((rows + blocks - 1) / blocks + 5) / 6 * 6;
-    blocks = (rows + block - 1) / block;
-    for (int item; (item = w.next()) < panels * blocks;) {
-      const int row0 = item / panels * block;
-      int panel = item % panels;
-      const Part* p = parts_.data();
-      while (panel >= (p->w->m.tiles() + 1) / 2) panel -= (p++->w->m.tiles() + 1) / 2;
-      compute(*p, row0, std::min(rows, row0 + block), 2 * panel, std::min(p->w->m.tiles(), 2 * panel + 2), w.scratch);
+    const int blocks = token_blocks(rows, panels, w.n_threads), queues = std::min(blocks, w.n_threads);
+    for (int i = 0; i < queues; i++) {
+      const int queue = (w.thread * queues / w.n_threads + i) % queues;
+      const int first = blocks * queue / queues, items = (blocks * (queue + 1) / queues - first) * panels;
+      for (int item; (item = w.next(queue)) < items;) {
+        const int block = first + item / panels;
+        compute_panel(item % panels, (int)((int64_t)rows * block / blocks), (int)((int64_t)rows * (block + 1) / blocks), w.scratch);
+      }
     }
+  }
+
+  void compute_panel(int panel, int row0, int row1, uint8_t* scratch) const {
+    const Part* p = parts_.data();
+    while (panel >= (p->w->m.tiles() + 1) / 2) panel -= (p++->w->m.tiles() + 1) / 2;
+    compute(*p, row0, row1, 2 * panel, std::min(p->w->m.tiles(), 2 * panel + 2), scratch);
+  }
+
+  // Enough blocks for L2 and for all threads, but none so small that unpacking the weights for it would show.
+  int token_blocks(int rows, int panels, int n_threads) const {
+    const size_t bytes = (size_t)rows * x_.cols * sizeof(QBlock) / GROUP;
+    int n = (int)((bytes + TOKEN_BLOCK_BYTES - 1) / TOKEN_BLOCK_BYTES);
+    n = std::max({n, std::min(rows / 96, n_threads), std::min(rows / 48, (4 * n_threads + panels - 1) / panels), 1});
+    return n > n_threads ? (n + n_threads - 1) / n_threads * n_threads : n;
   }
 
   const Kernels& k_;
@@ -300,7 +312,7 @@ class AttendOp : public Op {
       for (int i = w.thread; i < (int)items.size(); i += w.n_threads) attend(s, items[i], w.scratch);
       return;
     }
-    for (int i; (i = w.next()) < (int)items.size();) attend(s, items[i], w.scratch);
+    for (int i; (i = w.next(0)) < (int)items.size();) attend(s, items[i], w.scratch);
   }
   // Items are handed out in order: these are this thread's, or will likely be.
   void approach(const Step& s, const Worker& w) const override {
@@ -390,7 +402,7 @@ CacheLayer cache_layer(CacheKind kind, int head_dim, int n_kv_heads, int n_block
 }
 
 Plan::Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, const CacheShape& cache)
-    : k_(k), max_tokens_(max_tokens), max_wanted_(max_wanted), cache_shape_(cache), scratch_(SCRATCH * n_threads), pool_(n_threads), barrier_(n_threads) {
+    : k_(k), max_tokens_(max_tokens), max_wanted_(max_wanted), cache_shape_(cache), scratch_(SCRATCH * n_threads), pool_(n_threads), barrier_(n_threads), cursors_(n_threads) {
   const CacheLayer shape = cache_layer(cache.kind, cache.head_dim, cache.n_kv_heads, cache.n_blocks, nullptr);
   const size_t layer = shape.head_bytes() * cache.n_kv_heads;
   cache_pages_ = Pages(layer * cache.n_layers, false);  // large pages would take memory for blocks that nobody fills
@@ -473,9 +485,10 @@ void Plan::select(int x, int out) { emplace<SelectOp>(k_, at(x), at(out)); }
 
 // Runs the serial ops from i on; returns the next op for all threads.
 int Plan::advance(const Step& step, const Worker& worker, int i) {
-  const Worker alone{0, 1, worker.scratch, &cursor_};
+  const Worker alone{0, 1, worker.scratch, worker.cursors};
   for (;; i++) {
-    cursor_.store(0, std::memory_order_relaxed);
+    const int cursors = (int)step.tokens.size() > STREAM_TOKENS ? (int)cursors_.size() : 1;
+    for (int c = 0; c < cursors; c++) cursors_[c].next.store(0, std::memory_order_relaxed);
     if (i == (int)ops_.size()) return i;
     if (!ops_[i]->serial(step)) {
       if (i + 1 < (int)ops_.size() && ops_[i + 1]->serial(step)) ops_[i + 1]->prefetch(step);
@@ -498,9 +511,9 @@ void Plan::approach(const Step& step, const Worker& worker, int i) const {
 const float* Plan::step(Step& step, int result) {
   for (auto& s : schedules_) s->prepare(step);
   op_seconds_.assign(profile ? ops_.size() : 0, 0.0);
-  next_ = advance(step, {0, 1, scratch_.data(), &cursor_}, 0);
+  next_ = advance(step, {0, 1, scratch_.data(), cursors_.data()}, 0);
   pool_.run([&](int thread) {
-    const Worker worker{thread, pool_.size(), scratch_.data() + SCRATCH * thread, &cursor_};
+    const Worker worker{thread, pool_.size(), scratch_.data() + SCRATCH * thread, cursors_.data()};
     for (int i = next_; i < (int)ops_.size();) {
       const auto began = std::chrono::steady_clock::now();
       ops_[i]->run(step, worker);

@@ -46,12 +46,17 @@ struct Buffer {
   Input input() const { return {cols, f32.as<float>(), bf16.as<uint16_t>(), q8.as<QBlock>()}; }
 };
 
+// The next item of a list of work that threads share.
+struct alignas(64) Cursor {
+  std::atomic<int> next{0};
+};
+
 // One thread's view of an op in progress.
 struct Worker {
   int thread, n_threads;
-  uint8_t* scratch;           // SCRATCH bytes of this thread
-  std::atomic<int>* cursor;   // next item of the op, shared by all threads
-  int next() const { return cursor->fetch_add(1, std::memory_order_relaxed); }
+  uint8_t* scratch;  // SCRATCH bytes of this thread
+  Cursor* cursors;   // one for each thread; only the first in steps of few tokens
+  int next(int list) const { return cursors[list].next.fetch_add(1, std::memory_order_relaxed); }
 };
 constexpr size_t SCRATCH = LINEAR_SCRATCH > ATTEND_SCRATCH ? LINEAR_SCRATCH : ATTEND_SCRATCH;
 
@@ -133,7 +138,7 @@ class Plan {
   Pages scratch_;
   Pool pool_;
   Barrier barrier_;
-  alignas(64) std::atomic<int> cursor_{0};
+  std::vector<Cursor> cursors_;
   int next_ = 0;
 };
 
