@@ -36,21 +36,30 @@ void fill_forms(const Kernels& k, const Buffer& b, int row, int forms) {
   if (forms & FORM_Q8) k.quantize(b.row(row), b.cols, b.row_q8(row));
 }
 
-// An op that treats every row alike.
-class RowOp : public Op {
+// An op whose rows are shared out in equal runs.
+class RowsOp : public Op {
  public:
-  RowOp(const Kernels& k, const Buffer& out, int cost) : k_(k), out_(out), cost_(cost) {}
+  RowsOp(const Kernels& k, const Buffer& out, int cost) : k_(k), out_(out), cost_(cost) {}
   bool serial(const Step& s) const override { return (int64_t)s.rows(out_.rows) * out_.cols * cost_ < SERIAL_VALUES; }
   void run(const Step& s, const Worker& w) override {
-    const Range r = share(s.rows(out_.rows), w);
-    for (int i = r.begin; i < r.end; i++) row(s, i);
+    rows(s, share(s.rows(out_.rows), w));
   }
-  virtual void row(const Step& s, int i) = 0;
+  virtual void rows(const Step& s, Range r) = 0;
 
  protected:
   const Kernels& k_;
   const Buffer& out_;
   const int cost_;
+};
+
+// An op that treats every row alike.
+class RowOp : public RowsOp {
+ public:
+  using RowsOp::RowsOp;
+  void rows(const Step& s, Range r) override {
+    for (int i = r.begin; i < r.end; i++) row(s, i);
+  }
+  virtual void row(const Step& s, int i) = 0;
 };
 
 class RotationOp : public RowOp {
@@ -134,20 +143,18 @@ class SelectOp : public RowOp {
 };
 
 // Rotates queries and keys; appends keys and values to the cache.
-class RopeStoreOp : public RowOp {
+class RopeStoreOp : public RowsOp {
  public:
   RopeStoreOp(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache, const Buffer& cos, const Buffer& sin)
-      : RowOp(k, q, 4), key_(key), value_(value), cache_(cache), cos_(cos), sin_(sin) {}
-  void row(const Step& s, int i) override {
-    const int n = cache_.head_dim;
-    k_.rope(out_.row(i), out_.cols / n, n, cos_.row(i), sin_.row(i), out_.row(i));
-    if (cache_query_is_bf16(cache_.kind)) k_.to_bf16(out_.row(i), out_.cols, out_.row_bf16(i));
-    k_.rope(key_.row(i), cache_.n_kv_heads, n, cos_.row(i), sin_.row(i), key_.row(i));
-    const Chunk& c = s.chunks[s.chunk_of[i]];
-    const int at = s.positions[i], block = c.blocks[at / BLOCK_TOKENS], slot = at % BLOCK_TOKENS;
-    const bool last = i == c.row0 + c.n - 1, opened_here = at - slot >= c.start;
-    if (last && opened_here && slot + 1 < BLOCK_TOKENS) k_.cache_clear(cache_, block, c.n == 1 ? 0 : slot + 1);
-    k_.cache_write(cache_, block, slot, key_.row(i), value_.row(i));
+      : RowsOp(k, q, 4), key_(key), value_(value), cache_(cache), cos_(cos), sin_(sin) {}
+  // Rows that go into one block of the cache are stored together.
+  void rows(const Step& s, Range r) override {
+    for (int i = r.begin, n; i < r.end; i += n) {
+      const Chunk& c = s.chunks[s.chunk_of[i]];
+      n = std::min({r.end, c.row0 + c.n, i + BLOCK_TOKENS - s.positions[i] % BLOCK_TOKENS}) - i;
+      for (int j = i; j < i + n; j++) rotate(j);
+      store(c, s.positions[i], i, n);
+    }
   }
   void prefetch(const Step& s) const override {
     for (const Chunk& c : s.chunks) {
@@ -157,6 +164,19 @@ class RopeStoreOp : public RowOp {
   }
 
  private:
+  void rotate(int i) {
+    const int n = cache_.head_dim;
+    k_.rope(out_.row(i), out_.cols / n, n, cos_.row(i), sin_.row(i), out_.row(i));
+    if (cache_query_is_bf16(cache_.kind)) k_.to_bf16(out_.row(i), out_.cols, out_.row_bf16(i));
+    k_.rope(key_.row(i), cache_.n_kv_heads, n, cos_.row(i), sin_.row(i), key_.row(i));
+  }
+  void store(const Chunk& c, int at, int row, int n) {
+    const int block = c.blocks[at / BLOCK_TOKENS], slot = at % BLOCK_TOKENS;
+    const bool last = row + n == c.row0 + c.n, opened_here = at - slot >= c.start;
+    if (last && opened_here && slot + n < BLOCK_TOKENS) k_.cache_clear(cache_, block, c.n == 1 ? 0 : slot + n);
+    k_.cache_write(cache_, block, slot, n, key_.row(row), key_.cols, value_.row(row), value_.cols);
+  }
+
   const Buffer &key_, &value_;
   const CacheLayer& cache_;
   const Buffer &cos_, &sin_;

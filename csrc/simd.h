@@ -20,21 +20,17 @@ namespace puna::PUNA_TARGET {
 
 inline f32x16 load_bf16(const uint16_t* p);
 
-// 2^x for x <= 127, relative error below 2e-7; anything under -126 gives 0. Cody-Waite split into a rounded integer and
-// a fraction in [-0.5, 0.5], degree-6 minimax polynomial for the fraction.
+// 2^x for x <= 127, relative error below 2e-7 from x = -126 on, next to nothing or 0 below. 2^floor(x) times the minimax
+// polynomial of degree 5 for 2^f on [0, 1], 1 at f = 0.
 inline f32x16 exp2(f32x16 x) {
-  const f32x16 lo = set1(-126.0f);
-  f32x16 c = max(x, lo);
-  f32x16 n = round(c);
-  f32x16 f = sub(c, n);
-  f32x16 p = set1(1.535336188319500e-4f);
-  p = fma(p, f, set1(1.339887440266574e-3f));
-  p = fma(p, f, set1(9.618437357674640e-3f));
-  p = fma(p, f, set1(5.550332471162809e-2f));
-  p = fma(p, f, set1(2.402264791363012e-1f));
-  p = fma(p, f, set1(6.931472028550421e-1f));
+  const f32x16 f = fraction(x);
+  f32x16 p = set1(1.867130213300388e-3f);
+  p = fma(p, f, set1(9.017030018834329e-3f));
+  p = fma(p, f, set1(5.579991332063371e-2f));
+  p = fma(p, f, set1(2.401644500957153e-1f));
+  p = fma(p, f, set1(6.931513118094624e-1f));
   p = fma(p, f, set1(1.0f));
-  return zero_if_less(scale2(p, n), x, lo);
+  return scale2(p, x);
 }
 
 inline f32x16 silu(f32x16 x) {

@@ -26,16 +26,14 @@ inline f32x16 abs(f32x16 x) {
   const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
 }
-inline f32x16 round(f32x16 x) {
-  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+inline f32x16 fraction(f32x16 x)  // x - floor(x)
+    PUNA_BOTH(_mm256_sub_ps(x.a, _mm256_floor_ps(x.a)), _mm256_sub_ps(x.b, _mm256_floor_ps(x.b)))
+inline __m256 scale2(__m256 a, __m256 x) {
+  const __m256i n = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(x)), 23);
+  const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+  return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_LT_OQ), scaled);
 }
-inline __m256 scale2(__m256 a, __m256 n) {
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
-}
-inline f32x16 scale2(f32x16 x, f32x16 n) PUNA_BOTH(scale2(x.a, n.a), scale2(x.b, n.b))
-inline f32x16 zero_if_less(f32x16 v, f32x16 x, f32x16 bound)
-    PUNA_BOTH(_mm256_and_ps(v.a, _mm256_cmp_ps(x.a, bound.a, _CMP_GE_OQ)), _mm256_and_ps(v.b, _mm256_cmp_ps(x.b, bound.b, _CMP_GE_OQ)))
+inline f32x16 scale2(f32x16 a, f32x16 x) PUNA_BOTH(scale2(a.a, x.a), scale2(a.b, x.b))  // a * 2^floor(x); 0 where x < -126
 inline f32x16 keep_first(f32x16 x, int n, float fill) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256 f = _mm256_set1_ps(fill);
@@ -89,6 +87,14 @@ inline void store_bf16_alternate(uint16_t* p, int odd, f32x16 a) {  // p[2 i + o
   store_bf16(h, a);
   for (int i = 0; i < 16; i++) p[2 * i + odd] = h[i];
 }
+inline void store_bf16_pairs(uint16_t* p, f32x16 a, f32x16 b) {  // p[2 i] = a[i], p[2 i + 1] = b[i]
+  store_bf16_alternate(p, 0, a);
+  store_bf16_alternate(p, 1, b);
+}
+inline void transpose16(const uint32_t* x, uint32_t* y, size_t y_stride) {  // y[i][j] = x[j][i] for 16 x 16 words
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 16; j++) y[i * y_stride + j] = x[j * 16 + i];
+}
 inline i32x16 round_i32(f32x16 x) PUNA_BOTH(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b))
 inline void store_s8(int8_t* p, i32x16 x) {
   __m128i lo = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
@@ -105,6 +111,8 @@ inline int reduce_add(i32x16 x) {
   q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4E));
   return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xB1)));
 }
+inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
+inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
 inline f32x16 to_f32(i32x16 x) PUNA_BOTH(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b))
 inline __m256i load_u8_8(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline i32x16 load_u8(const uint8_t* p) PUNA_BOTH(load_u8_8(p), load_u8_8(p + 8))

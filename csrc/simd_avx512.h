@@ -22,13 +22,8 @@ inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b
 inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
-inline f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-inline f32x16 scale2(f32x16 a, f32x16 n) {  // a * 2^n for whole n
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), 23)))};
-}
-inline f32x16 zero_if_less(f32x16 a, f32x16 x, f32x16 bound) {
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_GE_OQ), a.v)};
-}
+inline f32x16 fraction(f32x16 a) { return {_mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }  // a - floor(a)
+inline f32x16 scale2(f32x16 a, f32x16 x) { return {_mm512_scalef_ps(a.v, x.v)}; }  // a * 2^floor(x); next to nothing or 0 where x < -126
 inline f32x16 keep_first(f32x16 a, int n, float fill) {  // lanes n.. become fill
   __mmask16 m = n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
   return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), m, a.v)};
@@ -75,13 +70,49 @@ inline void store_bf16_alternate(uint16_t* p, int odd, f32x16 a) {  // p[2 i + o
   if (odd) _mm512_mask_storeu_epi16(p, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
   else _mm512_mask_storeu_epi16(p, 0x55555555, wide);
 }
+inline void store_bf16_pairs(uint16_t* p, f32x16 a, f32x16 b) {  // p[2 i] = a[i], p[2 i + 1] = b[i]
+  alignas(64) uint16_t h[32];
+  store_bf16(h, a);
+  store_bf16(h + 16, b);
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)h)), high = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(h + 16)));
+  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+inline void transpose16(const uint32_t* x, uint32_t* y, size_t y_stride) {  // y[i][j] = x[j][i] for 16 x 16 words
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(x + i * 16);
+  for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]), a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+  for (int i = 0; i < 4; i++) {  // a[4 g + i]: column 4 q + i of rows 4 g .. 4 g + 3 in quarter q; quarters are transposed now
+    const __m512i even_low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), odd_low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), odd_high = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    _mm512_storeu_si512(y + i * y_stride, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+    _mm512_storeu_si512(y + (i + 4) * y_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    _mm512_storeu_si512(y + (i + 8) * y_stride, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+    _mm512_storeu_si512(y + (i + 12) * y_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
+}
 inline i32x16 round_i32(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a.v)); }
 inline i32x16 izero() { return {_mm512_setzero_si512()}; }
 inline i32x16 iset1(int x) { return {_mm512_set1_epi32(x)}; }
 inline i32x16 iadd(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline i32x16 ishl(i32x16 a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
-inline int reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+// out[i] = reduction of v[i]
+inline void reduce_max4(const f32x16 (&v)[4], float* out) {
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0].v, v[1].v), _mm512_unpackhi_ps(v[0].v, v[1].v));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(v[2].v, v[3].v), _mm512_unpackhi_ps(v[2].v, v[3].v));
+  const __m512 x = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+inline void reduce_add4(const i32x16 (&v)[4], int* out) {
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0].v, v[1].v), _mm512_unpackhi_epi32(v[0].v, v[1].v));
+  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2].v, v[3].v), _mm512_unpackhi_epi32(v[2].v, v[3].v));
+  const __m512i x = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i h = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti32x8_epi32(x, 1));
+  _mm_storeu_si128((__m128i*)out, _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1)));
+}
 inline f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline i32x16 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 inline i32x16 load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }

@@ -27,9 +27,8 @@ inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) PUNA_LANES(f32x16, 16, std::fma(
 inline f32x16 max(f32x16 a, f32x16 b) PUNA_LANES(f32x16, 16, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
 inline f32x16 min(f32x16 a, f32x16 b) PUNA_LANES(f32x16, 16, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
 inline f32x16 abs(f32x16 a) PUNA_LANES(f32x16, 16, std::fabs(a.v[i]))
-inline f32x16 round(f32x16 a) PUNA_LANES(f32x16, 16, std::nearbyint(a.v[i]))
-inline f32x16 scale2(f32x16 a, f32x16 n) PUNA_LANES(f32x16, 16, std::ldexp(a.v[i], to_int(n.v[i])))
-inline f32x16 zero_if_less(f32x16 a, f32x16 x, f32x16 bound) PUNA_LANES(f32x16, 16, x.v[i] >= bound.v[i] ? a.v[i] : 0.0f)
+inline f32x16 fraction(f32x16 a) PUNA_LANES(f32x16, 16, a.v[i] - std::floor(a.v[i]))
+inline f32x16 scale2(f32x16 a, f32x16 x) PUNA_LANES(f32x16, 16, x.v[i] < -126.0f ? 0.0f : std::ldexp(a.v[i], to_int(std::floor(x.v[i]))))
 inline f32x16 keep_first(f32x16 a, int n, float fill) PUNA_LANES(f32x16, 16, i < n ? a.v[i] : fill)
 inline float reduce_add(f32x16 a) {
   for (int half = 8; half >= 1; half /= 2)
@@ -88,6 +87,14 @@ inline void store_bf16_alternate(uint16_t* p, int odd, f32x16 a) {  // p[2 i + o
   store_bf16(h, a);
   for (int i = 0; i < 16; i++) p[2 * i + odd] = h[i];
 }
+inline void store_bf16_pairs(uint16_t* p, f32x16 a, f32x16 b) {  // p[2 i] = a[i], p[2 i + 1] = b[i]
+  store_bf16_alternate(p, 0, a);
+  store_bf16_alternate(p, 1, b);
+}
+inline void transpose16(const uint32_t* x, uint32_t* y, size_t y_stride) {  // y[i][j] = x[j][i] for 16 x 16 words
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 16; j++) y[i * y_stride + j] = x[j * 16 + i];
+}
 inline i32x16 round_i32(f32x16 a) PUNA_LANES(i32x16, 16, to_int(std::nearbyint(a.v[i])))
 inline void store_s8(int8_t* p, i32x16 a) { for (int i = 0; i < 16; i++) p[i] = (int8_t)std::clamp(a.v[i], -128, 127); }
 inline i32x16 izero() PUNA_LANES(i32x16, 16, 0)
@@ -95,6 +102,8 @@ inline i32x16 iset1(int x) PUNA_LANES(i32x16, 16, x)
 inline i32x16 iadd(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, a.v[i] + b.v[i])
 inline i32x16 ishl(i32x16 a, int n) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] << n))
 inline int reduce_add(i32x16 a) { int s = 0; for (int x : a.v) s += x; return s; }
+inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
+inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
 inline f32x16 to_f32(i32x16 a) PUNA_LANES(f32x16, 16, (float)a.v[i])
 inline i32x16 load_u8(const uint8_t* p) PUNA_LANES(i32x16, 16, p[i])
 inline i32x16 load_i8(const int8_t* p) PUNA_LANES(i32x16, 16, p[i])

@@ -107,7 +107,7 @@ struct Kernels {
   void (*add)(const float* a, const float* b, int n, float* y);
   void (*swiglu)(const float* gate, const float* up, int n, float* y);
   void (*rope)(const float* x, int heads, int head_dim, const float* cos, const float* sin, float* y);
-  void (*cache_write)(const CacheLayer& c, int block, int slot, const float* k, const float* v);
+  void (*cache_write)(const CacheLayer& c, int block, int slot, int n, const float* k, size_t k_stride, const float* v, size_t v_stride);
   void (*cache_clear)(const CacheLayer& c, int block, int from_slot);
   void (*cache_prefetch)(const CacheLayer& c, int block, int slot);
   void (*attend)(const AttendJob& job);

@@ -1,7 +1,7 @@
-// Writing the cache: keys and values of one position into the tiles of cache.h.
+// Writing the cache: keys and values of neighbouring positions into the tiles of cache.h.
 //
-// Contracts: k and v hold n_kv_heads * head_dim floats; slot < BLOCK_TOKENS. Different slots of a block may be written by
-// different threads at once.
+// Contracts: k and v hold n_kv_heads * head_dim floats for each of n positions; slot + n <= BLOCK_TOKENS. Different slots of
+// a block may be written by different threads at once.
 #include "../cache.h"
 
 #include <algorithm>
@@ -18,6 +18,24 @@ void write_bf16(const CacheLayer& c, int block, int head, int slot, const float*
   for (int i = 0; i < c.head_dim; i += 2) std::memcpy(keys + (i / 2 * B + slot) * 2, row + i, 4);
   for (int i = 0; i < c.head_dim; i += 16)
     store_bf16_alternate((uint16_t*)c.values(block, head, i) + slot / 2 * 64 + i % 32 * 2, slot % 2, load(v + i));
+}
+
+// Sixteen positions at once: whole lines, each written once, where one position touches a line for every pair of rows.
+constexpr int RUN = 16;
+
+void write_run_bf16(const CacheLayer& c, int block, int head, int slot, const float* k, size_t k_stride, const float* v, size_t v_stride) {
+  uint16_t* keys = (uint16_t*)c.keys(block, head);
+  for (int i = 0; i < c.head_dim; i += 32) {
+    alignas(64) uint16_t rows[RUN][32];
+    for (int t = 0; t < RUN; t++) {
+      store_bf16(rows[t], load(k + t * k_stride + i));
+      store_bf16(rows[t] + 16, load(k + t * k_stride + i + 16));
+    }
+    transpose16((const uint32_t*)rows, (uint32_t*)keys + i / 2 * B + slot, B);
+  }
+  for (int i = 0; i < c.head_dim; i += 16)
+    for (int t = 0; t < RUN; t += 2)
+      store_bf16_pairs((uint16_t*)c.values(block, head, i) + (slot + t) / 2 * 64 + i % 32 * 2, load(v + t * v_stride + i), load(v + (t + 1) * v_stride + i));
 }
 
 void write_f16(const CacheLayer& c, int block, int head, int slot, const float* k, const float* v) {
@@ -68,8 +86,14 @@ void write_head(const CacheLayer& c, int block, int head, int slot, const float*
 
 }  // namespace
 
-void cache_write(const CacheLayer& c, int block, int slot, const float* k, const float* v) {
-  for (int h = 0; h < c.n_kv_heads; h++) write_head(c, block, h, slot, k + h * c.head_dim, v + h * c.head_dim);
+void cache_write(const CacheLayer& c, int block, int slot, int n, const float* k, size_t k_stride, const float* v, size_t v_stride) {
+  for (int t = 0, step; t < n; t += step, k += step * k_stride, v += step * v_stride) {
+    step = c.kind == CacheKind::BF16 && slot + t == (slot + t) / RUN * RUN && n - t >= RUN ? RUN : 1;
+    for (int h = 0, at = 0; h < c.n_kv_heads; h++, at += c.head_dim) {
+      if (step == RUN) write_run_bf16(c, block, h, slot + t, k + at, k_stride, v + at, v_stride);
+      else write_head(c, block, h, slot + t, k + at, v + at);
+    }
+  }
 }
 
 // Fetches what cache_write of this position will touch: a key is spread over one line for each of its rows.

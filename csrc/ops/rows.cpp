@@ -20,22 +20,37 @@ void rms_norm(const float* x, const float* w, int n, float eps, float* y) {
 // The nearest whole number from -127 to 127; -127 for what is no number, by the order of max's arguments.
 inline i32x16 round_s8(f32x16 x) { return round_i32(min(max(x, set1(-127.0f)), set1(127.0f))); }
 
-// 32 values share the scale max|x| / 127; a group of zeros has scale 0.
-void quantize(const float* x, int n, QBlock* y) {
-  for (int i = 0; i < n; i += GROUP, y++) {
-    const f32x16 a = load(x + i), b = load(x + i + 16);
-    const float largest = reduce_max(max(abs(a), abs(b)));
-    const float d = largest / 127.0f;
-    const f32x16 inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
-    const i32x16 qa = round_s8(mul(a, inverse)), qb = round_s8(mul(b, inverse));
-    store_s8(y->q, qa);
-    store_s8(y->q + 16, qb);
-    const int low = reduce_add(qa), sum = low + reduce_add(qb);
-    y->d = d;
-    y->s = d * (float)sum;
-    y->nsum = -sum;
-    y->nsum_low = -low;
+// N groups, their reductions together. 32 values share the scale max|x| / 127; a group of zeros has scale 0.
+template <int N> inline void quantize_groups(const float* x, QBlock* y) {
+  f32x16 top[4] = {};
+  for (int g = 0; g < N; g++) top[g] = max(abs(load(x + g * GROUP)), abs(load(x + g * GROUP + 16)));
+  float largest[4];
+  reduce_max4(top, largest);
+  i32x16 q[2][4] = {};
+  for (int g = 0; g < N; g++) {
+    const f32x16 inverse = set1(largest[g] > 0.0f ? 127.0f / largest[g] : 0.0f);
+    for (int half = 0; half < 2; half++) {
+      q[half][g] = round_s8(mul(load(x + g * GROUP + half * 16), inverse));
+      store_s8(y[g].q + half * 16, q[half][g]);
+    }
   }
+  int low[4], high[4];
+  reduce_add4(q[0], low);
+  reduce_add4(q[1], high);
+  for (int g = 0; g < N; g++) {
+    const float d = largest[g] / 127.0f;
+    const int sum = low[g] + high[g];
+    y[g].d = d;
+    y[g].s = d * (float)sum;
+    y[g].nsum = -sum;
+    y[g].nsum_low = -low[g];
+  }
+}
+
+void quantize(const float* x, int n, QBlock* y) {
+  int i = 0;
+  for (; i + 4 * GROUP <= n; i += 4 * GROUP) quantize_groups<4>(x + i, y + i / GROUP);
+  for (; i < n; i += GROUP) quantize_groups<1>(x + i, y + i / GROUP);
 }
 
 void to_bf16(const float* x, int n, uint16_t* y) {

@@ -14,7 +14,7 @@ void to_bf16(const float*, int, uint16_t*);
 void add(const float*, const float*, int, float*);
 void swiglu(const float*, const float*, int, float*);
 void rope(const float*, int, int, const float*, const float*, float*);
-void cache_write(const CacheLayer&, int, int, const float*, const float*);
+void cache_write(const CacheLayer&, int, int, int, const float*, size_t, const float*, size_t);
 void cache_clear(const CacheLayer&, int, int);
 void cache_prefetch(const CacheLayer&, int, int);
 void attend(const AttendJob&);
