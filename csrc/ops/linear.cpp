@@ -20,6 +20,7 @@ namespace puna::PUNA_TARGET {
 namespace {
 
 constexpr int FEW = 64;      // tokens up to which unpacking in registers, once for eight of them, wins
+constexpr size_t CHUNK_BYTES = 256 * 1024;  // of weights that stay in L2 while few tokens pass by
 constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
 constexpr int PANEL_SUBS = 16;  // sub-blocks of a panel at most: what fits L1 beside the activations
@@ -100,8 +101,8 @@ template <class F, int T, int S> inline void few_sub(const uint8_t* block, const
   if constexpr (S + 1 < F::SUBS) few_sub<F, T, S + 1>(block, x, sub, acc);
 }
 
-// One tile times T tokens, unpacked in registers.
-template <class F, int T> void few(const uint8_t* tile, int blocks, const QBlock* x, size_t x_stride, float* out, size_t out_stride) {
+// One tile times T tokens, unpacked in registers. `cold`: the tile comes from memory.
+template <class F, int T> void few(const uint8_t* tile, int blocks, bool cold, const QBlock* x, size_t x_stride, float* out, size_t out_stride) {
   f32x16 acc[T];
   const QBlock* rows[T];
   for (int t = 0; t < T; t++) {
@@ -110,32 +111,35 @@ template <class F, int T> void few(const uint8_t* tile, int blocks, const QBlock
   }
   for (int b = 0; b < blocks; b++) {
     const uint8_t* block = tile + (size_t)b * F::BYTES * ROWS;
-    if constexpr (fetches_ahead<F, T>)
+    if (fetches_ahead<F, T> && cold)
       for (int i = 0; i < F::BYTES * ROWS; i += 64) prefetch_far(block + AHEAD + i);
     few_sub<F, T, 0>(block, rows, b * F::SUBS, acc);
   }
   for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
 }
 
+// acc[t][..16] of n <= 8 tokens; returns how many tokens it did.
+template <class F> int few_at_once(const uint8_t* tile, int blocks, bool cold, const QBlock* x, size_t x_stride, int n, float* acc, size_t acc_stride) {
+  if (n >= 8) return few<F, 8>(tile, blocks, cold, x, x_stride, acc, acc_stride), 8;
+  if (n >= 4) return few<F, 4>(tile, blocks, cold, x, x_stride, acc, acc_stride), 4;
+  if (n >= 2) return few<F, 2>(tile, blocks, cold, x, x_stride, acc, acc_stride), 2;
+  return few<F, 1>(tile, blocks, cold, x, x_stride, acc, acc_stride), 1;
+}
+
+// Tiles that fit the second-level cache pass by one small group of tokens, whose activations stay in the first, then by
+// the next group.
 template <class F> void few_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out) {
-  const int blocks = tiles.w.cols / (GROUP * F::SUBS);
+  const int blocks = tiles.w.cols / (GROUP * F::SUBS), step = tiles.up ? 2 : 1;
   const size_t stride = x.cols / GROUP;
-  alignas(64) float acc[FEW][2][ROWS];
-  const int step = tiles.up ? 2 : 1;
-  for (int i = 0; i < tiles.n; i += step) {
-    for (int j = 0; j < step; j++) {
-      for (int t = row0, n; t < row1; t += n) {
-        const int left = row1 - t;
-        const QBlock* xt = x.q8 + t * stride;
-        float* to = acc[t - row0][j];
-        constexpr size_t to_stride = 2 * ROWS;
-        if (left >= 8) few<F, 8>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 8;
-        else if (left >= 4) few<F, 4>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 4;
-        else if (left >= 2) few<F, 2>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 2;
-        else few<F, 1>(tiles[i + j], blocks, xt, stride, to, to_stride), n = 1;
+  const int chunk = std::max(1, (int)(CHUNK_BYTES / tiles.w.tile_bytes / step)) * step;
+  alignas(64) float acc[8][2][ROWS];
+  for (int i0 = 0; i0 < tiles.n; i0 += chunk) {
+    for (int t = row0, n; t < row1; t += n) {
+      for (int i = i0; i < std::min(tiles.n, i0 + chunk); i += step) {
+        for (int j = 0; j < step; j++) n = few_at_once<F>(tiles[i + j], blocks, t == row0, x.q8 + t * stride, stride, row1 - t, acc[0][j], 2 * ROWS);
+        for (int k = 0; k < n; k++) emit(tiles, out, t + k, i, step, acc[k][0], ROWS);
       }
     }
-    for (int t = row0; t < row1; t++) emit(tiles, out, t, i, step, acc[t - row0][0], ROWS);
   }
 }
 
