@@ -9,8 +9,8 @@
 //     for each 32 columns (16 where the format has two scales):  acc = fma(float(int dot), d_w * d_x, acc)
 //                                                   with a minimum: acc = fma(m_w, s_x, acc)
 //
-// Few tokens: unpack in registers and multiply eight tokens, at memory speed for one. Many tokens: unpack a panel of two tiles into L1
-// once, then multiply it with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
+// Few tokens: unpack in registers and multiply up to eight, at memory speed for one. Many tokens: unpack two tiles into L1
+// once, then multiply them with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
 #include <algorithm>
 
 #include "../formats.h"
