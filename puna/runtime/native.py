@@ -159,8 +159,11 @@ def _matrices(plan: Plan) -> dict[str, WeightRef]:
 
 def _vectors(plan: Plan, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[np.float32]]:
     """The weights of norms. Read before any matrix: pages of neighbours that this maps go with those."""
-    refs = [w for node in plan.nodes if node.op == "rms_norm" for w in node.weights]
-    return {w.name: dequantize(tensors[w.name].data(), w.kind, w.shape) for w in refs}
+    vectors = {}
+    for w in (w for node in plan.nodes if node.op == "rms_norm" for w in node.weights):
+        vectors[w.name] = dequantize(tensors[w.name].data(), w.kind, w.shape)
+        tensors[w.name].release()
+    return vectors
 
 
 def _pack_all(

@@ -44,6 +44,7 @@ _HEAD = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 # After the number of axes: their lengths, the type, the offset.
 _ROWS = tuple(struct.Struct(f"<{n_axes}QIQ") for n_axes in range(_MAX_AXES + 1))
+_LARGE_PAGE = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,13 @@ class GgufFile:
     def release(self, name: str) -> None:
         """Give the resident pages of a tensor back; they are read again if touched.
 
-        Pages shared with neighbouring tensors stay.
+        So are those around it: a fault maps more of the file than was asked for, up to a large page.
         """
         info = self.tensors[name]
-        start = _padded(info.offset, mmap.PAGESIZE)
-        length = (info.offset + info.n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+        start = info.offset // _LARGE_PAGE * _LARGE_PAGE
+        end = min(len(self._map), _padded(info.offset + info.n_bytes, _LARGE_PAGE))
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def raw_tensors(self) -> Iterator[RawTensor]:
         """All tensors, in the order of the table."""
