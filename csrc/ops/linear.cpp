@@ -25,10 +25,18 @@ constexpr int PANEL = 2;     // tiles multiplied together
 constexpr int TOKENS = 6;    // tokens multiplied together
 constexpr int PANEL_SUBS = 16;  // sub-blocks of a panel at most: what fits L1 beside the activations
 
-// Bytes of weights to fetch into the second-level cache before they are due. A core with much to do on each byte does not
-// run ahead far enough by itself; one that only streams does, and is slowed by hints (docs/speed.md, 2026-11-24).
+// Fetches weights into the second-level cache before block b needs them. A core with much to do on each byte does not run
+// ahead far enough by itself: every line is named. One that only streams does, and is slowed by as many hints; one hint in
+// 512 bytes keeps its own prefetcher going (docs/speed.md, 2026-11-24 and 25).
 constexpr int AHEAD = 6144;
-template <class F, int T> constexpr bool fetches_ahead = T > 1 || F::SUBS > 1;
+template <class F, int T> inline void fetch_ahead(const uint8_t* block, int b) {
+  constexpr int BYTES = F::BYTES * TILE_ROWS;
+  if constexpr (T > 1 || F::SUBS > 1) {
+    for (int i = 0; i < BYTES; i += T > 1 ? 64 : 512) prefetch_far(block + AHEAD + i);
+  } else if (b % 2 == 0) {
+    prefetch_far(block + 2 * AHEAD);
+  }
+}
 
 // The weight tiles of a call in the order of computation; gate and up tiles alternate.
 struct Tiles {
@@ -111,8 +119,7 @@ template <class F, int T> void few(const uint8_t* tile, int blocks, bool cold, c
   }
   for (int b = 0; b < blocks; b++) {
     const uint8_t* block = tile + (size_t)b * F::BYTES * ROWS;
-    if (fetches_ahead<F, T> && cold)
-      for (int i = 0; i < F::BYTES * ROWS; i += 64) prefetch_far(block + AHEAD + i);
+    if (cold) fetch_ahead<F, T>(block, b);
     few_sub<F, T, 0>(block, rows, b * F::SUBS, acc);
   }
   for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);

@@ -1,0 +1,76 @@
+"""Every command and program that README.md and docs/ show: blocks run, commands within a sentence at least parse."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from puna.cli.main import Parser, commands
+from puna.weights import store
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(puna [^`]+)`")
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return [
+        text for page in PAGES for kind, text in BLOCK.findall(page.read_text("utf-8")) if kind == language
+    ]
+
+
+def shell_commands() -> list[str]:
+    """Lines of the blocks, without comments. What `make` does is what runs this test."""
+    lines = [line.partition("  #")[0].strip() for text in blocks("sh") for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("make ")]
+
+
+def inline_commands() -> list[str]:
+    found = {text for page in PAGES for text in INLINE.findall(page.read_text("utf-8"))}
+    return sorted(found)
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    if store.find("smollm2") is None:
+        pytest.skip("needs the model: puna pull smollm2")
+    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(command: list[str], tmp_path: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, input="/quit\n", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", shell_commands())
+def test_a_shown_command_runs(command: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    out = run(["bash", "-c", command], tmp_path, environment)
+    assert out or command == "puna chat"  # which is told to quit at once
+
+
+@pytest.mark.parametrize("program", blocks("python"), ids=lambda text: text.splitlines()[0])
+def test_a_shown_program_runs(program: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    assert run([sys.executable, "-c", program], tmp_path, environment)
+
+
+@pytest.mark.parametrize("command", inline_commands())
+def test_a_mentioned_command_parses(command: str) -> None:
+    _, name, *rest = shlex.split(re.sub(r"[\[\]…]", "", command))
+    assert name in commands()
+    module = import_module(f"puna.cli.{name}")
+    parser = Parser(f"puna {name}", "")
+    module.add_arguments(parser)
+    if rest:
+        parser.parse(rest)
