@@ -1,4 +1,4 @@
-"""Every command and program that README.md and docs/ show: blocks run, commands within a sentence at least parse."""
+"""Every command and program that README.md and docs/ show: blocks run, commands in sentences parse."""
 
 from __future__ import annotations
 
