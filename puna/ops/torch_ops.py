@@ -1,0 +1,196 @@
+"""The ops of table.py in torch, on any of its devices: for GPUs and for training.
+
+Activations have the dtype of the computation (bfloat16 on accelerators, float32 on a CPU); norms, rotary
+angles and the softmax are float32. Weights are what `linear` can multiply: a tensor [E, D], or an object with
+`linear(x)`, such as a quantized or an adapted one.
+
+Results depend on the batch in their last bits, as torch's kernels choose another order of sums by shape. The
+promise of equal bits is the native executor's alone.
+
+Shapes: T tokens of the step, B sequences, R wanted rows, D model width, E output width, H query heads, K
+key/value heads, C head width, F feed-forward width, V vocabulary, L layers, S cache slots, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.core import Batch, Chunk
+
+
+class Cache:
+    """Keys and values of every layer, in pages.
+
+    Position p of a sequence is in slot blocks[p // block_size] * block_size + p % block_size.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        n_blocks: int,
+        block_size: int,
+        n_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (n_layers, n_blocks * block_size, n_kv_heads, head_dim)
+        self.block_size = block_size
+        self.keys_LSKC = torch.zeros(shape, dtype=dtype, device=device)
+        self.values_LSKC = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys_LSKC.device
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Chunks of equal length that are attended together."""
+
+    rows_BN: Tensor  # rows of the step, N tokens of each of B sequences
+    slots_BP: Tensor  # cache slots of positions 0 .. P-1; its own first slot where a sequence is shorter
+    visible_B1NP: Tensor | None  # what each token may look at; None: plain causal, from position 0 on
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What block.py hands on unseen: tokens, positions, cache and wanted rows of one step."""
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    slots_T: Tensor  # where keys and values of the step go
+    spans: tuple[Span, ...]
+    wanted_R: Tensor  # rows of the step after which logits are wanted
+    cache: Cache
+
+    @classmethod
+    def of(cls, batch: Batch, cache: Cache) -> Step:
+        chunks = batch.chunks
+        starts = np.cumsum([0, *(len(c.tokens) for c in chunks)])
+        positions = [np.arange(c.start, c.start + len(c.tokens)) for c in chunks]
+        slots = [_slots(c, cache.block_size) for c in chunks]
+        wanted = [np.arange(end - c.n_logits, end) for c, end in zip(chunks, starts[1:], strict=True)]
+        by_length: dict[int, list[int]] = {}
+        for i, c in enumerate(chunks):
+            by_length.setdefault(len(c.tokens), []).append(i)
+        return cls(
+            tokens_T=_tensor(np.concatenate([np.asarray(c.tokens, np.int64) for c in chunks]), cache.device),
+            positions_T=_tensor(np.concatenate(positions), cache.device),
+            slots_T=_tensor(
+                np.concatenate([s[c.start :] for s, c in zip(slots, chunks, strict=True)]), cache.device
+            ),
+            spans=tuple(
+                _span(
+                    n, [chunks[i].start for i in same], starts[same], [slots[i] for i in same], cache.device
+                )
+                for n, same in by_length.items()
+            ),
+            wanted_R=_tensor(np.concatenate(wanted), cache.device),
+            cache=cache,
+        )
+
+
+def _slots(chunk: Chunk, block_size: int) -> Any:
+    """Cache slots of positions 0 .. end of the chunk."""
+    end = chunk.start + len(chunk.tokens)
+    assert end <= len(chunk.blocks) * block_size, "the block table ends before the chunk"
+    blocks = np.asarray(chunk.blocks, np.int64)
+    return (blocks[:, None] * block_size + np.arange(block_size)).ravel()[:end]
+
+
+def _span(n: int, starts: Sequence[int], first_rows: Any, slots: Sequence[Any], device: torch.device) -> Span:
+    longest = max(starts) + n
+    slots_BP = np.zeros((len(starts), longest), np.int64)
+    for row, own in zip(slots_BP, slots, strict=True):
+        row[: len(own)] = own
+        row[len(own) :] = own[0]  # not another's: a weight of 0 times its infinity would be no number
+    visible = None
+    if any(starts):
+        last_BN = np.asarray(starts)[:, None] + np.arange(n)
+        visible = _tensor((np.arange(longest) <= last_BN[:, :, None])[:, None], device)
+    rows_BN = np.asarray(first_rows)[:, None] + np.arange(n)
+    return Span(_tensor(rows_BN, device), _tensor(slots_BP, device), visible)
+
+
+def _tensor(array: Any, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+class TorchOps:
+    """table.Ops over tensors; one object serves one step."""
+
+    def __init__(self, step: Step, dtype: torch.dtype) -> None:
+        self.step = step
+        self.dtype = dtype  # of activations
+        self._angles: dict[int, tuple[Tensor, Tensor]] = {}  # by identity of the table; every layer asks
+
+    def embed(self, w_VD: Tensor) -> Tensor:
+        return F.embedding(self.step.tokens_T, w_VD).to(self.dtype)
+
+    def linear(self, x_TD: Tensor, w_ED: Any) -> Tensor:
+        if isinstance(w_ED, Tensor):
+            return F.linear(x_TD, w_ED.to(x_TD.dtype))
+        y_TE: Tensor = w_ED.linear(x_TD)
+        return y_TE
+
+    def add(self, a_TD: Tensor, b_TD: Tensor) -> Tensor:
+        return a_TD + b_TD
+
+    def rms_norm(self, x_TD: Tensor, w_D: Tensor, eps: float) -> Tensor:
+        x = x_TD.float()
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return (y * w_D.float()).to(x_TD.dtype)
+
+    def rope(self, x_THC: Tensor, n_heads: int, freqs_C2: Any) -> Tensor:
+        if id(freqs_C2) not in self._angles:
+            self._angles[id(freqs_C2)] = _angles(freqs_C2, self.step.positions_T)
+        cos_T1C2, sin_T1C2 = self._angles[id(freqs_C2)]
+        a, b = x_THC.float().reshape(len(x_THC), n_heads, -1, 2).unbind(-1)
+        turned = torch.stack((a * cos_T1C2 - b * sin_T1C2, a * sin_T1C2 + b * cos_T1C2), dim=-1)
+        return turned.reshape(x_THC.shape).to(x_THC.dtype)
+
+    def attend(
+        self, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, layer: int, head_dim: int, scale: float
+    ) -> Tensor:
+        step, keys_SKC, values_SKC = (
+            self.step,
+            self.step.cache.keys_LSKC[layer],
+            self.step.cache.values_LSKC[layer],
+        )
+        keys_SKC[step.slots_T] = k_TKC.view(len(k_TKC), -1, head_dim).to(keys_SKC.dtype)
+        values_SKC[step.slots_T] = v_TKC.view(len(v_TKC), -1, head_dim).to(values_SKC.dtype)
+        q = q_THC.view(len(q_THC), -1, head_dim)
+        o = torch.empty_like(q)
+        for span in step.spans:
+            q_BHNC = q[span.rows_BN].transpose(1, 2)
+            k_BKPC = keys_SKC[span.slots_BP].transpose(1, 2).to(q.dtype)
+            v_BKPC = values_SKC[span.slots_BP].transpose(1, 2).to(q.dtype)
+            mask = span.visible_B1NP
+            o_BHNC = F.scaled_dot_product_attention(
+                q_BHNC, k_BKPC, v_BKPC, mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            )
+            o[span.rows_BN] = o_BHNC.transpose(1, 2)
+        return o.view(q_THC.shape)
+
+    def swiglu(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+        return F.silu(gate_TF) * up_TF
+
+    def select(self, x_TD: Tensor) -> Tensor:
+        return x_TD[self.step.wanted_R]
+
+
+def _angles(table: Any, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T, 1, C/2]; the product is float64, as in model/rope.py."""
+    frequencies = torch.as_tensor(np.array(table.frequencies), device=positions_T.device)
+    angles_TC2 = positions_T.double()[:, None] * frequencies
+    cos, sin = torch.cos(angles_TC2), torch.sin(angles_TC2)
+    factor = table.attention_factor
+    return (cos * factor).float()[:, None], (sin * factor).float()[:, None]

@@ -1,0 +1,113 @@
+"""The torch executor: block.py over the torch ops, on any device that torch knows. [extra: torch]"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from puna.core import BadValue, Batch, EngineClosed, closest
+from puna.model.block import decoder
+from puna.model.config import ModelConfig
+from puna.model.names import assemble
+from puna.model.rope import RopeTable
+from puna.ops.torch_ops import Cache, Step, TorchOps
+from puna.weights.quant import dequantize
+from puna.weights.tensor import RawTensor
+
+BLOCK_TOKENS = 32
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a name ("cpu", "cuda", "cuda:1", …); "auto" is the accelerator if there is one.
+
+    Raises BadValue for a device that this torch does not have.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadValue(
+            f"device must be cpu, auto or an accelerator of this machine, got {name!r} (torch says: {first})"
+        ) from None
+    return device
+
+
+class TorchExecutor:
+    """core.Executor on a torch device.
+
+    `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once. Activations and
+    matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. Block formats
+    are decoded to it.
+    """
+
+    block_size = BLOCK_TOKENS
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        tensors: Mapping[str, RawTensor],
+        rope: RopeTable,
+        *,
+        cache_tokens: int,
+        cache_type: str = "",
+        device: str = "auto",
+        dtype: str = "",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.device = choose_device(device)
+        self.dtype = _dtype("dtype", dtype or ("f32" if self.device.type == "cpu" else "bf16"))
+        self.vocab_size = cfg.vocab_size
+        self.context_length = cfg.context_length
+        self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
+        self._cfg = cfg
+        weights = {}
+        for name, tensor in tensors.items():
+            weights[name] = _load(tensor, self.dtype).to(self.device)
+            tensor.release()
+            if progress is not None:
+                progress(tensor.n_bytes)
+        self._weights: Any = assemble(cfg, weights, rope)
+        cached = _dtype("cache_type", cache_type) if cache_type else self.dtype
+        self._cache = Cache(
+            cfg.n_layers, self.n_blocks, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
+        )
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        """See core.Executor.step; rows depend on the rest of the batch in their last bits."""
+        if self._weights is None:
+            raise EngineClosed("the executor is closed: make a new LLM")
+        ops = TorchOps(Step.of(batch, self._cache), self.dtype)
+        logits: NDArray[np.float32] = decoder(ops, self._cfg, self._weights).float().cpu().numpy()
+        return logits
+
+    def close(self) -> None:
+        self._weights = None
+        del self._cache
+
+
+def _dtype(what: str, name: str) -> torch.dtype:
+    if name not in DTYPES:
+        known = ", ".join(DTYPES)
+        hint = closest(name, list(DTYPES))
+        raise BadValue(f"{what} of the torch executor must be one of {known}, got {name!r}{hint}")
+    return DTYPES[name]
+
+
+def _load(tensor: RawTensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a checkpoint as `dtype`, norms as float32; a copy, so that the file may be closed."""
+    wanted = dtype if len(tensor.shape) > 1 else torch.float32
+    if tensor.kind in _STORED:
+        raw = torch.from_numpy(np.array(tensor.data()).reshape(-1))
+        return raw.view(_STORED[tensor.kind]).reshape(tensor.shape).to(wanted)
+    return torch.from_numpy(dequantize(tensor.data(), tensor.kind, tensor.shape)).to(wanted)
