@@ -29,9 +29,17 @@ def threads() -> int | None:
     text = os.environ.get("PUNA_THREADS")
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise BadValue(f"PUNA_THREADS must be a whole number from 1, got {text!r}; unset it to use all cores")
+    if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most_threads()):
+        raise BadValue(
+            f"PUNA_THREADS must be a whole number from 1 to {most_threads()} on this machine, got {text!r}; "
+            "unset it to use all cores"
+        )
     return int(text)
+
+
+def most_threads() -> int:
+    """More than this is a mistake: threads that wait for each other gain nothing from sharing a core."""
+    return max(8, 2 * (os.cpu_count() or 1))
 
 
 def no_color() -> bool:

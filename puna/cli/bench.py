@@ -84,8 +84,10 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput("--vs-quant needs --vs llama.cpp, whose quantizer makes the file")
     if args.peer_python and not args.vs:
         raise BadInput("--peer-python needs --vs with the engine that it runs")
-    if args.threads is not None and args.threads < 1:
-        raise BadValue(f"--threads must be 1 or more, got {args.threads}")
+    if args.threads is not None and not 1 <= args.threads <= env.most_threads():
+        raise BadValue(
+            f"--threads must be from 1 to {env.most_threads()} on this machine, got {args.threads}"
+        )
 
 
 def _config(args: argparse.Namespace) -> BenchConfig:

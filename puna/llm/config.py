@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from puna import env
 from puna.core import BadValue, SamplingParams, closest
 
 CacheType = Literal["bf16", "f16", "f32", "q8_0"]
@@ -52,7 +53,7 @@ class LLMConfig:
     speculate: bool = True  # guess tokens from the text so far where that saves time; never changes answers
 
     def __post_init__(self) -> None:
-        for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", 1024)):
+        for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", env.most_threads())):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")

@@ -261,6 +261,18 @@ def test_settings_of_the_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PUNA_THREADS", "3")
     with LLM(tiny) as llm:
         assert llm.threads == 3
+    for text in (
+        "many",
+        "0",
+        "-1",
+        "100000",
+        "1" * 5000,
+    ):  # more threads than the system has room for kill it
+        monkeypatch.setenv("PUNA_THREADS", text)
+        with pytest.raises(BadValue, match=r"PUNA_THREADS must be a whole number from 1 to \d+"):
+            LLM(tiny)
+    with pytest.raises(BadValue, match=r"threads must be a whole number from 1 to \d+, got 900"):
+        LLM(tiny, threads=900)
     monkeypatch.setenv("PUNA_THREADS", "many")
     with pytest.raises(BadValue, match="PUNA_THREADS"):
         LLM(tiny)
