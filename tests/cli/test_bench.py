@@ -157,7 +157,7 @@ def test_ops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         (["--quant", "q4_0"], "--quant is the format of --synthetic weights"),
         (["--vs-quant", "q4_0"], "--vs-quant needs --vs llama.cpp"),
         (["--peer-python", "python"], "--peer-python needs --vs"),
-        (["--threads", "0"], "--threads must be 1 or more, got 0"),
+        (["--threads", "0"], "--threads must be from 1 to"),
         (["--rounds", "0"], "rounds must be 1 or more, got 0"),
         (["--synthetic", "lama-3.2-1b"], "did you mean 'llama-3.2-1b'?"),
         (["--synthetic", "llama-3.2-1b", "--quant", "q4_k"], "unknown quantization 'q4_k'; did you mean"),
