@@ -41,16 +41,19 @@ $(VENV)/installed: $(SOURCES)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+# torch first and pinned: left to itself, a dependency would bring gigabytes of GPU libraries.
+TORCH := torch==2.13.0
+
 $(VENV)/tested-with: $(VENV)/installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	@$(BIN)/pip install --quiet $(TORCH)
 	@$(BIN)/pip install --quiet --group test
 	@touch $@
 
-# torch first and pinned: left to itself, a dependency would bring gigabytes of GPU libraries.
 .venv-peers/installed: $(SOURCES)
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
-	@.venv-peers/bin/pip install --quiet torch==2.13.0
+	@.venv-peers/bin/pip install --quiet $(TORCH)
 	@.venv-peers/bin/pip install --quiet --group test --group peers
 	@.venv-peers/bin/pip install --quiet --editable .
 	@touch $@

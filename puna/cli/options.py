@@ -12,7 +12,7 @@ from typing import Any
 from puna.cli.common import ProgressBar
 from puna.core import SamplingParams
 from puna.llm import DEFAULT_PARAMS, LLM, LLMConfig
-from puna.llm.config import CACHE_TYPES
+from puna.llm.config import BACKENDS, CACHE_TYPES
 
 _PATIENCE = 1.0  # seconds of loading before a progress bar is worth its own time
 
@@ -52,7 +52,7 @@ def read_sampling(args: argparse.Namespace, **more: Any) -> SamplingParams:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """--context, --threads, --cache-type, --no-speculation, for `load`."""
+    """--context, --threads, --cache-type, --backend, --device, --no-speculation, for `load`."""
     group = parser.add_argument_group("loading")
     group.add_argument(
         "--context",
@@ -75,6 +75,18 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help=f"of keys and values: {', '.join(CACHE_TYPES)} (default: {LLMConfig.cache_type})",
     )
     group.add_argument(
+        "--backend",
+        metavar="NAME",
+        default=LLMConfig.backend,
+        help=f"what computes: {', '.join(BACKENDS)} (default: {LLMConfig.backend}, which is native on a CPU)",
+    )
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        default=LLMConfig.device,
+        help="cpu, cuda, cuda:1 or another of torch's (default: an accelerator if torch sees one, else cpu)",
+    )
+    group.add_argument(
         "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"
     )
 
@@ -93,6 +105,8 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
             batch=1,
             seed=seed,
             speculate=not args.no_speculation,
+            backend=args.backend,
+            device=args.device,
             progress=progress,
         )
 

@@ -11,6 +11,8 @@ from puna.core import BadValue, SamplingParams, closest
 
 CacheType = Literal["bf16", "f16", "f32", "q8_0"]
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
+BackendName = Literal["auto", "native", "torch"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 # Meta's generation code and configuration files. For the single most likely answer ask for temperature 0.
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_p=0.9)
@@ -51,15 +53,16 @@ class LLMConfig:
     batch: int | None = None  # contexts that the cache has room for; None: up to 8, as memory allows
     seed: int | None = None  # request n without a seed of its own gets seed + n; None: a random one
     speculate: bool = True  # guess tokens from the text so far where that saves time; never changes answers
+    backend: BackendName = "auto"  # native: the compiled CPU executor; torch: any device of torch
+    device: str = "auto"  # cpu, cuda, cuda:1, …; auto: an accelerator if torch sees one, else the CPU
 
     def __post_init__(self) -> None:
         for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", env.most_threads())):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")
-        if self.cache_type not in CACHE_TYPES:
-            known = ", ".join(CACHE_TYPES)
-            raise BadValue(
-                f"cache_type must be one of {known}, got {self.cache_type!r}"
-                f"{closest(str(self.cache_type), CACHE_TYPES)}"
-            )
+        for name, known in (("cache_type", CACHE_TYPES), ("backend", BACKENDS)):
+            value = getattr(self, name)
+            if value not in known:
+                hint = closest(str(value), known)
+                raise BadValue(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from puna import env
 from puna.core import BadValue, Cancelled
 from puna.engine.config import EngineConfig
+from puna.llm import backend
+from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
-from puna.llm.memory import Needs, Room, available_bytes, fit
+from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import NativeExecutor, cache_bytes_per_token
@@ -55,8 +56,9 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     began_at = perf_counter()
     engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
     with open_checkpoint(path) as checkpoint:
-        room = _room(path.stem, checkpoint, asked, engine_config)
-        executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, progress)
+        chosen = backend.choose(asked)
+        room = _room(path.stem, checkpoint, asked, engine_config, chosen)
+        executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
     from puna.engine.bridge import EngineThread
     from puna.engine.engine import Engine
 
@@ -65,7 +67,9 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at)
 
 
-def _room(name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: EngineConfig) -> Room:
+def _room(
+    name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: EngineConfig, chosen: Backend
+) -> Room:
     config = checkpoint.config
     if asked.context is not None and asked.context > config.context_length:
         raise BadValue(
@@ -73,7 +77,8 @@ def _room(name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: En
             f"got {asked.context:,}"
         )
     needs = needs_of(name, checkpoint, asked.cache_type, engine_config)
-    return fit(needs, asked.context, asked.batch, available_bytes())
+    needs = replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
+    return fit(needs, asked.context, asked.batch, backend.available(chosen))
 
 
 def needs_of(name: str, checkpoint: Checkpoint, cache_type: str, engine_config: EngineConfig) -> Needs:
@@ -96,8 +101,9 @@ def _pack_and_tokenize(
     asked: LLMConfig,
     room: Room,
     engine_config: EngineConfig,
+    chosen: Backend,
     progress: Progress | None,
-) -> tuple[NativeExecutor, Tokenizer]:
+) -> tuple[Any, Tokenizer]:
     is_unwanted = threading.Event()
     n_packed = 0
 
@@ -109,20 +115,12 @@ def _pack_and_tokenize(
         if progress is not None:  # vectors are not packed, and padding is not in the file
             progress("loading", min(n_packed, checkpoint.n_bytes), checkpoint.n_bytes)
 
-    def pack() -> NativeExecutor:
-        config = checkpoint.config
-        return NativeExecutor(
-            replace(config, context_length=room.context),
-            checkpoint.tensors,
-            # what we cut down ourselves to fit into memory must not change what the model computes
-            rope_table(config, asked.context),
-            cache_tokens=room.cache_tokens,
-            cache_type=asked.cache_type,
-            threads=asked.threads or env.threads(),
-            max_tokens=engine_config.max_step_tokens,
-            max_logits=engine_config.max_rows(config.vocab_size),
-            target=env.cpu_target() or "",
-            progress=tick,
+    def pack() -> Any:
+        config = replace(checkpoint.config, context_length=room.context)
+        # what we cut down ourselves to fit into memory must not change what the model computes
+        rope = rope_table(checkpoint.config, asked.context)
+        return backend.make_executor(
+            chosen, config, checkpoint, rope, asked, room.cache_tokens, engine_config, tick
         )
 
     with ThreadPoolExecutor(1, "puna-load") as pool:

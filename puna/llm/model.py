@@ -20,7 +20,7 @@ from puna.core import (
     UnknownOption,
     closest,
 )
-from puna.llm.config import DEFAULT_PARAMS, CacheType, LLMConfig, sampling_params
+from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, sampling_params
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -74,13 +74,15 @@ class LLM:
         batch: int | None = LLMConfig.batch,
         seed: int | None = LLMConfig.seed,
         speculate: bool = LLMConfig.speculate,
+        backend: BackendName = LLMConfig.backend,
+        device: str = LLMConfig.device,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
         known = [field.name for field in fields(LLMConfig)]
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
-        asked = LLMConfig(context, cache_type, threads, batch, seed, speculate)
+        asked = LLMConfig(context, cache_type, threads, batch, seed, speculate, backend, device)
         from puna.llm.load import load
         from puna.weights import store
 

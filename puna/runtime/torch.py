@@ -42,12 +42,26 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def default_dtype(device: str | torch.device) -> str:
+    """What weights and activations are computed in if nobody says."""
+    return "f32" if torch.device(device).type == "cpu" else "bf16"
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory of an accelerator that nobody has taken; None where torch cannot tell."""
+    try:
+        free, _ = torch.get_device_module(device).mem_get_info(device)
+    except (AttributeError, RuntimeError):
+        return None
+    return int(free)
+
+
 class TorchExecutor:
     """core.Executor on a torch device.
 
     `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once. Activations and
     matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. Block formats
-    are decoded to it.
+    are decoded to it. `threads` (for CPU work; default: torch's own choice) holds for the whole process.
     """
 
     block_size = BLOCK_TOKENS
@@ -62,10 +76,14 @@ class TorchExecutor:
         cache_type: str = "",
         device: str = "auto",
         dtype: str = "",
+        threads: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.device = choose_device(device)
-        self.dtype = _dtype("dtype", dtype or ("f32" if self.device.type == "cpu" else "bf16"))
+        self.dtype = _dtype("dtype", dtype or default_dtype(self.device))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.threads = torch.get_num_threads()
         self.vocab_size = cfg.vocab_size
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from llm.tiny_llm import write_tiny_llm
 
-import puna.llm.load as loading
+import puna.llm.backend as backend
 from puna import LLM, SamplingParams
 from puna.core import (
     BadInput,
@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(
     def allocate(*args: object, **options: object) -> None:
         raise AssertionError("allocated")
 
-    monkeypatch.setattr(loading, "available_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(backend, "available_bytes", lambda: 10_000_000)
     monkeypatch.setattr(native, "_pack_all", allocate)
     with pytest.raises(
         DoesNotFit, match="tiny with a context of 512 tokens for each of 4000 sequences needs"
