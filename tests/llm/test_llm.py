@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from llm.tiny_llm import write_tiny_llm
 
-import puna.llm.backend as backend
+import puna.llm.load as loading
 from puna import LLM, SamplingParams
 from puna.core import (
     BadInput,
@@ -26,7 +26,7 @@ from puna.core import (
     UnknownOption,
     Unsupported,
 )
-from puna.llm import DEFAULT_PARAMS, LLMConfig
+from puna.llm import DEFAULT_PARAMS, LLMConfig, backend
 from puna.llm.config import CACHE_TYPES
 from puna.runtime import native
 
