@@ -15,15 +15,32 @@ from math import isfinite
 from typing import Any
 
 from puna.core import BadFile, Unsupported
+from puna.model.parts import ExpertsConfig, QueryTemperature
 from puna.model.record import Record, require
 from puna.model.scaling import RopeScaling, gguf_scaling, hf_scaling
+from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, VisionConfig
 
-__all__ = ["ModelConfig", "RopeScaling", "from_gguf", "from_hf", "from_meta"]
+__all__ = [
+    "ExpertsConfig",
+    "Llama4VisionConfig",
+    "Llama32VisionConfig",
+    "ModelConfig",
+    "QueryTemperature",
+    "RopeScaling",
+    "VisionConfig",
+    "from_gguf",
+    "from_hf",
+    "from_meta",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A text decoder of Llama 1 to 3.3 shape."""
+    """Any Llama: the text decoder, and what sees images for it.
+
+    With the defaults of the optional fields it is a dense decoder of Llama 1 to 3.3. Executors refuse by
+    `Unsupported` what they do not compute; this only describes.
+    """
 
     dim: int
     n_layers: int
@@ -37,6 +54,24 @@ class ModelConfig:
     context_length: int  # positions the checkpoint was made for
     tied: bool  # output shares the embedding table
     rope_scaling: RopeScaling | None = None
+    experts: ExpertsConfig | None = None  # ffn_dim is then that of the layers without experts
+    attention_chunk: int | None = None  # layers with rope see only their own chunk of so many positions
+    no_rope_every: int | None = None  # layers n-1, 2n-1, ... have no rope and see all positions
+    qk_norm: bool = False  # RMS norm without weights of every query and key head, in layers with rope
+    query_temperature: QueryTemperature | None = None  # of layers without rope
+    cross_attention: tuple[int, ...] = ()  # one cross-attention layer to the images before each of these
+    n_image_embeddings: int = 0  # rows behind the vocabulary that can be read and not be predicted
+    vision: VisionConfig | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        return self.experts is not None and (layer + 1) % self.experts.every == 0
+
+    def has_rope(self, layer: int) -> bool:
+        return self.no_rope_every is None or (layer + 1) % self.no_rope_every != 0
+
+    def chunk(self, layer: int) -> int | None:
+        """Positions of a chunk of that layer's attention; None where a token sees all that precede it."""
+        return self.attention_chunk if self.has_rope(layer) else None
 
     def __post_init__(self) -> None:
         sizes = (
@@ -61,6 +96,25 @@ class ModelConfig:
         require(isfinite(self.rope_theta) and self.rope_theta > 1, "rope_theta", "above 1", self.rope_theta)
         if self.rope_scaling is not None:
             self._check_factors(self.rope_scaling)
+        self._check_optional()
+
+    def _check_optional(self) -> None:
+        for name in ("attention_chunk", "no_rope_every"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < 2**31, name, "from 1 to 2147483647", value)
+        require(
+            0 <= self.n_image_embeddings < 2**16,
+            "n_image_embeddings",
+            "from 0 to 65535",
+            self.n_image_embeddings,
+        )
+        layers = self.cross_attention
+        good = all(0 <= i < self.n_layers for i in layers) and tuple(sorted(set(layers))) == layers
+        require(good, "cross_attention", f"rising numbers of layers below {self.n_layers}", layers)
+        if self.vision is not None:
+            expected = "given for Llama 3.2 Vision and absent for Llama 4"
+            crosses = isinstance(self.vision, Llama32VisionConfig)
+            require(bool(layers) == crosses, "cross_attention", expected, layers)
 
     def _check_factors(self, scaling: RopeScaling) -> None:
         needed = {"factors": ("factors",), "longrope": ("short_factors", "long_factors")}
