@@ -16,6 +16,9 @@ from typing import Any
 
 from puna.core import BadFile, Unsupported
 from puna.model.parts import ExpertsConfig, QueryTemperature
+from puna.model.read_llama4 import gguf_llama4, hf_llama4, is_meta_llama4, meta_llama4
+from puna.model.read_mllama import META_KEYS as MLLAMA_META_KEYS
+from puna.model.read_mllama import N_IMAGE_EMBEDDINGS, gguf_mllama, hf_mllama, is_meta_mllama, meta_mllama
 from puna.model.record import Record, require
 from puna.model.scaling import RopeScaling, gguf_scaling, hf_scaling
 from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, VisionConfig
@@ -125,11 +128,11 @@ class ModelConfig:
             require(good, f"rope scaling {name}", expected, f"{n} numbers")
 
 
-# llama.* keys that would change what the model computes, with the value that does not
+_GGUF_ARCHITECTURES = ("llama", "llama4", "mllama")
+
+# keys of an architecture that would change what the model computes, with the value that does not
 _GGUF_NEUTRAL = {
-    "expert_count": (0, "a mixture of experts"),
     "attention.causal": (True, "bidirectional attention"),
-    "attention.sliding_window": (0, "sliding-window attention"),
     "attention.clamp_kqv": (0.0, "clamped attention inputs"),
     "attention.max_alibi_bias": (0.0, "ALiBi positions"),
     "attention.scale": (0.0, "another attention scale"),
@@ -143,6 +146,10 @@ _GGUF_NEUTRAL = {
     "rope.scaling.yarn_ext_factor": (1.0, "a partial YaRN blend"),
     "rope.scaling.yarn_attn_factor": (1.0, "another YaRN attention factor"),
 }
+_GGUF_NEUTRAL_DENSE = {
+    "expert_count": (0, "a mixture of experts"),
+    "attention.sliding_window": (0, "sliding-window attention"),
+}
 
 
 def from_gguf(
@@ -150,45 +157,52 @@ def from_gguf(
     tensor_shapes: Mapping[str, tuple[int, ...]],
     read_floats: Callable[[str], Sequence[float]] | None = None,
 ) -> ModelConfig:
-    """Read GGUF metadata (ggml's docs/gguf.md, architecture `llama`).
+    """Read GGUF metadata (ggml's docs/gguf.md) of architecture `llama`, `llama4` or `mllama`.
 
     `tensor_shapes` holds the file's own tensor names with row-major shapes: a matrix that makes E outputs of
     D inputs is (E, D). `read_floats` gives the values of a one-dimensional float tensor by name; it is called
     only for rope factors, and must be given where the file has them.
     """
     record = Record(metadata, "GGUF metadata")
-    architecture = record.text("general.architecture")
-    if architecture != "llama":
+    arch = record.text("general.architecture")
+    if arch not in _GGUF_ARCHITECTURES:
         raise Unsupported(
-            f"the file holds a model of architecture {architecture!r}, and Puna runs 'llama'; "
-            "choose a Llama checkpoint"
+            f"the file holds a model of architecture {arch!r}, and Puna reads "
+            f"{', '.join(map(repr, _GGUF_ARCHITECTURES))}; choose a Llama checkpoint"
         )
-    for key, (neutral, meaning) in _GGUF_NEUTRAL.items():
-        record.refuse_unless(f"llama.{key}", neutral, meaning)
-    n_layers = record.integer("llama.block_count")
-    require(n_layers > 0, "llama.block_count", "1 or more", n_layers)
-    vocab_size = _gguf_vocab(record, tensor_shapes, n_layers)
-    n_heads = record.uniform("llama.attention.head_count")
-    dim = record.integer("llama.embedding_length")
-    head_dim = _gguf_head_dim(record, dim, n_heads)
-    context_length = record.integer("llama.context_length")
-    return ModelConfig(
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=record.uniform("llama.attention.head_count_kv", n_heads),
-        head_dim=head_dim,
-        ffn_dim=record.uniform("llama.feed_forward_length"),
-        vocab_size=vocab_size,
-        norm_eps=record.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=record.number("llama.rope.freq_base", 10000.0),
-        context_length=context_length,
-        tied="output.weight" not in tensor_shapes,
-        rope_scaling=gguf_scaling(record, tensor_shapes, read_floats, head_dim, context_length),
-    )
+    neutral = _GGUF_NEUTRAL if arch == "llama4" else _GGUF_NEUTRAL | _GGUF_NEUTRAL_DENSE
+    for key, (value, meaning) in neutral.items():
+        record.refuse_unless(f"{arch}.{key}", value, meaning)
+    n_layers = record.integer(f"{arch}.block_count")
+    require(n_layers > 0, f"{arch}.block_count", "1 or more", n_layers)
+    n_rows = _gguf_rows(record, tensor_shapes, arch, n_layers)
+    n_heads = record.uniform(f"{arch}.attention.head_count")
+    dim = record.integer(f"{arch}.embedding_length")
+    head_dim = _gguf_head_dim(record, arch, dim, n_heads)
+    context_length = record.integer(f"{arch}.context_length")
+    fields: dict[str, Any] = {
+        "dim": dim,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": record.uniform(f"{arch}.attention.head_count_kv", n_heads),
+        "head_dim": head_dim,
+        "ffn_dim": record.uniform(f"{arch}.feed_forward_length"),
+        "vocab_size": n_rows,
+        "norm_eps": record.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": record.number(f"{arch}.rope.freq_base", 10000.0),
+        "context_length": context_length,
+        "tied": "output.weight" not in tensor_shapes,
+        "rope_scaling": gguf_scaling(record, arch, tensor_shapes, read_floats, head_dim, context_length),
+    }
+    if arch == "llama4":
+        fields |= gguf_llama4(record)
+    elif arch == "mllama":
+        fields |= gguf_mllama(record)
+        fields["vocab_size"] -= fields["n_image_embeddings"]
+    return ModelConfig(**fields)
 
 
-def _gguf_vocab(record: Record, tensor_shapes: Mapping[str, tuple[int, ...]], n_layers: int) -> int:
+def _gguf_rows(record: Record, tensor_shapes: Mapping[str, tuple[int, ...]], arch: str, n_layers: int) -> int:
     """Rows of the embedding table; also that the last layer promised is there, which bounds later loops."""
     for name in ("token_embd.weight", f"blk.{n_layers - 1}.attn_norm.weight"):
         if name not in tensor_shapes:
@@ -199,19 +213,19 @@ def _gguf_vocab(record: Record, tensor_shapes: Mapping[str, tuple[int, ...]], n_
     shape = tensor_shapes["token_embd.weight"]
     require(len(shape) == 2, "token_embd.weight", "a matrix", f"shape {shape}")
     rows = shape[0]
-    stated = record.integer("llama.vocab_size", rows)
-    if stated != rows:
+    stated = record.integer(f"{arch}.vocab_size", rows)
+    if stated != rows and not (arch == "mllama" and stated == rows - N_IMAGE_EMBEDDINGS):
         raise BadFile(
-            f"llama.vocab_size is {stated}, and token_embd.weight has {rows} rows; the file is inconsistent, "
-            "convert or download it again"
+            f"{arch}.vocab_size is {stated}, and token_embd.weight has {rows} rows; the file is "
+            "inconsistent, convert or download it again"
         )
     return rows
 
 
-def _gguf_head_dim(record: Record, dim: int, n_heads: int) -> int:
+def _gguf_head_dim(record: Record, arch: str, dim: int, n_heads: int) -> int:
     derived = dim // n_heads if n_heads > 0 and dim % n_heads == 0 else None
-    head_dim = record.integer("llama.attention.key_length", derived)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    head_dim = record.integer(f"{arch}.attention.key_length", derived)
+    for key in (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count"):
         found = record.integer(key, head_dim)
         if found != head_dim:
             raise Unsupported(
@@ -220,17 +234,28 @@ def _gguf_head_dim(record: Record, dim: int, n_heads: int) -> int:
     return head_dim
 
 
-def from_hf(config: Mapping[str, Any]) -> ModelConfig:
-    """Read the config.json of a LlamaForCausalLM, from transformers 4.28 to 5.
+_HF_READERS: Mapping[str, Callable[[Record], dict[str, Any]]] = {
+    "llama4": hf_llama4,
+    "llama4_text": hf_llama4,
+    "mllama": hf_mllama,
+    "mllama_text_model": hf_mllama,
+}
 
-    Absent keys take the defaults of transformers' LlamaConfig. Rope settings may be spelled `rope_scaling`
+
+def from_hf(config: Mapping[str, Any]) -> ModelConfig:
+    """Read the config.json of a `llama` (transformers 4.28 to 5), `llama4`, `mllama`, or of their text parts.
+
+    Absent keys take the defaults of transformers' own classes. Rope settings may be spelled `rope_scaling`
     with `type` or `rope_type` beside a `rope_theta`, or `rope_parameters` holding all of it.
     """
     record = Record(config, "config.json")
     model_type = record.text("model_type")
+    if model_type in _HF_READERS:
+        return ModelConfig(**_HF_READERS[model_type](record))
     if model_type != "llama":
+        known = ", ".join(map(repr, ("llama", *_HF_READERS)))
         raise Unsupported(
-            f"config.json names model_type {model_type!r}, and Puna runs 'llama'; choose a Llama checkpoint"
+            f"config.json names model_type {model_type!r}, and Puna reads {known}; choose a Llama checkpoint"
         )
     for key in ("attention_bias", "mlp_bias"):
         record.refuse_unless(key, False, "projections with bias")
@@ -257,7 +282,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
 
 _META_KEYS = (
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len",
+    "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len", *MLLAMA_META_KEYS,
 )  # fmt: skip
 
 
@@ -269,27 +294,31 @@ def from_meta(
     rope_factor: float = 8.0,
     tied: bool = False,
 ) -> ModelConfig:
-    """Read the params.json beside Meta's consolidated.*.pth (Llama 1 to 3.3, text).
+    """Read the params.json beside Meta's consolidated.*.pth (Llama 1 to 4).
 
     `vocab_size` is the number of rows of tok_embeddings (the file may say -1). Three things are not in the
     file, so whoever knows the release gives them: `context_length` in positions (else 131072 with
     use_scaled_rope, 8192 with a rope_theta, and 2048), `rope_factor` of Llama 3.1's scaling (Meta's code: 8;
-    the 3.2 models as published on the hub: 32), and whether the output is `tied`.
+    the 3.2 models as published on the hub: 32), and whether the output is `tied`. Llama 4 has a rope factor
+    of its own, and without `context_length` that of the published Scout or Maverick.
     """
     record = Record(params, "params.json")
-    record.refuse_unknown(_META_KEYS)
     stated = record.integer("vocab_size", -1)
     if stated not in (-1, vocab_size):
         raise BadFile(
             f"params.json states a vocabulary of {stated}, and tok_embeddings has {vocab_size} rows; "
             "download the checkpoint again"
         )
-    dim, n_heads = record.integer("dim"), record.integer("n_heads")
+    if is_meta_llama4(record):
+        return ModelConfig(**meta_llama4(record, vocab_size, context_length, tied))
+    record.refuse_unknown(_META_KEYS)
+    dim, n_heads, n_layers = record.integer("dim"), record.integer("n_heads"), record.integer("n_layers")
     scaled = record.flag("use_scaled_rope", False)
+    sees = is_meta_mllama(record)
     guess = 131072 if scaled else 8192 if record.has("rope_theta") else 2048
     return ModelConfig(
         dim=dim,
-        n_layers=record.integer("n_layers"),
+        n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=record.integer("n_kv_heads", n_heads),
         head_dim=dim // max(n_heads, 1),
@@ -302,6 +331,7 @@ def from_meta(
         context_length=context_length or guess,
         tied=tied,
         rope_scaling=RopeScaling("llama3", factor=rope_factor) if scaled else None,
+        **(meta_mllama(record, n_layers) if sees else {}),
     )
 
 

@@ -10,7 +10,7 @@ from puna.model.record import require
 
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig:
-    """A mixture of experts in place of the feed-forward of some layers (Llama 4; llama-models, llama4/moe.py).
+    """A mixture of experts in place of the feed-forward of some layers (llama-models, llama4/moe.py).
 
     A router chooses `n_active` of `n_experts` for each token, whose sigmoid score multiplies the expert's
     input; the shared expert, where there is one, sees every token.

@@ -71,6 +71,30 @@ class Record:
             raise self._wrong(key, "a list of finite numbers", value)
         return tuple(float(x) for x in value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self._value(key, None, "a list of whole numbers")
+        if isinstance(value, str) or not hasattr(value, "__len__") or len(value) > _MAX_LAYERS:
+            raise self._wrong(key, "a list of whole numbers", value)
+        if not all(map(_is_whole, value)):
+            raise self._wrong(key, "a list of whole numbers", value)
+        return tuple(int(x) for x in value)
+
+    def switch(self, key: str, default: bool) -> bool:
+        """True or false, which older files spell as a number."""
+        value = self._value(key, default, "true or false")
+        if not isinstance(value, int):
+            raise self._wrong(key, "true or false", value)
+        return bool(value)
+
+    def side(self, key: str, default: int) -> int:
+        """The side of a square, given once or as [height, width]."""
+        value: Any = self.fields.get(key)
+        if not isinstance(value, list | tuple):
+            return self.integer(key, default)
+        if len(value) != 2 or not _is_whole(value[0]) or value[0] != value[1]:
+            raise self._wrong(key, "one whole number, or two equal ones", value)
+        return int(value[0])
+
     def section(self, key: str) -> Record:
         """The mapping under `key`, empty where it is absent or null."""
         value = self._value(key, {}, "a mapping")

@@ -78,6 +78,7 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 
 def gguf_scaling(
     record: Record,
+    arch: str,
     tensor_shapes: Mapping[str, tuple[int, ...]],
     read_floats: Callable[[str], Sequence[float]] | None,
     head_dim: int,
@@ -96,10 +97,12 @@ def gguf_scaling(
         assert read_floats is not None, "a file with rope factors needs read_floats"
         return tuple(float(x) for x in read_floats(name))
 
-    kind = record.text("llama.rope.scaling.type", "linear")
-    factor = record.number("llama.rope.scaling.factor", record.number("llama.rope.scale_linear", 1.0)) or 1.0
-    original_context = record.integer("llama.rope.scaling.original_context_length", context_length)
-    attention_factor = record.number("llama.rope.scaling.attn_factor", 1.0)
+    kind = record.text(f"{arch}.rope.scaling.type", "linear")
+    factor = (
+        record.number(f"{arch}.rope.scaling.factor", record.number(f"{arch}.rope.scale_linear", 1.0)) or 1.0
+    )
+    original_context = record.integer(f"{arch}.rope.scaling.original_context_length", context_length)
+    attention_factor = record.number(f"{arch}.rope.scaling.attn_factor", 1.0)
     if kind == "longrope":
         return RopeScaling(
             "longrope",
@@ -110,19 +113,19 @@ def gguf_scaling(
         )
     factors = read("rope_freqs.weight") if "rope_freqs.weight" in tensor_shapes else ()
     if kind == "yarn":
-        log_multiplier = record.number("llama.rope.scaling.yarn_log_multiplier", 0.0)
+        log_multiplier = record.number(f"{arch}.rope.scaling.yarn_log_multiplier", 0.0)
         mscale = yarn_mscale(factor) / yarn_mscale(factor, log_multiplier)
         return RopeScaling(
             "yarn",
             factor=factor,
             original_context=original_context,
             attention_factor=mscale * attention_factor,
-            beta_fast=record.number("llama.rope.scaling.yarn_beta_fast", 32.0),
-            beta_slow=record.number("llama.rope.scaling.yarn_beta_slow", 1.0),
+            beta_fast=record.number(f"{arch}.rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=record.number(f"{arch}.rope.scaling.yarn_beta_slow", 1.0),
             factors=factors,
         )
     record.refuse_unless(
-        "llama.rope.scaling.attn_factor", 1.0, f"an attention factor with {kind!r} rope scaling"
+        f"{arch}.rope.scaling.attn_factor", 1.0, f"an attention factor with {kind!r} rope scaling"
     )
     if kind not in ("none", "linear"):
         raise _unknown_rope(kind, ("none", "linear", "yarn", "longrope"))

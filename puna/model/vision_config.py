@@ -1,6 +1,6 @@
 """Image encoders as a checkpoint describes them: the two kinds that Llama has had.
 
-Llama 3.2 Vision keeps the images outside of the sequence: text reaches them by cross-attention layers. Llama 4
+Llama 3.2 Vision keeps images outside of the sequence: text reaches them by cross-attention layers. Llama 4
 puts projected patches among the embeddings of the tokens.
 """
 
@@ -14,7 +14,7 @@ from puna.model.record import require
 
 @dataclass(frozen=True, slots=True)
 class Llama32VisionConfig:
-    """The tiled encoder of Llama 3.2 Vision (llama-models, llama3/multimodal/model.py; "mllama" elsewhere)."""
+    """The tiled encoder of Llama 3.2 Vision, or mllama (llama-models, llama3/multimodal/model.py)."""
 
     tile_size: int  # pixels, both sides
     dim: int = 1280
@@ -30,7 +30,9 @@ class Llama32VisionConfig:
     def __post_init__(self) -> None:
         _check_encoder(self.dim, self.n_layers, self.n_heads, self.ffn_dim, self.norm_eps)
         _check_patches(self.tile_size, self.patch_size)
-        require(0 <= self.n_global_layers < 2**16, "vision n_global_layers", "0 or more", self.n_global_layers)
+        require(
+            0 <= self.n_global_layers < 2**16, "vision n_global_layers", "0 or more", self.n_global_layers
+        )
         require(0 < self.max_tiles <= 64, "vision max_tiles", "from 1 to 64", self.max_tiles)
         inside = all(0 <= i < self.n_layers for i in self.intermediate_layers)
         rising = tuple(sorted(set(self.intermediate_layers))) == self.intermediate_layers
@@ -61,7 +63,7 @@ class Llama32VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class Llama4VisionConfig:
-    """The encoder of Llama 4 (llama-models, llama4/vision): two-dimensional rope, pixel shuffle, projector."""
+    """The encoder of Llama 4 (llama-models, llama4/vision): 2-D rope, pixel shuffle, adapter."""
 
     tile_size: int = 336  # pixels, both sides
     dim: int = 1408
