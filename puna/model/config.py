@@ -282,7 +282,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
 
 _META_KEYS = (
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len", *MLLAMA_META_KEYS,
+    "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len",
 )  # fmt: skip
 
 
@@ -311,10 +311,10 @@ def from_meta(
         )
     if is_meta_llama4(record):
         return ModelConfig(**meta_llama4(record, vocab_size, context_length, tied))
-    record.refuse_unknown(_META_KEYS)
+    sees = is_meta_mllama(record)
+    record.refuse_unknown(_META_KEYS + (MLLAMA_META_KEYS if sees else ()))
     dim, n_heads, n_layers = record.integer("dim"), record.integer("n_heads"), record.integer("n_layers")
     scaled = record.flag("use_scaled_rope", False)
-    sees = is_meta_mllama(record)
     guess = 131072 if scaled else 8192 if record.has("rope_theta") else 2048
     return ModelConfig(
         dim=dim,
