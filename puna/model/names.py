@@ -4,9 +4,11 @@ Ours are Meta's without the redundant parts: `tok_embeddings`, `layers.{i}.wq`, 
 of block.Weights and block.LayerWeights have the same names. Foreign names exist in this file only.
 
 `from_*` turn a foreign name into ours; None is a tensor that holds nothing new (a stored rotary table), and a
-name that no Llama text decoder has is refused with `Unsupported`. `to_*` go the other way.
+name that no Llama text decoder has is refused with `Unsupported`. `to_*` go the other way. Both know tensors
+that are the same in every scheme; incoming.py also knows those that others fuse, transpose or number apart.
 
-Shapes: D dim, V vocabulary, H query heads, K key/value heads, C head_dim, F ffn_dim, R any rows, X any width.
+Shapes: D dim, V vocabulary, H query heads, K key/value heads, C head_dim, F ffn_dim, E experts, R any rows,
+X any width.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from puna.core import BadFile, Unsupported
 from puna.model.block import LayerWeights, Weights
 from puna.model.config import ModelConfig
+from puna.model.names_vision import vision_shapes
 
 
 class Names(NamedTuple):
@@ -53,12 +56,55 @@ LAYER_TABLE = (
     Names("w3", "feed_forward.w3", "mlp.up_proj", "ffn_up"),
 )
 
+# In place of w1, w2, w3 in layers with experts. Meta and Hugging Face store the experts fused or transposed.
+EXPERT_TABLE = (
+    Names("router", "", "feed_forward.router", "ffn_gate_inp"),
+    Names("experts_w1", "", "", "ffn_gate_exps"),
+    Names("experts_w2", "", "", "ffn_down_exps"),
+    Names("experts_w3", "", "", "ffn_up_exps"),
+    Names(
+        "shared_w1",
+        "feed_forward.w_in_shared_FD",
+        "feed_forward.shared_expert.gate_proj",
+        "ffn_gate_shexp",
+    ),
+    Names(
+        "shared_w2",
+        "feed_forward.w_out_shared_DF",
+        "feed_forward.shared_expert.down_proj",
+        "ffn_down_shexp",
+    ),
+    Names(
+        "shared_w3",
+        "feed_forward.w_swiglu_FD",
+        "feed_forward.shared_expert.up_proj",
+        "ffn_up_shexp",
+    ),
+)
+
+# Parts of `cross_attention_layers.{i}`; foreign names with their ending. GGUF: Ollama's.
+CROSS_TABLE = (
+    Names("attention_norm", "attention_norm.weight", "input_layernorm.weight", "attn_norm.weight"),
+    Names("wq", "attention.wq.weight", "cross_attn.q_proj.weight", "cross_attn_q_proj.weight"),
+    Names("wk", "attention.wk.weight", "cross_attn.k_proj.weight", "cross_attn_k_proj.weight"),
+    Names("wv", "attention.wv.weight", "cross_attn.v_proj.weight", "cross_attn_v_proj.weight"),
+    Names("wo", "attention.wo.weight", "cross_attn.o_proj.weight", "cross_attn_o_proj.weight"),
+    Names("q_norm", "attention.q_norm.weight", "cross_attn.q_norm.weight", "cross_attn_q_norm.weight"),
+    Names("k_norm", "attention.k_norm.weight", "cross_attn.k_norm.weight", "cross_attn_k_norm.weight"),
+    Names("gate_attn", "gate_attn", "cross_attn_attn_gate", "cross_attn_attn_gate"),
+    Names("ffn_norm", "ffn_norm.weight", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    Names("w1", "feed_forward.w1.weight", "mlp.gate_proj.weight", "ffn_gate.weight"),
+    Names("w2", "feed_forward.w2.weight", "mlp.down_proj.weight", "ffn_down.weight"),
+    Names("w3", "feed_forward.w3.weight", "mlp.up_proj.weight", "ffn_up.weight"),
+    Names("gate_ffn", "gate_ffwd", "cross_attn_mlp_gate", "cross_attn_mlp_gate"),
+)
+
 # Hugging Face stores the rows of a head as (all first of pairs, all second of pairs); everyone else pair by
 # pair.
 PERMUTED = ("wq", "wk")
 
 Scheme = Literal["meta", "hf", "gguf"]
-_LAYER_PREFIX: dict[Scheme, str] = {"meta": "layers.", "hf": "model.layers.", "gguf": "blk."}
+LAYER_PREFIX: dict[Scheme, str] = {"meta": "layers.", "hf": "model.layers.", "gguf": "blk."}
 # rotary tables that older files carry: computed from the configuration, so not read
 _DERIVED = re.compile(
     r"rope\.freqs|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight"
@@ -90,8 +136,10 @@ def to_gguf(name: str) -> str:
 
 
 Lookup = dict[Scheme, dict[str, str]]
-_TO_OURS: Lookup = {s: {getattr(n, s): n.ours for n in TABLE if getattr(n, s)} for s in _LAYER_PREFIX}
-_LAYER_TO_OURS: Lookup = {s: {getattr(n, s): n.ours for n in LAYER_TABLE} for s in _LAYER_PREFIX}
+_TO_OURS: Lookup = {s: {getattr(n, s): n.ours for n in TABLE if getattr(n, s)} for s in LAYER_PREFIX}
+_LAYER_TO_OURS: Lookup = {
+    s: {getattr(n, s): n.ours for n in (*LAYER_TABLE, *EXPERT_TABLE) if getattr(n, s)} for s in LAYER_PREFIX
+}
 _FROM_OURS: Lookup = {s: {ours: stem for stem, ours in names.items()} for s, names in _TO_OURS.items()}
 _LAYER_FROM_OURS: Lookup = {
     s: {ours: stem for stem, ours in names.items()} for s, names in _LAYER_TO_OURS.items()
@@ -101,8 +149,8 @@ _LAYER_FROM_OURS: Lookup = {
 def _from_foreign(scheme: Scheme, name: str) -> str | None:
     stem = name.removesuffix(".weight")
     ours = _TO_OURS[scheme].get(stem)
-    if ours is None and stem.startswith(_LAYER_PREFIX[scheme]):
-        index, _, rest = stem.removeprefix(_LAYER_PREFIX[scheme]).partition(".")
+    if ours is None and stem.startswith(LAYER_PREFIX[scheme]):
+        index, _, rest = stem.removeprefix(LAYER_PREFIX[scheme]).partition(".")
         part = _LAYER_TO_OURS[scheme].get(rest)
         if part is not None and re.fullmatch(r"0|[1-9][0-9]{0,9}", index):
             ours = f"layers.{index}.{part}"
@@ -120,7 +168,8 @@ def _to_foreign(scheme: Scheme, name: str) -> str:
     stem = _FROM_OURS[scheme].get(name)
     if stem is None and name.startswith("layers."):
         index, _, part = name.removeprefix("layers.").partition(".")
-        stem = f"{_LAYER_PREFIX[scheme]}{index}.{_LAYER_FROM_OURS[scheme][part]}"
+        foreign = _LAYER_FROM_OURS[scheme].get(part)
+        stem = foreign and f"{LAYER_PREFIX[scheme]}{index}.{foreign}"
     if stem is None:
         raise Unsupported(f"a {scheme} checkpoint has no place for the tensor {name!r}")
     return stem + ".weight"
@@ -131,25 +180,64 @@ def shapes(cfg: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
     Lazy, so that an absurd number of layers costs nothing until it is walked.
     """
+    yield "tok_embeddings", (cfg.vocab_size, cfg.dim)
+    if cfg.n_image_embeddings:
+        yield "image_embeddings", (cfg.n_image_embeddings, cfg.dim)
+    attention, dense, experts = _attention_shapes(cfg), _dense_shapes(cfg), _expert_shapes(cfg)
+    cross = 0
+    for i in range(cfg.n_layers):
+        if cross < len(cfg.cross_attention) and cfg.cross_attention[cross] == i:
+            for part, shape in _cross_shapes(cfg).items():
+                yield f"cross_attention_layers.{cross}.{part}", shape
+            cross += 1
+        for part, shape in (attention | (experts if cfg.has_experts(i) else dense)).items():
+            yield f"layers.{i}.{part}", shape
+    yield "norm", (cfg.dim,)
+    if not cfg.tied:
+        yield "output", (cfg.vocab_size, cfg.dim)
+    if cfg.vision is not None:
+        yield from vision_shapes(cfg.vision, cfg.dim)
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _attention_shapes(cfg: ModelConfig) -> Shapes:
     queries, keys = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
-    layer = {
+    return {
         "attention_norm": (cfg.dim,),
         "wq": (queries, cfg.dim),
         "wk": (keys, cfg.dim),
         "wv": (keys, cfg.dim),
         "wo": (cfg.dim, queries),
         "ffn_norm": (cfg.dim,),
-        "w1": (cfg.ffn_dim, cfg.dim),
-        "w2": (cfg.dim, cfg.ffn_dim),
-        "w3": (cfg.ffn_dim, cfg.dim),
     }
-    yield "tok_embeddings", (cfg.vocab_size, cfg.dim)
-    for i in range(cfg.n_layers):
-        for part, shape in layer.items():
-            yield f"layers.{i}.{part}", shape
-    yield "norm", (cfg.dim,)
-    if not cfg.tied:
-        yield "output", (cfg.vocab_size, cfg.dim)
+
+
+def _dense_shapes(cfg: ModelConfig) -> Shapes:
+    return {"w1": (cfg.ffn_dim, cfg.dim), "w2": (cfg.dim, cfg.ffn_dim), "w3": (cfg.ffn_dim, cfg.dim)}
+
+
+def _cross_shapes(cfg: ModelConfig) -> Shapes:
+    norms = {"q_norm": (cfg.head_dim,), "k_norm": (cfg.head_dim,), "gate_attn": (1,), "gate_ffn": (1,)}
+    return _attention_shapes(cfg) | norms | _dense_shapes(cfg)
+
+
+def _expert_shapes(cfg: ModelConfig) -> Shapes:
+    if cfg.experts is None:
+        return {}
+    e = cfg.experts
+    shapes: Shapes = {
+        "router": (e.n_experts, cfg.dim),
+        "experts_w1": (e.n_experts, e.expert_ffn_dim, cfg.dim),
+        "experts_w2": (e.n_experts, cfg.dim, e.expert_ffn_dim),
+        "experts_w3": (e.n_experts, e.expert_ffn_dim, cfg.dim),
+    }
+    if e.shared_ffn_dim:
+        shapes["shared_w1"] = (e.shared_ffn_dim, cfg.dim)
+        shapes["shared_w2"] = (cfg.dim, e.shared_ffn_dim)
+        shapes["shared_w3"] = (e.shared_ffn_dim, cfg.dim)
+    return shapes
 
 
 def check_shapes(cfg: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> None:

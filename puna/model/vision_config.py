@@ -56,9 +56,9 @@ class Llama32VisionConfig:
 
     @property
     def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
-        """Grids of tiles (width, height) that an image may become, in the order of their embeddings."""
+        """Grids of tiles (rows, columns) that an image may become, in the order of their embeddings."""
         most = self.max_tiles
-        return tuple((w, h) for w in range(1, most + 1) for h in range(1, most + 1) if w * h <= most)
+        return tuple((h, w) for h in range(1, most + 1) for w in range(1, most + 1) if h * w <= most)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def test_known(read, foreign: str, ours: str | None) -> None:
         (names.from_gguf, "blk.0.attn_q"),
         (names.from_gguf, "blk.00.attn_q.weight"),
         (names.from_gguf, "blk.-1.attn_q.weight"),
-        (names.from_gguf, "blk.0.ffn_gate_exps.weight"),
+        (names.from_gguf, "blk.0.ffn_gate_exps.bias"),
         (names.from_hf, "blk.0.attn_q.weight"),
         (names.from_hf, "model.layers.0.self_attn.q_proj.qweight"),
         (names.from_meta, "layers.0.attention.wqkv.weight"),

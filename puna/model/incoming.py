@@ -1,0 +1,279 @@
+"""Foreign tensors of any Llama as parts of ours: fused, transposed and differently numbered ones included.
+
+`incoming` gives a tensor's parts under our names; `Slice.of` cuts one out of the array. What is a plain
+renaming stands in names.py and names_vision.py; here are the layouts of Llama 4 and Llama 3.2 Vision.
+
+Shapes: D dim, F expert_ffn_dim, E experts, H query heads, K key/value heads, C head_dim, R rows, X any.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.core import Unsupported
+from puna.model import names
+from puna.model.config import ModelConfig
+from puna.model.names import CROSS_TABLE, Scheme, unpermute
+from puna.model.names_vision import LAYER, LLAMA4_TOP, LLAMA32_TOP
+from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One of our tensors inside a foreign one. Steps apply in the order of the fields; most do nothing."""
+
+    ours: str
+    view: tuple[int, ...] = ()  # the foreign tensor reshaped
+    cut: tuple[int, int, int] | None = None  # axis, start, stop
+    swap: bool = False  # exchange the last two axes
+    heads: int = 0  # rows of so many heads come in Hugging Face's order
+    tiles: Llama32VisionConfig | None = None  # a table by row and column of tiles becomes one by grid
+
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Our tensor from the foreign one; a view of it where no element has to move."""
+        if self.view:
+            array = array.reshape(self.view)
+        if self.cut is not None:
+            axis, start, stop = self.cut
+            array = array[(slice(None),) * axis + (slice(start, stop),)]
+        if self.swap:
+            array = array.swapaxes(-1, -2)
+        if self.heads:
+            array = unpermute(array, self.heads)
+        return array if self.tiles is None else _by_grid(array, self.tiles)
+
+
+def is_llama4(cfg: ModelConfig) -> bool:
+    """Whether a checkpoint uses Llama 4's names and row order, which dense ones without vision do not."""
+    marks = (cfg.experts, cfg.attention_chunk, cfg.no_rope_every, cfg.qk_norm)
+    return isinstance(cfg.vision, Llama4VisionConfig) or any(marks)
+
+
+def incoming(scheme: Scheme, name: str, cfg: ModelConfig) -> tuple[Slice, ...]:
+    """The parts of a foreign tensor, none where it holds nothing new; Unsupported for a name no Llama has.
+
+    Shapes are not looked at: names.check_shapes does that for the results.
+    """
+    if scheme == "gguf":
+        found = list(_gguf(name, cfg))
+    else:
+        common = _without_prefix(scheme, name)
+        found = list(_vision(scheme, common, cfg) or (_meta if scheme == "meta" else _hf)(common, cfg))
+    if not found and not _DERIVED.search(name):
+        raise Unsupported(
+            f"tensor {name!r} is not part of the Llama that the configuration describes; "
+            "Puna would have to leave it out, so it does not run this checkpoint"
+        )
+    return tuple(found)
+
+
+# states of other software, and rotary tables: nothing that the configuration does not say
+_DERIVED = re.compile(
+    r"rope\.freqs$|rotary_emb\.inv_freq$|attn_rot_embd\.weight$|\._extra_state$|running_gate_stats_3E$"
+)
+
+_PREFIXES = {
+    "hf": (
+        (r"language_model\.lm_head", "lm_head"),
+        (r"language_model\.model\.", "model."),
+        (r"model\.language_model\.", "model."),
+        (r"model\.(vision_model|multi_modal_projector)", r"\1"),
+        (r"vision_model\.vision_adapter\.mlp\.fc1", "vision_adapter.c_fc"),
+        (r"vision_model\.vision_adapter\.mlp\.fc2", "vision_adapter.c_proj"),
+        (r"multi_modal_projector\.linear_1|multi_modal_projector", "vision_projection"),
+        (r"vision_model\.(?:model|transformer)\.layers\.", "vision.layers."),
+        (r"vision_model\.global_transformer\.layers\.", "vision.global_layers."),
+        (r"vision_model\.", "vision."),
+    ),
+    "meta": (
+        (r"text_model\.", ""),
+        (r"(?:vision_model|vision_embeddings)\.vision_projection", "vision_projection"),
+        (r"vision_embeddings\.vision_adapter\.mlp\.", "vision_adapter."),
+        (r"(?:vision_model|vision_embeddings)\.vision_encoder\.", "vision."),
+        (r"vision\.transformer\.resblocks\.", "vision.layers."),
+        (r"vision\.global_transformer\.resblocks\.", "vision.global_layers."),
+    ),
+}
+
+
+def _without_prefix(scheme: Scheme, name: str) -> str:
+    for pattern, replacement in _PREFIXES[scheme]:
+        name = re.sub(f"^(?:{pattern})", replacement, name)
+    return name
+
+
+def _renamed(scheme: Scheme, name: str, cfg: ModelConfig) -> Iterator[Slice]:
+    """A tensor of the plain tables."""
+    try:
+        ours = {"meta": names.from_meta, "hf": names.from_hf, "gguf": names.from_gguf}[scheme](name)
+    except Unsupported:
+        return
+    if ours is not None:
+        part = ours.rpartition(".")[2]
+        halves = scheme == "hf" and part in names.PERMUTED and not is_llama4(cfg)
+        yield Slice(ours, heads=(cfg.n_heads if part == "wq" else cfg.n_kv_heads) if halves else 0)
+
+
+def _split_layer(name: str, prefix: str) -> tuple[int, str]:
+    match = re.match(re.escape(prefix) + r"(\d{1,9})\.(.+)", name)
+    return (int(match[1]), match[2]) if match else (-1, "")
+
+
+def _hf(name: str, cfg: ModelConfig) -> Iterator[Slice]:
+    if name == "model.embed_tokens.weight" and cfg.n_image_embeddings:
+        end = cfg.vocab_size + cfg.n_image_embeddings
+        yield Slice("tok_embeddings", cut=(0, 0, cfg.vocab_size))
+        yield Slice("image_embeddings", cut=(0, cfg.vocab_size, end))
+        return
+    layer, part = _split_layer(name, "model.layers.")
+    if layer >= 0 and cfg.cross_attention:
+        yield from _apart("hf", layer, part, cfg)
+    elif part in ("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"):
+        yield from _hf_experts(f"layers.{layer}.", part, cfg)
+    else:
+        if is_llama4(cfg):
+            name = re.sub(r"\.feed_forward\.(gate|up|down)_proj\.", r".mlp.\1_proj.", name)
+        yield from _renamed("hf", name, cfg)
+
+
+def _hf_experts(prefix: str, part: str, cfg: ModelConfig) -> Iterator[Slice]:
+    """gate_up_proj [E, D, 2F] and down_proj [E, F, D] multiply from the right; ours are [E, out, in]."""
+    if cfg.experts is None:
+        return
+    width = cfg.experts.expert_ffn_dim
+    if part.endswith("gate_up_proj"):
+        yield Slice(f"{prefix}experts_w1", cut=(2, 0, width), swap=True)
+        yield Slice(f"{prefix}experts_w3", cut=(2, width, 2 * width), swap=True)
+    else:
+        yield Slice(f"{prefix}experts_w2", swap=True)
+
+
+def _apart(scheme: Scheme, number: int, part: str, cfg: ModelConfig) -> Iterator[Slice]:
+    """Layers of Llama 3.2 Vision, which others number through with the cross-attention ones among them."""
+    crossed = [before + i for i, before in enumerate(cfg.cross_attention)]
+    if number in crossed:
+        ours = {getattr(n, scheme): n.ours for n in CROSS_TABLE}.get(part)
+        if ours is not None:
+            yield Slice(f"cross_attention_layers.{crossed.index(number)}.{ours}")
+        return
+    own = number - sum(c < number for c in crossed)
+    yield from _renamed(scheme, f"{names.LAYER_PREFIX[scheme]}{own}.{part}", cfg)
+
+
+def _gguf(name: str, cfg: ModelConfig) -> Iterator[Slice]:
+    if name == "token_embd.weight" and cfg.n_image_embeddings:
+        yield from _hf("model.embed_tokens.weight", cfg)
+        return
+    layer, part = _split_layer(name, "blk.")
+    if layer >= 0 and cfg.cross_attention:
+        yield from _apart("gguf", layer, part, cfg)
+    else:
+        yield from _renamed("gguf", name, cfg)
+
+
+def _meta(name: str, cfg: ModelConfig) -> Iterator[Slice]:
+    if name == "learnable_embedding.weight":
+        yield Slice("image_embeddings", cut=(0, 0, cfg.n_image_embeddings))
+        return
+    cross, part = _split_layer(name, "cross_attention_layers.")
+    if cross >= 0:
+        ours = {n.meta: n.ours for n in CROSS_TABLE}.get(part)
+        if ours is not None:
+            gate = (0, 0, 1) if ours.startswith("gate") else None  # some files repeat the one value
+            yield Slice(f"cross_attention_layers.{cross}.{ours}", cut=gate)
+        return
+    layer, part = _split_layer(name, "layers.")
+    special = list(_meta_llama4(f"layers.{layer}.", part, cfg)) if layer >= 0 else []
+    yield from special or _renamed("meta", name, cfg)
+
+
+def _meta_llama4(prefix: str, part: str, cfg: ModelConfig) -> Iterator[Slice]:
+    """The fused tensors of Llama 4's files (the load hooks of llama-models, llama4/model.py and moe.py)."""
+    queries, keys = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+    norms = {
+        "attention.wqkv.layer_norm_weight": "attention_norm",
+        "feed_forward.mlp.layer_norm_weight": "ffn_norm",
+        "feed_forward.norm.weight": "ffn_norm",
+    }
+    if part in norms:
+        yield Slice(prefix + norms[part])
+    elif part == "attention.wqkv.weight":
+        yield Slice(f"{prefix}wq", cut=(0, 0, queries))
+        yield Slice(f"{prefix}wk", cut=(0, queries, queries + keys))
+        yield Slice(f"{prefix}wv", cut=(0, queries + keys, queries + 2 * keys))
+    elif part == "feed_forward.mlp.fc1_weight":
+        yield Slice(f"{prefix}w1", cut=(0, 0, cfg.ffn_dim))
+        yield Slice(f"{prefix}w3", cut=(0, cfg.ffn_dim, 2 * cfg.ffn_dim))
+    elif part == "feed_forward.mlp.fc2_weight":
+        yield Slice(f"{prefix}w2")
+    elif part == "feed_forward.router_DE":
+        yield Slice(f"{prefix}router", swap=True)
+    elif cfg.experts is not None and part in _META_EXPERTS:
+        yield Slice(prefix + _META_EXPERTS[part], view=_expert_view(part, cfg), swap=True)
+
+
+_META_EXPERTS = {
+    "feed_forward.experts.moe_w_in_eD_F": "experts_w1",
+    "feed_forward.experts.moe_w_out_eF_D": "experts_w2",
+    "feed_forward.experts.moe_w_swiglu_eD_F": "experts_w3",
+}
+
+
+def _expert_view(part: str, cfg: ModelConfig) -> tuple[int, ...]:
+    """[E * D, F] or [E * F, D], one expert after the other -> [E, in, out]."""
+    assert cfg.experts is not None
+    n, width = cfg.experts.n_experts, cfg.experts.expert_ffn_dim
+    return (n, width, cfg.dim) if part.endswith("eF_D") else (n, cfg.dim, width)
+
+
+def _vision(scheme: Scheme, name: str, cfg: ModelConfig) -> tuple[Slice, ...]:
+    """A tensor of the image encoder whose prefix is ours already; none for any other."""
+    if cfg.vision is None:
+        return ()
+    if name in _ENDS:
+        return (Slice(_ENDS[name]),)
+    column = 0 if scheme == "meta" else 1
+    match = re.fullmatch(r"vision\.((?:global_)?layers)\.(\d{1,9})\.(.+)", name)
+    if match:
+        part = next((ours for ours, foreign in LAYER.items() if foreign[column] == match[3]), None)
+        return (Slice(f"vision.{match[1]}.{int(match[2])}.{part}"),) if part else ()
+    foreign_name = name.removeprefix("vision.")
+    mllama = cfg.vision if isinstance(cfg.vision, Llama32VisionConfig) else None
+    if scheme == "meta" and mllama is not None and foreign_name in _BY_TILE:
+        return (Slice(f"vision.{_BY_TILE[foreign_name]}", tiles=mllama),)
+    top = LLAMA4_TOP if mllama is None else LLAMA32_TOP
+    ours = next((ours for ours, foreign in top.items() if foreign[column] == foreign_name), None)
+    if ours is None or foreign_name == name:
+        return ()
+    flat = (cfg.vision.dim, 3 * cfg.vision.patch_size**2)
+    return (Slice(f"vision.{ours}", view=flat if ours == "conv1" else ()),)
+
+
+_ENDS = {
+    "vision_projection.weight": "vision_projection",
+    "vision_projection.bias": "vision_projection_bias",
+    "vision_adapter.c_fc.weight": "vision_adapter.c_fc",
+    "vision_adapter.c_proj.weight": "vision_adapter.c_proj",
+}
+_BY_TILE = {
+    "gated_positional_embedding": "gated_positional_embedding",
+    "pre_tile_pos_embed.embedding": "pre_tile_pos_embed",
+    "post_tile_pos_embed.embedding": "post_tile_pos_embed",
+}
+
+
+def _by_grid(table: NDArray[Any], cfg: Llama32VisionConfig) -> NDArray[Any]:
+    """[N, N, T or 1, D] by row and column of a tile -> [A, N * T * D], row 0 and unused tiles zero.
+
+    A grid of h rows of w tiles numbers them row by row (llama-models, TilePositionEmbedding).
+    """
+    out = np.zeros((len(cfg.aspect_ratios) + 1, cfg.max_tiles, *table.shape[2:]), table.dtype)
+    for i, (h, w) in enumerate(cfg.aspect_ratios, start=1):
+        out[i, : h * w] = table[:h, :w].reshape(h * w, *table.shape[2:])
+    return out.reshape(len(out), -1)
