@@ -125,6 +125,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
+def billions(n: float) -> str:
+    """Parameters for people: 70.6 B."""
+    return f"{n / 1e9:.3g} B" if n < 1e12 else f"{n / 1e12:.3g} T"
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """The one object that `--json` promises."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

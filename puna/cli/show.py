@@ -1,4 +1,4 @@
-"""Show what a model is: shape, parameters, bytes by kind of tensor, cache per token, licence, checksum.
+"""Show what a model is: shape, parameters, bytes by kind of tensor, cache at any context, licence, checksum.
 
 A model of the catalog that is not on this machine is shown as far as the catalog knows it.
 """
@@ -12,8 +12,10 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.cli.common import ProgressBar, add_json, print_facts, print_json, print_table, size
+from puna.cli.common import ProgressBar, add_json, billions, print_facts, print_json, print_table, size
+from puna.cli.config_facts import config_facts, config_report
 from puna.model import catalog
+from puna.model.sizes import kv_bytes, n_active, n_parameters
 from puna.weights import store
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 HELP = "show what a model is made of"
 
 _LONGEST = 60  # characters of a metadata value that the table shows
+_CONTEXTS = (1, 8192, 32768, 131072, 1048576, 10485760)  # positions whose cache is shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     stored = store.find(args.model)
+    announced = catalog.announced(args.model)
+    if stored is None and announced is not None:
+        return _print_announced(announced, args.json)
     entry = catalog.get(args.model) if stored is None else None
     if args.verify:
         with ProgressBar() as bar:
@@ -52,19 +58,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def kv_bytes_per_token(config: ModelConfig) -> int:
-    """Bytes that the keys and values of one position take in all layers, in 16-bit floats."""
-    return 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim
-
-
 def _of_entry(entry: catalog.CatalogEntry) -> dict[str, Any]:
+    from puna.weights.footprint import FORMATS_SHOWN, weight_bytes
+
     return {
         "name": entry.name,
         "path": None,
         "source": entry.source.text if entry.source else None,
         "licence": entry.licence,
-        "config": asdict(entry.config),
-        "kv_bytes_per_token": kv_bytes_per_token(entry.config),
+        "tokenizer": entry.tokenizer,
+        "chat_format": entry.chat_format,
+        "infill": entry.infill,
+        "published_as": entry.weights,
+        "note": entry.note or None,
+        "parameters": n_parameters(entry.config),
+        "active_parameters": n_active(entry.config),
+        "bytes_by_format": {form: weight_bytes(entry.config, form) for form in FORMATS_SHOWN},
+    } | _of_config(entry.config)
+
+
+def _of_config(config: ModelConfig) -> dict[str, Any]:
+    contexts = sorted({*(n for n in _CONTEXTS if n < config.context_length), config.context_length})
+    image = kv_bytes(config, 1, n_images=1) - kv_bytes(config, 1)
+    return {
+        "config": config_report(config),
+        "kv_bytes_per_token": kv_bytes(config, 1),
+        "kv_bytes_per_image": image or None,
+        "kv_bytes": {str(n): kv_bytes(config, n) for n in contexts},
     }
 
 
@@ -76,13 +96,27 @@ def _of_file(path: Path) -> dict[str, Any]:
             "name": checkpoint.metadata.get("general.name"),
             "path": str(path),
             "licence": checkpoint.metadata.get("general.license"),
-            "config": asdict(checkpoint.config),
-            "kv_bytes_per_token": kv_bytes_per_token(checkpoint.config),
             "parameters": sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+            "active_parameters": n_active(checkpoint.config),
             "bytes": checkpoint.n_bytes,
             "tensors": _kinds(checkpoint),
             "metadata": {key: _short(value) for key, value in checkpoint.metadata.items()},
-        }
+        } | _of_config(checkpoint.config)
+
+
+def _print_announced(model: catalog.Announcement, as_json: bool) -> int:
+    if as_json:
+        print_json(asdict(model))
+        return 0
+    facts = {
+        "name": model.name,
+        "announced": model.date,
+        "parameters": f"about {billions(model.parameters)}, {billions(model.active_parameters)} active",
+        "experts": model.n_experts,
+        "note": model.note,
+    }
+    print_facts(facts)
+    return 0
 
 
 def _kinds(checkpoint: Checkpoint) -> list[dict[str, Any]]:
@@ -104,7 +138,7 @@ def _short(value: Any) -> Any:
 
 
 def _print(report: Mapping[str, Any], with_metadata: bool) -> None:
-    parameters = report.get("parameters")
+    infill = ", fills in the middle" if report.get("infill") else ""
     print_facts(
         {
             "name": report["name"],
@@ -112,15 +146,32 @@ def _print(report: Mapping[str, Any], with_metadata: bool) -> None:
             "source": report.get("source"),
             "pulled": report.get("pulled"),
             "licence": report["licence"],
-            "parameters": f"{parameters:,}" if parameters else None,
+            "tokenizer": report.get("tokenizer"),
+            "prompts": report["chat_format"] + infill if "chat_format" in report else None,
+            "published": report.get("published_as"),
+            "note": report.get("note"),
+            "parameters": _parameters(report),
             "weights": size(report["bytes"]) if "bytes" in report else None,
             "cache": f"{size(report['kv_bytes_per_token'])} per token in 16 bits",
+            "images": f"{size(image)} of cache each" if (image := report["kv_bytes_per_image"]) else None,
         }
     )
     for file in report.get("files", ()):
         print(f"sha256      {file['sha256']}  {file['name']}")
     print()
-    print_facts(_config_facts(report["config"]))
+    print_facts(config_facts(report["config"]))
+    _print_tables(report)
+    if with_metadata and "metadata" in report:
+        print()
+        print_facts({key: _cut(value) for key, value in report["metadata"].items()})
+
+
+def _parameters(report: Mapping[str, Any]) -> str:
+    n, active = report["parameters"], report["active_parameters"]
+    return f"{n:,}, {active:,} active for a token of text" if active < n else f"{n:,}"
+
+
+def _print_tables(report: Mapping[str, Any]) -> None:
     if "tensors" in report:
         print()
         rows = [
@@ -128,15 +179,13 @@ def _print(report: Mapping[str, Any], with_metadata: bool) -> None:
             for row in report["tensors"]
         ]
         print_table(("KIND", "TENSORS", "PARAMETERS", "BYTES"), rows)
-    if with_metadata and "metadata" in report:
+    if "bytes_by_format" in report:
         print()
-        print_facts({key: _cut(value) for key, value in report["metadata"].items()})
-
-
-def _config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    scaling = config["rope_scaling"]
-    short = f"{scaling['kind']}, factor {scaling['factor']:g}" if scaling else None
-    return {**config, "norm_eps": f"{config['norm_eps']:.6g}", "rope_scaling": short}
+        print_table(("FORMAT", "ABOUT"), [(form, size(n)) for form, n in report["bytes_by_format"].items()])
+    print()
+    print_table(
+        ("CONTEXT", "CACHE"), [(f"{int(n):,}", size(b)) for n, b in report["kv_bytes"].items() if n != "1"]
+    )
 
 
 def _cut(value: object) -> str:

@@ -25,6 +25,7 @@ from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import NativeExecutor, cache_bytes_per_token
+from puna.runtime.supported import refuse_uncomputed
 from puna.weights.load import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     began_at = perf_counter()
     engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
     with open_checkpoint(path) as checkpoint:
+        refuse_uncomputed(checkpoint.config)  # before the memory of what will not run is asked for
         chosen = backend.choose(asked)
         room = _room(path.stem, checkpoint, asked, engine_config, chosen)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)

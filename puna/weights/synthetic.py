@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from puna.core import BadValue, Unsupported, closest
 from puna.model import names
 from puna.model.config import ModelConfig, RopeScaling
+from puna.model.incoming import is_llama4
 from puna.model.rope import rope_table
 from puna.model.scaling import yarn_mscale
 from puna.weights.formats import FORMATS
@@ -51,8 +52,10 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
 
     Matrices have a standard deviation of 1 / sqrt(row length), which keeps activations near 1; norms lie
     near 1. Equal arguments give equal bytes. Raises BadValue for an unknown `quant`, Unsupported for a rope
-    scaling that the file format cannot state.
+    scaling that the file format cannot state, and for experts or images.
     """
+    if is_llama4(config) or config.cross_attention:
+        raise Unsupported("synthetic checkpoints are dense text models; choose a shape of Llama 1 to 3.3")
     if quant not in FILE_TYPES:
         known = tuple(FILE_TYPES)
         raise BadValue(f"unknown quantization {quant!r}{closest(quant, known)}; known: {', '.join(known)}")
@@ -72,11 +75,11 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
 def tensor_kind(config: ModelConfig, quant: str, name: str, shape: tuple[int, ...]) -> str:
     """The block format of one tensor (our name) in a file of type `quant`."""
     kind = FILE_TYPES[quant].kind
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith(".router"):
         return "F32"
     if name == "output" or (name == "tok_embeddings" and config.tied):
         kind = "Q6_K" if kind.startswith("Q4") else kind
-    elif quant == "q4_k_m" and name.endswith((".wv", ".w2")):
+    elif quant == "q4_k_m" and name.endswith((".wv", ".w2", "_w2")):
         kind = _more_precise(config, int(name.split(".")[1]), name.endswith(".wv"))
     if shape[-1] % FORMATS[kind].block_len:
         kind = _FALLBACK.get(kind, "F16")

@@ -101,12 +101,15 @@ def test_missing_tensors(model: Path) -> None:
 
 
 def test_unknown_tensors(model: Path) -> None:
-    for name in ("blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "v.patch_embd.weight"):
+    for name in ("blk.0.attn_q.bias", "blk.0.ffn_gate_inp.bias", "v.patch_embd.weight"):
         path = rewrite(model, lambda tensors, name=name: tensors.update({name: some_tensor(name, (64,))}))
         assert repr(name) in refused(path, Unsupported)
     name = "blk.2.attn_q.weight"
     path = rewrite(model, lambda tensors: tensors.update({name: some_tensor(name, (64, 64))}))
     assert "'layers.2.wq'" in refused(path)
+    name = "blk.0.ffn_gate_inp.weight"  # of a mixture of experts, which this model is not
+    path = rewrite(model, lambda tensors: tensors.update({name: some_tensor(name, (64, 64))}))
+    assert "'layers.0.router'" in refused(path)
 
 
 def test_wrong_shapes(model: Path) -> None:

@@ -1,0 +1,49 @@
+"""What a configuration costs: parameters in all and for one token, and bytes of the cache at any context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from puna.core import BadValue, closest
+from puna.model.config import ModelConfig
+from puna.model.names import shapes
+from puna.model.vision_config import Llama32VisionConfig
+
+# bytes of one number of the cache; q8_0 keeps a 16-bit scale for every 32
+CACHE_BYTES: Mapping[str, float] = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}
+
+
+def n_parameters(cfg: ModelConfig) -> int:
+    """All of them, image encoder included. A tied output counts once."""
+    return sum(prod(shape) for _, shape in shapes(cfg))
+
+
+def n_active(cfg: ModelConfig) -> int:
+    """Parameters of the text decoder that one token meets: all but the experts it is not sent to."""
+    return sum(_active(cfg, name, shape) for name, shape in shapes(cfg))
+
+
+def _active(cfg: ModelConfig, name: str, shape: tuple[int, ...]) -> int:
+    if name.startswith("vision"):
+        return 0
+    if cfg.experts is not None and ".experts_" in name:
+        return prod(shape) // cfg.experts.n_experts * cfg.experts.n_active
+    return prod(shape)
+
+
+def kv_bytes(cfg: ModelConfig, context: int, cache_type: str = "bf16", n_images: int = 0) -> int:
+    """Bytes of the keys and values of one sequence of `context` positions and `n_images` images.
+
+    Layers with chunked attention keep at most one chunk. An image of Llama 3.2 Vision takes its positions in
+    every cross-attention layer; Llama 4's are positions of the sequence. Raises BadValue for an unknown cache
+    type.
+    """
+    if cache_type not in CACHE_BYTES:
+        known = tuple(CACHE_BYTES)
+        hint = closest(cache_type, known)
+        raise BadValue(f"the cache type must be one of {', '.join(known)}, got {cache_type!r}{hint}")
+    positions = sum(min(context, cfg.chunk(i) or context) for i in range(cfg.n_layers))
+    if isinstance(cfg.vision, Llama32VisionConfig):
+        positions += n_images * cfg.vision.max_tokens * len(cfg.cross_attention)
+    return round(positions * 2 * cfg.n_kv_heads * cfg.head_dim * CACHE_BYTES[cache_type])
