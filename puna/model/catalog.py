@@ -187,7 +187,7 @@ _GUARD_4 = replace(
 )
 _GUARD_1B_INT4 = replace(_L32_1B, n_layers=12, ffn_dim=6400)
 
-_SHORT = "no long-context training"
+_SHORT = "made for 4,096 positions: its card rules out the long contexts of the others"
 _TWO_LICENCES = "its card and the licence beside Meta's code name different versions: check both"
 
 _ON_THE_FLY = "int4 is made from this release while loading, none is published"

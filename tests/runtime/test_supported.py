@@ -1,0 +1,47 @@
+"""Executors refuse in one sentence what a configuration describes and block.py does not define."""
+
+from __future__ import annotations
+
+import pytest
+
+from puna.core import Unsupported
+from puna.model.catalog import CATALOG, find
+from puna.model.rope import rope_table
+from puna.model.sizes import CACHE_BYTES, kv_bytes
+from puna.runtime.native import CACHE_TYPES, NativeExecutor, cache_bytes_per_token
+from puna.runtime.reference import ReferenceExecutor
+from puna.runtime.supported import refuse_uncomputed
+
+NEEDS = {
+    "llama-4-scout": "a mixture of experts, chunked attention, layers without rotary positions, normalized",
+    "llama-3.2-11b-vision": "cross-attention to images, an image encoder",
+    "llama-guard-4-12b": "normalized queries and keys, an image encoder",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), NEEDS.items())
+def test_both_executors_refuse(name: str, said: str) -> None:
+    cfg = find(name).config
+    with pytest.raises(Unsupported, match=said):
+        NativeExecutor(cfg, {}, rope_table(cfg), cache_tokens=64)
+    with pytest.raises(Unsupported, match=said):
+        ReferenceExecutor(cfg, {}, n_blocks=1)
+
+
+def test_dense_text_models_are_not_refused() -> None:
+    refused = set()
+    for entry in CATALOG:
+        try:
+            refuse_uncomputed(entry.config)
+        except Unsupported:
+            refused.add(entry.name)
+    assert all("vision" in name or "llama-4" in name or "guard-4" in name for name in refused)
+    assert len(refused) == 11
+
+
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+def test_bytes_of_the_catalog_are_those_of_the_executor(cache_type: str) -> None:
+    assert tuple(CACHE_BYTES) == CACHE_TYPES
+    for name in ("llama-2-13b", "llama-3.1-405b", "llama-3.2-1b"):
+        cfg = find(name).config
+        assert kv_bytes(cfg, 1, cache_type) == cache_bytes_per_token(cfg, cache_type)
