@@ -15,6 +15,7 @@ from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import RopeTable
 from puna.ops.torch_ops import Cache, Step, TorchOps
+from puna.runtime.supported import refuse_uncomputed
 from puna.weights.quant import dequantize
 from puna.weights.tensor import RawTensor
 
@@ -79,6 +80,7 @@ class TorchExecutor:
         threads: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        refuse_uncomputed(cfg)
         self.device = choose_device(device)
         self.dtype = _dtype("dtype", dtype or default_dtype(self.device))
         if threads is not None:

@@ -52,7 +52,7 @@ def _fp8(cfg: ModelConfig, name: str, shape: tuple[int, ...]) -> int:
 def _int4(cfg: ModelConfig, name: str, shape: tuple[int, ...]) -> int:
     """Llama 4: experts, shared ones too, of all layers but the first and last, with a scale for every row.
 
-    Others, as Llama 3.2's releases: matrices of all layers with a 16-bit scale for every 32 numbers, and the
+    Others, as Llama 3.2's releases: matrices of all layers with a 32-bit scale for every 32 numbers, and the
     table and the output in 8 bits, each on its own even where they are tied.
     """
     n = prod(shape)
@@ -63,7 +63,7 @@ def _int4(cfg: ModelConfig, name: str, shape: tuple[int, ...]) -> int:
     if name in ("tok_embeddings", "output"):
         return (n + 4 * shape[0]) * (2 if cfg.tied else 1)
     is_matrix = len(shape) == 2 and not name.startswith("vision")
-    return n // 2 + n // 16 if is_matrix else 2 * n
+    return n // 2 + n // 8 if is_matrix else 2 * n
 
 
 def _inner(cfg: ModelConfig, name: str) -> bool:

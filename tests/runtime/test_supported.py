@@ -45,3 +45,12 @@ def test_bytes_of_the_catalog_are_those_of_the_executor(cache_type: str) -> None
     for name in ("llama-2-13b", "llama-3.1-405b", "llama-3.2-1b"):
         cfg = find(name).config
         assert kv_bytes(cfg, 1, cache_type) == cache_bytes_per_token(cfg, cache_type)
+
+
+def test_the_torch_executor_refuses_too() -> None:
+    pytest.importorskip("torch")
+    from puna.runtime.torch import TorchExecutor
+
+    cfg = find("llama-guard-4-12b").config  # dense: without a refusal it would run, and wrongly
+    with pytest.raises(Unsupported, match="normalized queries"):
+        TorchExecutor(cfg, {}, rope_table(cfg), cache_tokens=64, device="cpu")
