@@ -19,7 +19,7 @@ from puna.model.parts import ExpertsConfig, QueryTemperature
 from puna.model.read_llama4 import gguf_llama4, hf_llama4, is_meta_llama4, meta_llama4
 from puna.model.read_mllama import META_KEYS as MLLAMA_META_KEYS
 from puna.model.read_mllama import N_IMAGE_EMBEDDINGS, gguf_mllama, hf_mllama, is_meta_mllama, meta_mllama
-from puna.model.record import Record, require
+from puna.model.record import Record, require, whole
 from puna.model.scaling import RopeScaling, gguf_scaling, hf_scaling
 from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, VisionConfig
 
@@ -338,5 +338,6 @@ def from_meta(
 def _meta_ffn_dim(dim: int, multiple_of: int, multiplier: float) -> int:
     """Two thirds of 4 dim, times the multiplier, rounded up to the multiple (llama-models, FeedForward)."""
     require(multiple_of > 0, "multiple_of", "above 0", multiple_of)
-    ffn_dim = int(multiplier * int(2 * (4 * dim) / 3))
+    require(0 < dim < 2**31, "dim", "from 1 to 2147483647", dim)
+    ffn_dim = whole(multiplier * int(2 * (4 * dim) / 3), "ffn_dim")
     return multiple_of * -(-ffn_dim // multiple_of)

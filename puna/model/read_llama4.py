@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.core import Unsupported
 from puna.model.parts import ExpertsConfig, QueryTemperature
-from puna.model.record import Record, require
+from puna.model.record import Record, require, whole
 from puna.model.scaling import RopeScaling, hf_scaling
 from puna.model.vision_config import Llama4VisionConfig
 
@@ -175,6 +175,7 @@ def meta_llama4(record: Record, vocab_size: int, context_length: int | None, tie
     """params.json of Llama 4 (llama-models, llama4/args.py and model.py)."""
     record.refuse_unknown(META_KEYS)
     dim, n_heads = record.integer("dim"), record.integer("n_heads")
+    require(0 < dim < 2**29, "dim", "from 1 to 536870911", dim)
     n_layers = record.integer("n_layers")
     scaled = record.flag("use_scaled_rope", False)
     no_rope_every = record.integer("nope_layer_interval") if record.has("nope_layer_interval") else None
@@ -225,7 +226,7 @@ def _meta_experts(record: Record, dim: int) -> ExpertsConfig | None:
     # with auto_scale_F, expert and shared expert together are as wide as the dense layer would be
     capacity = moe.number("capacity_factor", 1.0) + 1 if moe.flag("auto_scale_F", True) else 1.0
     require(capacity > 0, "capacity_factor", "above -1", capacity - 1)
-    ffn_dim = _meta_ffn_dim(record, int(record.number("ffn_exp") * dim), capacity)
+    ffn_dim = _meta_ffn_dim(record, whole(record.number("ffn_exp") * dim, "ffn_exp * dim"), capacity)
     return ExpertsConfig(
         n_experts=moe.integer("num_experts"),
         n_active=moe.integer("top_k", 1),
@@ -239,18 +240,20 @@ def _meta_ffn_dim(record: Record, hidden: int, divisor: float) -> int:
     """Two thirds of `hidden`, times the multiplier, over `divisor`, rounded up to the multiple."""
     multiple_of = record.integer("multiple_of", 256)
     require(multiple_of > 0, "multiple_of", "above 0", multiple_of)
-    width = int(int(record.number("ffn_dim_multiplier", 1.0) * int(2 * hidden / 3)) / divisor)
+    wide = whole(record.number("ffn_dim_multiplier", 1.0) * int(2 * hidden / 3), "ffn_dim")
+    width = whole(wide / divisor, "ffn_dim")
     return multiple_of * -(-width // multiple_of)
 
 
 def _meta_vision(vision: Record) -> Llama4VisionConfig:
     dim = vision.integer("dim")
+    require(0 < dim < 2**31, "vision dim", "from 1 to 2147483647", dim)
     return Llama4VisionConfig(
         tile_size=_meta_side(vision, "image_size"),
         dim=dim,
         n_layers=vision.integer("n_layers"),
         n_heads=vision.integer("n_heads"),
-        ffn_dim=int(dim * vision.number("mlp_ratio")),
+        ffn_dim=whole(dim * vision.number("mlp_ratio"), "vision mlp_ratio * dim"),
         patch_size=_meta_side(vision, "patch_size"),
         pixel_shuffle=vision.number("pixel_shuffle_ratio"),
         adapter_dim=vision.integer("output_dim"),

@@ -139,6 +139,12 @@ class Record:
         )
 
 
+def whole(value: float, name: str) -> int:
+    """A width computed from stated numbers, without its fraction; BadFile where it is absurd."""
+    require(0 <= value < 2**31, name, "from 0 to 2147483647", value)
+    return int(value)
+
+
 def require(good: bool, name: str, expected: str, found: object) -> None:
     """Raise `BadFile` unless `good`: `name` must be `expected`."""
     if not good:
@@ -153,7 +159,12 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _short(value: Any) -> str:

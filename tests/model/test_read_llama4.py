@@ -152,7 +152,7 @@ def test_hostile_configs_are_only_ever_refused(text: dict[str, Any], vision: dic
 
 
 # llama-models' ModelArgs; the values give the widths of the published files by Meta's formulas
-SCOUT_META = {
+SCOUT_META: dict[str, Any] = {
     "dim": 5120, "n_layers": 48, "n_heads": 40, "n_kv_heads": 8, "vocab_size": 202048, "ffn_exp": 4.0,
     "ffn_dim_multiplier": 1.2, "multiple_of": 2048, "norm_eps": 1e-5, "rope_theta": 500000.0,
     "use_scaled_rope": True, "nope_layer_interval": 4, "attention_chunk_size": 8192, "use_qk_norm": True,
@@ -190,6 +190,23 @@ def test_meta_maverick() -> None:
 def test_meta_refusals(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(BadFile, match=said):
         from_meta(SCOUT_META | changes, 202048)
+
+
+huge = st.one_of(hostile, st.just(10**400), st.just(1e308), st.just(-(10**400)))
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(sorted(SCOUT_META)), huge, max_size=3),
+    st.dictionaries(st.sampled_from(sorted(SCOUT_META["moe_args"])), huge, max_size=2),
+    st.dictionaries(st.sampled_from(sorted(SCOUT_META["vision_args"])), huge, max_size=2),
+)
+def test_hostile_params_are_only_ever_refused(
+    changes: dict[str, Any], moe: dict[str, Any], vision: dict[str, Any]
+) -> None:
+    sections = {"moe_args": SCOUT_META["moe_args"] | moe, "vision_args": SCOUT_META["vision_args"] | vision}
+    with suppress(BadFile):
+        rope_table(from_meta(SCOUT_META | sections | changes, 202048))
 
 
 SHAPES = {"token_embd.weight": (96, 64), "blk.3.attn_norm.weight": (64,), "output.weight": (96, 64)}
