@@ -3,7 +3,8 @@
 `Weights` mirrors Meta's checkpoint: an implementation of the ops decides what an entry is (an array, a packed
 matrix, a name while recording). Executors may fuse; the golden vectors hold them to this definition.
 
-Shapes: T tokens, D dim, H heads, K key/value heads, C head_dim, F ffn_dim, V vocabulary, R wanted rows.
+Shapes: T tokens, D dim, H heads, K key/value heads, C head_dim, F ffn_dim, E experts, V vocabulary, R wanted
+rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    router: Any  # [E, D]
+    experts_w1: Any  # [E, F, D] gates
+    experts_w2: Any  # [E, D, F] downs
+    experts_w3: Any  # [E, F, D] ups
+    shared_w1: Any = None  # [F, D], and so on: the expert that sees every token, where there is one
+    shared_w2: Any = None
+    shared_w3: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
     attention_norm: Any  # [D]
     wq: Any  # [H*C, D], rows of a head in interleaved-pair order (Meta's)
@@ -24,9 +36,10 @@ class LayerWeights:
     wv: Any  # [K*C, D]
     wo: Any  # [D, H*C]
     ffn_norm: Any  # [D]
-    w1: Any  # [F, D] gate
-    w2: Any  # [D, F] down
-    w3: Any  # [F, D] up
+    w1: Any = None  # [F, D] gate; these three are absent where there are experts
+    w2: Any = None  # [D, F] down
+    w3: Any = None  # [F, D] up
+    experts: ExpertWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +58,44 @@ def decoder(ops: Any, cfg: ModelConfig, w: Weights) -> Any:
         h_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
         x_TD = ops.add(x_TD, attention(ops, cfg, layer, i, w.rope, h_TD))
         h_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
-        x_TD = ops.add(x_TD, feed_forward(ops, layer, h_TD))
+        x_TD = ops.add(x_TD, feed_forward(ops, cfg, layer, h_TD))
     x_RD = ops.select(x_TD)
     return ops.linear(ops.rms_norm(x_RD, w.norm, cfg.norm_eps), w.output)
 
 
 def attention(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any, h_TD: Any) -> Any:
-    """Grouped-query causal self-attention with rotary positions -> [T, D]."""
-    q_THC = ops.rope(ops.linear(h_TD, layer.wq), cfg.n_heads, rope)
-    k_TKC = ops.rope(ops.linear(h_TD, layer.wk), cfg.n_kv_heads, rope)
-    v_TKC = ops.linear(h_TD, layer.wv)
-    o_THC = ops.attend(q_THC, k_TKC, v_TKC, i, cfg.head_dim, cfg.head_dim**-0.5)
+    """Grouped-query causal self-attention -> [T, D].
+
+    With rotary positions; in Llama 4 over the token's own chunk, and every few layers over all positions
+    without rotating, queries then growing with their position (llama-models, llama4/model.py).
+    """
+    q_THC, k_TKC, v_TKC = (ops.linear(h_TD, w) for w in (layer.wq, layer.wk, layer.wv))
+    if cfg.has_rope(i):
+        q_THC, k_TKC = ops.rope(q_THC, cfg.n_heads, rope), ops.rope(k_TKC, cfg.n_kv_heads, rope)
+        if cfg.qk_norm:
+            q_THC, k_TKC = (ops.head_norm(x, cfg.head_dim, cfg.norm_eps) for x in (q_THC, k_TKC))
+    elif cfg.query_temperature is not None:
+        q_THC = ops.temper(q_THC, cfg.query_temperature)
+    o_THC = ops.attend(q_THC, k_TKC, v_TKC, i, cfg.head_dim, cfg.head_dim**-0.5, cfg.chunk(i))
     return ops.linear(o_THC, layer.wo)
 
 
-def feed_forward(ops: Any, layer: LayerWeights, h_TD: Any) -> Any:
+def feed_forward(ops: Any, cfg: ModelConfig, layer: LayerWeights, h_TD: Any) -> Any:
+    """One gated network, or a mixture of them -> [T, D]."""
+    if layer.experts is not None:
+        return mixture(ops, cfg, layer.experts, h_TD)
+    return gated(ops, layer.w1, layer.w2, layer.w3, h_TD)
+
+
+def mixture(ops: Any, cfg: ModelConfig, w: ExpertWeights, h_TD: Any) -> Any:
+    """The experts that the router chooses for each token, and the shared one -> [T, D]."""
+    assert cfg.experts is not None
+    routed_TD = ops.experts(h_TD, w.router, w.experts_w1, w.experts_w2, w.experts_w3, cfg.experts.n_active)
+    if not cfg.experts.shared_ffn_dim:
+        return routed_TD
+    return ops.add(gated(ops, w.shared_w1, w.shared_w2, w.shared_w3, h_TD), routed_TD)
+
+
+def gated(ops: Any, w1: Any, w2: Any, w3: Any, h_TD: Any) -> Any:
     """SwiGLU: w2(silu(w1 h) * w3 h) -> [T, D]."""
-    return ops.linear(ops.swiglu(ops.linear(h_TD, layer.w1), ops.linear(h_TD, layer.w3)), layer.w2)
+    return ops.linear(ops.swiglu(ops.linear(h_TD, w1), ops.linear(h_TD, w3)), w2)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import BadFile, Unsupported
-from puna.model.block import LayerWeights, Weights
+from puna.model.block import ExpertWeights, LayerWeights, Weights
 from puna.model.config import ModelConfig
 from puna.model.names_vision import vision_shapes
 
@@ -266,10 +266,7 @@ def assemble(cfg: ModelConfig, tensors: Mapping[str, Any], rope: Any) -> Weights
 
     The mapping must hold every name of `shapes(cfg)`; `rope` is the RopeTable, or what stands for it.
     """
-    parts = [n.ours for n in LAYER_TABLE]
-    layers = (
-        LayerWeights(**{part: tensors[f"layers.{i}.{part}"] for part in parts}) for i in range(cfg.n_layers)
-    )
+    layers = (_layer(cfg, tensors, i) for i in range(cfg.n_layers))
     embeddings = tensors["tok_embeddings"]
     return Weights(
         tok_embeddings=embeddings,
@@ -278,6 +275,16 @@ def assemble(cfg: ModelConfig, tensors: Mapping[str, Any], rope: Any) -> Weights
         output=embeddings if cfg.tied else tensors["output"],
         rope=rope,
     )
+
+
+def _layer(cfg: ModelConfig, tensors: Mapping[str, Any], i: int) -> LayerWeights:
+    attention = {part: tensors[f"layers.{i}.{part}"] for part in _attention_shapes(cfg)}
+    if not cfg.has_experts(i):
+        return LayerWeights(
+            **attention, **{part: tensors[f"layers.{i}.{part}"] for part in _dense_shapes(cfg)}
+        )
+    experts = {part: tensors[f"layers.{i}.{part}"] for part in _expert_shapes(cfg)}
+    return LayerWeights(**attention, experts=ExpertWeights(**experts))
 
 
 Scalar = TypeVar("Scalar", bound=np.generic)

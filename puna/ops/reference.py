@@ -9,7 +9,7 @@ Knows nothing of models: block.py calls these ops, runtime/reference.py puts bot
 
 Shapes: T tokens of the step, R wanted rows, D model width, E output width, H query heads, K key/value
 heads, G = H / K, C head width, F feed-forward width, V vocabulary, L layers, S cache slots, P positions of
-one sequence.
+one sequence, E experts, A chosen ones, N tokens of one expert, X any.
 """
 
 from __future__ import annotations
@@ -112,8 +112,24 @@ class NumpyOps:
         turned: Array = np.stack((a * cos - b * sin, a * sin + b * cos), axis=-1)
         return turned.reshape(x_THC.shape)
 
+    def head_norm(self, x_THC: Array, head_dim: int, eps: float) -> Array:
+        heads_XC = x_THC.reshape(-1, head_dim)
+        return self.rms_norm(heads_XC, np.ones(head_dim, np.float32), eps).reshape(x_THC.shape)
+
+    def temper(self, q_THC: Array, temperature: Any) -> Array:
+        steps_T = np.floor((self.step.positions_T + 1) / temperature.floor_scale)
+        factor_T = 1 + temperature.attn_scale * np.log1p(steps_T)
+        return q_THC * factor_T.astype(np.float32)[:, None]
+
     def attend(
-        self, q_THC: Array, k_TKC: Array, v_TKC: Array, layer: int, head_dim: int, scale: float
+        self,
+        q_THC: Array,
+        k_TKC: Array,
+        v_TKC: Array,
+        layer: int,
+        head_dim: int,
+        scale: float,
+        chunk: int | None = None,
     ) -> Array:
         keys_SKC, values_SKC = self.step.cache.keys_LSKC[layer], self.step.cache.values_LSKC[layer]
         o_THC = np.empty_like(q_THC)
@@ -121,7 +137,7 @@ class NumpyOps:
             new = span.slots_P[span.start :]
             keys_SKC[new], values_SKC[new] = k_TKC[span.rows], v_TKC[span.rows]
             k_PKC, v_PKC = keys_SKC[span.slots_P], values_SKC[span.slots_P]
-            o_THC[span.rows] = attention(q_THC[span.rows], k_PKC, v_PKC, head_dim, scale)
+            o_THC[span.rows] = attention(q_THC[span.rows], k_PKC, v_PKC, head_dim, scale, chunk)
         return o_THC
 
     def swiglu(self, gate_TF: Array, up_TF: Array) -> Array:
@@ -129,12 +145,30 @@ class NumpyOps:
             y_TF: Array = gate_TF / (1 + np.exp(-gate_TF)) * up_TF
         return y_TF
 
+    def experts(
+        self, x_TD: Array, router_ED: Array, w1_EFD: Array, w2_EDF: Array, w3_EFD: Array, n_active: int
+    ) -> Array:
+        scores_TE = x_TD @ router_ED.T
+        chosen_TA = np.argsort(-scores_TE, axis=1, kind="stable")[:, :n_active]
+        y_TD = np.zeros_like(x_TD)
+        for e in np.unique(chosen_TA):
+            rows = np.nonzero((chosen_TA == e).any(axis=1))[0]
+            s_N1 = 1 / (1 + np.exp(-scores_TE[rows, e]))[:, None]
+            h_ND = (x_TD[rows] * s_N1).astype(np.float32)
+            y_TD[rows] += self.swiglu(h_ND @ w1_EFD[e].T, h_ND @ w3_EFD[e].T) @ w2_EDF[e].T
+        return y_TD
+
     def select(self, x_TD: Array) -> Array:
         return x_TD[self.step.wanted_R]
 
 
-def attention(q_THC: Array, k_PKC: Array, v_PKC: Array, head_dim: int, scale: float) -> Array:
-    """Causal attention of the last T of P positions over all of them -> [T, H*C] (Ainslie et al. 2023)."""
+def attention(
+    q_THC: Array, k_PKC: Array, v_PKC: Array, head_dim: int, scale: float, chunk: int | None = None
+) -> Array:
+    """Causal attention of the last T of P positions -> [T, H*C] (Ainslie et al. 2023).
+
+    Over all of them, or with `chunk` over those of the token's own chunk.
+    """
     n_tokens, n_positions = len(q_THC), len(k_PKC)
     n_kv_heads = k_PKC.shape[1] // head_dim
     k_KCP = k_PKC.reshape(n_positions, n_kv_heads, head_dim).transpose(1, 2, 0)
@@ -145,7 +179,7 @@ def attention(q_THC: Array, k_PKC: Array, v_PKC: Array, head_dim: int, scale: fl
         seen = n_positions - n_tokens + rows.stop  # the last query of the block sees positions before this
         q_KGTC = q_TKGC[rows].transpose(1, 2, 0, 3)
         scores_KGTP = q_KGTC @ k_KCP[:, None, :, :seen]
-        w_KGTP = _causal_softmax(scores_KGTP * np.float32(scale))
+        w_KGTP = _causal_softmax(scores_KGTP * np.float32(scale), chunk or seen)
         o_TKGC[rows] = (w_KGTP @ v_KPC[:, None, :seen]).transpose(2, 0, 1, 3)
     return o_TKGC.reshape(q_THC.shape)
 
@@ -155,11 +189,13 @@ def _blocks(n: int) -> Iterator[slice]:
         yield slice(start, min(start + QUERY_BLOCK, n))
 
 
-def _causal_softmax(scores_KGTP: Array) -> Array:
-    """Softmax over P of the last T of P positions, each over itself and those before it; in place."""
+def _causal_softmax(scores_KGTP: Array, chunk: int) -> Array:
+    """Softmax of the last T of P positions, each over those of its chunk up to itself; in place."""
     n_tokens, n_positions = scores_KGTP.shape[-2:]
     positions_T1 = np.arange(n_positions - n_tokens, n_positions)[:, None]
-    scores_KGTP[..., np.arange(n_positions) > positions_T1] = -np.inf
+    positions_P = np.arange(n_positions)
+    hidden_TP = (positions_P > positions_T1) | (positions_P < positions_T1 // chunk * chunk)
+    scores_KGTP[..., hidden_TP] = -np.inf
     scores_KGTP -= scores_KGTP.max(axis=-1, keepdims=True)
     np.exp(scores_KGTP, out=scores_KGTP)
     scores_KGTP /= scores_KGTP.sum(axis=-1, keepdims=True, dtype=np.float64)

@@ -4,7 +4,8 @@ model/block.py is written over these; reference.py computes them in numpy; runti
 computes the recorded plan. A test of the table runs the cases of cases.py against every implementation.
 
 Shapes: T tokens of the step (all chunks, one after the other), D model width, E output width, H query heads,
-K key/value heads, C head width, F feed-forward width, V vocabulary, R rows whose logits are wanted.
+K key/value heads, C head width, F feed-forward width, V vocabulary, R rows whose logits are wanted; for
+experts alone, E their number.
 Activations are float32 and two-dimensional: heads lie side by side, so queries are [T, H*C]. Paging, masks,
 positions and the cache live behind the step context, which block.py hands on unseen.
 
@@ -45,16 +46,45 @@ class Ops(Protocol[T]):
         """
         ...
 
-    def attend(self, q_THC: T, k_TKC: T, v_TKC: T, layer: int, head_dim: int, scale: float) -> T:
+    def head_norm(self, x_THC: T, head_dim: int, eps: float) -> T:
+        """rms_norm of every head by itself, without weights -> [T, H*C] (Llama 4's QK norm)."""
+        ...
+
+    def temper(self, q_THC: T, temperature: Any) -> T:
+        """Multiply row t by 1 + attn_scale * ln(floor((position + 1) / floor_scale) + 1) -> [T, H*C].
+
+        `temperature` is a model.parts.QueryTemperature (Nakanishi 2025).
+        """
+        ...
+
+    def attend(
+        self,
+        q_THC: T,
+        k_TKC: T,
+        v_TKC: T,
+        layer: int,
+        head_dim: int,
+        scale: float,
+        chunk: int | None = None,
+    ) -> T:
         """Causal attention of each token over its own sequence -> [T, H*C].
 
-        Appends k and v to the cache of `layer`, then softmax(scale * q·k) v over positions 0..own. Query
-        head h reads key/value head h // (H/K) (Ainslie et al. 2023).
+        Appends k and v to the cache of `layer`, then softmax(scale * q·k) v over positions 0..own, or with
+        `chunk` over those of them with the same position // chunk. Query head h reads key/value head
+        h // (H/K) (Ainslie et al. 2023).
         """
         ...
 
     def swiglu(self, gate_TF: T, up_TF: T) -> T:
         """silu(gate) * up -> [T, F] (Shazeer 2020)."""
+        ...
+
+    def experts(self, x_TD: T, router_ED: Any, w1_EFD: Any, w2_EDF: Any, w3_EFD: Any, n_active: int) -> T:
+        """Sum over the chosen experts e of w2_e(silu(w1_e s x) * w3_e s x) -> [T, D].
+
+        Chosen are the n_active highest of router x, and s is the sigmoid of its score: it multiplies the input
+        of the expert, not the output (llama-models, llama4/moe.py).
+        """
         ...
 
     def select(self, x_TD: T) -> T:

@@ -57,7 +57,20 @@ class Span:
 
     rows_BN: Tensor  # rows of the step, N tokens of each of B sequences
     slots_BP: Tensor  # cache slots of positions 0 .. P-1; its own first slot where a sequence is shorter
-    visible_B1NP: Tensor | None  # what each token may look at; None: plain causal, from position 0 on
+    last_BN: Tensor  # position of each token
+    from_start: bool  # every sequence begins in this step
+
+    def visible(self, chunk: int | None) -> Tensor | None:
+        """Which positions each token may look at, bool [B, 1, N, P]; None: plain causal from position 0 on."""
+        n_positions = self.slots_BP.shape[1]
+        if self.from_start and (chunk is None or chunk >= n_positions):
+            return None
+        positions_P = torch.arange(n_positions, device=self.slots_BP.device)
+        last_BN1 = self.last_BN[:, :, None]
+        seen_BNP = positions_P <= last_BN1
+        if chunk is not None:
+            seen_BNP &= positions_P >= last_BN1 // chunk * chunk
+        return seen_BNP[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +125,8 @@ def _span(n: int, starts: Sequence[int], first_rows: Any, slots: Sequence[Any], 
     for row, own in zip(slots_BP, slots, strict=True):
         row[: len(own)] = own
         row[len(own) :] = own[0]  # not another's: a weight of 0 times its infinity would be no number
-    visible = None
-    if any(starts):
-        last_BN = np.asarray(starts)[:, None] + np.arange(n)
-        visible = _tensor((np.arange(longest) <= last_BN[:, :, None])[:, None], device)
-    rows_BN = np.asarray(first_rows)[:, None] + np.arange(n)
-    return Span(_tensor(rows_BN, device), _tensor(slots_BP, device), visible)
+    rows_BN, last_BN = (np.asarray(first)[:, None] + np.arange(n) for first in (first_rows, starts))
+    return Span(*(_tensor(x, device) for x in (rows_BN, slots_BP, last_BN)), from_start=not any(starts))
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
@@ -130,7 +139,9 @@ class TorchOps:
     def __init__(self, step: Step, dtype: torch.dtype) -> None:
         self.step = step
         self.dtype = dtype  # of activations
-        self._angles: dict[int, tuple[Tensor, Tensor]] = {}  # by identity of the table; every layer asks
+        # what every layer asks for again: by identity of the table, by span and chunk
+        self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+        self._visible: dict[tuple[int, int | None], Tensor | None] = {}
 
     def embed(self, w_VD: Tensor) -> Tensor:
         return F.embedding(self.step.tokens_T, w_VD).to(self.dtype)
@@ -158,27 +169,59 @@ class TorchOps:
         return turned.reshape(x_THC.shape).to(x_THC.dtype)
 
     def attend(
-        self, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, layer: int, head_dim: int, scale: float
+        self,
+        q_THC: Tensor,
+        k_TKC: Tensor,
+        v_TKC: Tensor,
+        layer: int,
+        head_dim: int,
+        scale: float,
+        chunk: int | None = None,
     ) -> Tensor:
-        step, keys_SKC, values_SKC = (
-            self.step,
-            self.step.cache.keys_LSKC[layer],
-            self.step.cache.values_LSKC[layer],
-        )
+        step, cache = self.step, self.step.cache
+        keys_SKC, values_SKC = cache.keys_LSKC[layer], cache.values_LSKC[layer]
         keys_SKC[step.slots_T] = k_TKC.view(len(k_TKC), -1, head_dim).to(keys_SKC.dtype)
         values_SKC[step.slots_T] = v_TKC.view(len(v_TKC), -1, head_dim).to(values_SKC.dtype)
         q = q_THC.view(len(q_THC), -1, head_dim)
         o = torch.empty_like(q)
-        for span in step.spans:
+        for i, span in enumerate(step.spans):
             q_BHNC = q[span.rows_BN].transpose(1, 2)
             k_BKPC = keys_SKC[span.slots_BP].transpose(1, 2).to(q.dtype)
             v_BKPC = values_SKC[span.slots_BP].transpose(1, 2).to(q.dtype)
-            mask = span.visible_B1NP
+            mask = self._mask(i, chunk)
             o_BHNC = F.scaled_dot_product_attention(
                 q_BHNC, k_BKPC, v_BKPC, mask, is_causal=mask is None, scale=scale, enable_gqa=True
             )
             o[span.rows_BN] = o_BHNC.transpose(1, 2)
         return o.view(q_THC.shape)
+
+    def _mask(self, span: int, chunk: int | None) -> Tensor | None:
+        if (span, chunk) not in self._visible:
+            self._visible[span, chunk] = self.step.spans[span].visible(chunk)
+        return self._visible[span, chunk]
+
+    def head_norm(self, x_THC: Tensor, head_dim: int, eps: float) -> Tensor:
+        x_TXC = x_THC.float().view(len(x_THC), -1, head_dim)
+        y_TXC = x_TXC * torch.rsqrt(x_TXC.square().mean(-1, keepdim=True) + eps)
+        return y_TXC.view(x_THC.shape).to(x_THC.dtype)
+
+    def temper(self, q_THC: Tensor, temperature: Any) -> Tensor:
+        steps_T = torch.floor((self.step.positions_T.double() + 1) / temperature.floor_scale)
+        factor_T = 1 + temperature.attn_scale * torch.log1p(steps_T)
+        return (q_THC.float() * factor_T.float()[:, None]).to(q_THC.dtype)
+
+    def experts(
+        self, x_TD: Tensor, router_ED: Any, w1_EFD: Tensor, w2_EDF: Tensor, w3_EFD: Tensor, n_active: int
+    ) -> Tensor:
+        scores_TA, chosen_TA = self.linear(x_TD, router_ED).float().topk(n_active)
+        gates_TA = scores_TA.sigmoid().to(x_TD.dtype)
+        y_TD = torch.zeros_like(x_TD)
+        for e in chosen_TA.unique().tolist():
+            rows, rank = (chosen_TA == e).nonzero(as_tuple=True)
+            h_ND = x_TD[rows] * gates_TA[rows, rank, None]
+            h_NF = self.swiglu(self.linear(h_ND, w1_EFD[e]), self.linear(h_ND, w3_EFD[e]))
+            y_TD.index_add_(0, rows, self.linear(h_NF, w2_EDF[e]))
+        return y_TD
 
     def swiglu(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         return F.silu(gate_TF) * up_TF

@@ -104,18 +104,18 @@ class Recorder:
         return self._node("rope", (x_THC,), x_THC.cols, n_heads=n_heads, table=freqs_C2)
 
     def attend(
-        self, q_THC: Value, k_TKC: Value, v_TKC: Value, layer: int, head_dim: int, scale: float
+        self,
+        q_THC: Value,
+        k_TKC: Value,
+        v_TKC: Value,
+        layer: int,
+        head_dim: int,
+        scale: float,
+        chunk: int | None = None,
     ) -> Value:
-        n_heads = q_THC.cols // head_dim
-        return self._node(
-            "attend",
-            (q_THC, k_TKC, v_TKC),
-            q_THC.cols,
-            layer=layer,
-            n_heads=n_heads,
-            head_dim=head_dim,
-            scale=scale,
-        )
+        assert chunk is None, "chunked attention is refused before anything is recorded"
+        attrs = {"layer": layer, "n_heads": q_THC.cols // head_dim, "head_dim": head_dim, "scale": scale}
+        return self._node("attend", (q_THC, k_TKC, v_TKC), q_THC.cols, **attrs)
 
     def swiglu(self, gate_TF: Value, up_TF: Value) -> Value:
         return self._node("swiglu", (gate_TF, up_TF), gate_TF.cols)
