@@ -82,8 +82,8 @@ class Ops(Protocol[T]):
     def experts(self, x_TD: T, router_ED: Any, w1_EFD: Any, w2_EDF: Any, w3_EFD: Any, n_active: int) -> T:
         """Sum over the chosen experts e of w2_e(silu(w1_e s x) * w3_e s x) -> [T, D].
 
-        Chosen are the n_active highest of router x, and s is the sigmoid of its score: it multiplies the input
-        of the expert, not the output (llama-models, llama4/moe.py).
+        Chosen are the n_active highest of router x, and s is the sigmoid of its score: it multiplies the
+        input of the expert, not the output (llama-models, llama4/moe.py).
         """
         ...
 

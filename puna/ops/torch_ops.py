@@ -61,7 +61,7 @@ class Span:
     from_start: bool  # every sequence begins in this step
 
     def visible(self, chunk: int | None) -> Tensor | None:
-        """Which positions each token may look at, bool [B, 1, N, P]; None: plain causal from position 0 on."""
+        """Positions that each token may look at, bool [B, 1, N, P]; None: plain causal from position 0 on."""
         n_positions = self.slots_BP.shape[1]
         if self.from_start and (chunk is None or chunk >= n_positions):
             return None

@@ -1,4 +1,4 @@
-"""Llama 4's text decoder over the numpy and the torch ops, against transformers: experts, chunks, NoPE layers."""
+"""Llama 4's text decoder in numpy and torch, against transformers: experts, chunks, layers without rope."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ N_TOKENS = 80  # over five chunks of 16
 _SHAPE: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "intermediate_size_mlp": 160,
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "max_position_embeddings": 256, "attention_chunk_size": 16, "num_local_experts": 4, "num_experts_per_tok": 1,
+    "max_position_embeddings": 256, "attention_chunk_size": 16, "num_local_experts": 4,
+    "num_experts_per_tok": 1,
     "interleave_moe_layer_step": 1, "use_qk_norm": True, "attn_temperature_tuning": True, "floor_scale": 16,
     "attn_scale": 0.1, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "pad_token_id": 0,
     "router_aux_loss_coef": 0.0, "tie_word_embeddings": False, "no_rope_layers": [1, 1, 1, 0],
