@@ -57,8 +57,9 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     began_at = perf_counter()
     engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
     with open_checkpoint(path) as checkpoint:
-        refuse_uncomputed(checkpoint.config)  # before the memory of what will not run is asked for
         chosen = backend.choose(asked)
+        # before the memory of what will not run is asked for
+        refuse_uncomputed(checkpoint.config, native=not chosen.is_torch)
         room = _room(path.stem, checkpoint, asked, engine_config, chosen)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
     from puna.engine.bridge import EngineThread

@@ -21,7 +21,7 @@ from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
-from puna.runtime.supported import refuse_what_is_not_native
+from puna.runtime.supported import refuse_uncomputed
 from puna.weights.quant import dequantize
 from puna.weights.tensor import RawTensor
 
@@ -137,7 +137,7 @@ class NativeExecutor:
 
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
-    refuse_what_is_not_native(cfg)
+    refuse_uncomputed(cfg, native=True)
     for what, found, known in (
         ("the CPU target of this machine", target, ("", *_native.available_targets())),
         ("the cache type", cache_type, CACHE_TYPES),

@@ -13,6 +13,7 @@ from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import rope_table
 from puna.ops.reference import Cache, NumpyOps, Step
+from puna.runtime.supported import refuse_uncomputed
 
 
 class ReferenceExecutor:
@@ -32,6 +33,7 @@ class ReferenceExecutor:
         block_size: int = 16,
         context_length: int | None = None,
     ) -> None:
+        refuse_uncomputed(cfg, native=False)
         self.n_blocks = n_blocks
         self.block_size = block_size
         self.vocab_size = cfg.vocab_size

@@ -1,11 +1,16 @@
-"""What the compiled executor does not compute yet of what block.py defines."""
+"""What executors do not compute yet of what a configuration can describe."""
 
 from __future__ import annotations
 
 from puna.core import Unsupported
 from puna.model.config import ModelConfig
 
-# fields of ModelConfig that only the torch and the numpy executor read
+# fields of ModelConfig that block.py does not read yet
+_NOWHERE = {
+    "cross_attention": "cross-attention to images",
+    "vision": "an image encoder",
+}
+# and those that the numpy and the torch executor compute, but the compiled one does not
 _NOT_NATIVE = {
     "experts": "a mixture of experts",
     "attention_chunk": "chunked attention",
@@ -15,11 +20,17 @@ _NOT_NATIVE = {
 }
 
 
-def refuse_what_is_not_native(cfg: ModelConfig) -> None:
-    """Raise `Unsupported` for a configuration that asks for more than the compiled executor computes."""
-    asked = [meaning for field, meaning in _NOT_NATIVE.items() if getattr(cfg, field)]
-    if asked:
+def refuse_uncomputed(cfg: ModelConfig, *, native: bool) -> None:
+    """Raise `Unsupported` for a configuration that asks for more than an executor (the `native` one) computes."""
+    nowhere = [meaning for field, meaning in _NOWHERE.items() if getattr(cfg, field)]
+    not_native = [meaning for field, meaning in _NOT_NATIVE.items() if native and getattr(cfg, field)]
+    if nowhere:
         raise Unsupported(
-            f"this model needs {', '.join(asked)}, which the native backend does not compute yet; "
+            f"this model needs {', '.join([*not_native, *nowhere])}, which Puna reads and does not compute yet; "
+            "choose a text model (`puna list --catalog` shows all)"
+        )
+    if not_native:
+        raise Unsupported(
+            f"this model needs {', '.join(not_native)}, which the native backend does not compute yet; "
             "use backend torch"
         )

@@ -80,7 +80,7 @@ class TorchExecutor:
         threads: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        refuse_uncomputed(cfg)
+        refuse_uncomputed(cfg, native=False)
         self.device = choose_device(device)
         self.dtype = _dtype("dtype", dtype or default_dtype(self.device))
         if threads is not None:
