@@ -26,6 +26,7 @@ from puna.weights.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
 CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")
+_SMALL = 32 << 20  # bytes; below, the order of reading stays
 _FORMS = {"f32": 0, "bf16": 1, "q8": 2}
 
 
@@ -173,7 +174,8 @@ def _pack_all(
     sizes = {name: _native.packed_bytes(w.kind, w.shape[0], w.shape[1]) for name, w in refs.items()}
     arena = _native.Arena(sum(sizes.values()) + 64 * len(sizes))
     packed = {}
-    for name, w in refs.items():
+    # Large ones first: while one is packed, its pages of the file count as well.
+    for name, w in sorted(refs.items(), key=lambda ref: -max(sizes[ref[0]], _SMALL)):
         data = tensors[name].data().reshape(-1)
         packed[name] = _native.pack_matrix(arena, w.kind, w.shape[0], w.shape[1], data)
         tensors[name].release()
