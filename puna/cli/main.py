@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
             option = text.partition("=")[0]
             if option.startswith("--") and option not in known:
                 raise UnknownOption(f"`{self.prog}` has no option {option}{closest(option, known)}")
-        args, rest = self.parse_known_args(argv)
+        # "intermixed" lets options stand between MODEL and PROMPT, but loses what "--" means
+        args, rest = (self.parse_known_args if "--" in argv else self.parse_known_intermixed_args)(argv)
         if rest:
             self.error(f"{rest[0]!r} is one argument too many")
         return args

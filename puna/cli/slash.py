@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # "/undo" and "/system Be brief." are commands; "/etc/hosts is what?" and "//undo" are messages.
 _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?", re.DOTALL)
+_PYTHONS_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 class Chat:
@@ -165,7 +166,7 @@ def _params(chat: Chat, text: str) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(_PYTHONS_WORDS.get(text, text))
     except ValueError:
         return text
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna import _native
-from puna.core import BadValue, Batch, EngineClosed, Unsupported, closest
+from puna.core import BadValue, Batch, EngineClosed, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
@@ -103,9 +103,7 @@ class NativeExecutor:
         self.threads = threads or default_threads()
         refs = {name: WeightRef(name, t.kind, tuple(t.shape)) for name, t in tensors.items()}
         plan = fuse(record(cfg, refs, rope))
-        self._plan: Any = _native.Plan(
-            target,
-            self.threads,
+        sizes = (
             max_tokens,
             max_logits,
             cache_type,
@@ -114,6 +112,12 @@ class NativeExecutor:
             cfg.n_kv_heads,
             cfg.head_dim,
         )
+        try:
+            self._plan: Any = _native.Plan(target, self.threads, *sizes)
+        except RuntimeError as error:
+            raise WorkFailed(
+                f"{self.threads} threads could not be started ({error}); ask for fewer, or raise the limit"
+            ) from None
         self._plan.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
         self.ops = [node.op for node in plan.nodes]
         vectors = _vectors(plan, tensors)
@@ -159,7 +163,7 @@ def _matrices(plan: Plan) -> dict[str, WeightRef]:
 
 
 def _vectors(plan: Plan, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[np.float32]]:
-    """The weights of norms. Read before any matrix: pages of neighbours that this maps go with those."""
+    """The weights of norms."""
     vectors = {}
     for w in (w for node in plan.nodes if node.op == "rms_norm" for w in node.weights):
         vectors[w.name] = dequantize(tensors[w.name].data(), w.kind, w.shape)
