@@ -108,6 +108,10 @@ class Tokenizer:
             raise BadValue(f"a token id must be from 0 to {self.vocab_size - 1}, got {token_id}")
         return self._tokens[token_id]
 
+    def has(self, name: str) -> bool:
+        """Whether a control token of that name is in the vocabulary."""
+        return self._names.get(name) in self.special_ids
+
     def id(self, name: str) -> int:
         """The id of a control or user-defined token such as "<|eot_id|>"; BadValue if none is named so."""
         if name not in self._names:

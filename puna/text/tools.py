@@ -201,10 +201,9 @@ class ToolCallParser:
         end = self._end_of(0, '"')
         self._skipping = end is None
         if end is None:
-            stack, read = self._stack, self._read
-            n = len(self._text)
-            self._give(events, n)
-            self._stack, self._read = stack, read - n
+            stack = self._stack
+            self._give(events, self._read)
+            self._stack = stack
             raise _Wait
         self._give(events, end)
 
