@@ -5,16 +5,53 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Set
 from typing import Any
 
 _OPENING, _CLOSING = "([{", ")]}"
 _INTERESTING = {quotes: re.compile(rf"[()\[\]{{}}{quotes}]") for quotes in ('"', "'\"")}
 _IN_STRING = {quote: re.compile(rf"\\|{quote}") for quote in "'\""}
+_CALL_KEYS = (
+    "type",
+    "name",
+    "function",
+    "parameters",
+    "arguments",
+    "id",
+)  # first in a call
+_FIRST_KEY = re.compile(r'\s*"(\w*)(?:(")(?:\s*:\s*"((?:[^"\\]|\\.)*)")?)?')
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class NotACall(Exception):
     """The text is no tool call. Never reaches a caller of the parser: such text stays text."""
+
+
+class Wait(Exception):
+    """What is there so far may become a tool call. Never reaches a caller of the parser either."""
+
+
+def check_first_key(rest: str, names: Set[str]) -> None:
+    """Raises NotACall as soon as JSON that goes on after "{" with `rest` cannot be a call of one of `names`,
+    Wait before that can be said.
+    """
+    found = _FIRST_KEY.match(rest)
+    if found is None:
+        if rest.strip():
+            raise NotACall
+        raise Wait
+    key, closed, value = found.groups()
+    if not closed:
+        if found.end() == len(rest) and any(name.startswith(key) for name in _CALL_KEYS):
+            raise Wait
+        raise NotACall
+    if key not in _CALL_KEYS:
+        raise NotACall
+    if value is not None and (
+        (key == "name" and "\\" not in value and value not in names)
+        or (key == "type" and value != "function")
+    ):
+        raise NotACall
 
 
 def end_of_group(text: str, at: int, stack: list[str], quotes: str) -> tuple[int | None, int]:

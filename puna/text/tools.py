@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.core import BadInput
-from puna.text.literals import NotACall, end_of_group, json_value, keywords, plain
+from puna.text.literals import (
+    NotACall,
+    Wait,
+    check_first_key,
+    end_of_group,
+    json_value,
+    keywords,
+    plain,
+)
 
 BUILTIN_TOOLS = ("brave_search", "wolfram_alpha", "photogen", "code_interpreter")
 CODE_INTERPRETER = "code_interpreter"
@@ -30,15 +38,6 @@ _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _SEPARATORS = re.compile(r"[\s;,]*")  # between calls of one answer
 _SPACE = re.compile(r"\s*")
 _WINDOW = 4096  # characters in which it shows whether JSON may be a call
-_CALL_KEYS = (
-    "type",
-    "name",
-    "function",
-    "parameters",
-    "arguments",
-    "id",
-)  # first in a call
-_FIRST_KEY = re.compile(r'\s*"(\w*)(?:(")(?:\s*:\s*"((?:[^"\\]|\\.)*)")?)?')
 _ARGUMENTS = ("parameters", "arguments")
 _JSON_VALUE = re.compile(r'\s*["{\[\d-]')  # what a list in JSON may begin with
 _UNESCAPED = re.compile(r'\s*query\s*=\s*"(.*)"\s*', re.DOTALL)
@@ -89,10 +88,6 @@ def parse_tool_calls(
     return "".join(event for event in events if isinstance(event, str)), calls
 
 
-class _Wait(Exception):
-    """What is there so far may become a call."""
-
-
 class ToolCallParser:
     """Takes an answer in pieces and gives text, as soon as it cannot belong to a call, and whole calls.
 
@@ -137,19 +132,19 @@ class ToolCallParser:
         try:
             while self._text:
                 self._step(events, ended)
-        except _Wait:
+        except Wait:
             pass
         return _joined(events)
 
     def _step(self, events: list[str | ToolCall], ended: bool) -> None:
-        """Give out one call, or some text; raises _Wait where neither can be said yet."""
+        """Give out one call, or some text; raises Wait where neither can be said yet."""
         if self._skipping:
             self._skip(events)
             return
         found = self._start.search(self._text)
         if found is None:
             self._give(events, len(self._text) - self._held())
-            raise _Wait
+            raise Wait
         start = found.start()
         if start and not (self._between and self._is_gap(start)):
             self._give(events, start)
@@ -204,7 +199,7 @@ class ToolCallParser:
             stack = self._stack
             self._give(events, self._read)
             self._stack = stack
-            raise _Wait
+            raise Wait
         self._give(events, end)
 
     def _end_of(self, start: int, quotes: str) -> int | None:
@@ -214,7 +209,7 @@ class ToolCallParser:
             self._end, self._read = end_of_group(self._text, at, self._stack, quotes)
         return self._end
 
-    # Calls that begin at a place in the text: their end and what they are, _Wait, or NotACall.
+    # Calls that begin at a place in the text: their end and what they are, Wait, or NotACall.
 
     def _calls_at(self, start: int, found: str, ended: bool) -> tuple[int, list[ToolCall]]:
         try:
@@ -229,7 +224,7 @@ class ToolCallParser:
             if start == 0 and re.fullmatch(r"[\w.]", self._last):  # the end of a longer name
                 raise NotACall
             return self._called(start, found.removesuffix(".call("), ".call")
-        except _Wait:
+        except Wait:
             if ended:
                 raise NotACall from None
             raise
@@ -237,33 +232,13 @@ class ToolCallParser:
     def _closed(self, start: int, quotes: str) -> int:
         end = self._end_of(start, quotes)
         if end is None:
-            raise _Wait
+            raise Wait
         return end
 
     def _json(self, start: int) -> tuple[int, list[ToolCall]]:
-        self._check_first_key(self._text[start + 1 : start + _WINDOW])
+        check_first_key(self._text[start + 1 : start + _WINDOW], self._names)
         end = self._closed(start, '"')
         return end, self._of_json(json_value(self._text[start:end]))
-
-    def _check_first_key(self, rest: str) -> None:
-        """Raises NotACall as soon as the JSON cannot be a call, _Wait before that can be said."""
-        found = _FIRST_KEY.match(rest)
-        if found is None:
-            if rest.strip():
-                raise NotACall
-            raise _Wait
-        key, closed, value = found.groups()
-        if not closed:
-            if found.end() == len(rest) and any(name.startswith(key) for name in _CALL_KEYS):
-                raise _Wait
-            raise NotACall
-        if key not in _CALL_KEYS:
-            raise NotACall
-        if value is not None and (
-            (key == "name" and "\\" not in value and value not in self._names)
-            or (key == "type" and value != "function")
-        ):
-            raise NotACall
 
     def _of_json(self, value: Any) -> list[ToolCall]:
         if isinstance(value, list) and value:
@@ -288,14 +263,14 @@ class ToolCallParser:
     def _list(self, start: int) -> tuple[int, list[ToolCall]]:
         rest = self._text[start + 1 : start + _WINDOW].lstrip()
         if not rest:
-            raise _Wait
+            raise Wait
         if rest[0] == "{":
-            self._check_first_key(rest[1:])
+            check_first_key(rest[1:], self._names)
             end = self._closed(start, '"')
             return end, self._of_json(json_value(self._text[start:end]))
         if not any(rest.startswith(f"{name}(") for name in self._names):
             if any(f"{name}(".startswith(rest) for name in self._names):
-                raise _Wait
+                raise Wait
             raise NotACall
         end = self._closed(start, "'\"")
         return end, self._sequence(self._text[start + 1 : end - 1])
@@ -305,7 +280,7 @@ class ToolCallParser:
         close = self._text.find(">", body)
         name = self._text[body : close if close >= 0 else None]
         if close < 0 and any(known.startswith(name) for known in self._names):
-            raise _Wait
+            raise Wait
         if name not in self._names:
             raise NotACall
         at = _after(_SPACE, self._text, close + 1)
@@ -316,7 +291,7 @@ class ToolCallParser:
         if self._text.startswith(_FUNCTION_END, at):
             return at + len(_FUNCTION_END), [self._call(name, {})]
         if _FUNCTION_END.startswith(self._text[at:]):
-            raise _Wait
+            raise Wait
         raise NotACall
 
     def _function_end(self, at: int, ended: bool) -> int:
@@ -325,7 +300,7 @@ class ToolCallParser:
         if self._text.startswith(_FUNCTION_END, there):
             return there + len(_FUNCTION_END)
         if not ended and _FUNCTION_END.startswith(self._text[there:]):
-            raise _Wait
+            raise Wait
         return at
 
     def _called(self, start: int, name: str, method: str) -> tuple[int, list[ToolCall]]:
@@ -349,7 +324,7 @@ class ToolCallParser:
         close = self._text.find(_TAG_END, max(body, self._read - len(_TAG_END)))
         if close < 0 and not ended:
             self._read = len(self._text)
-            raise _Wait
+            raise Wait
         end = close if close >= 0 else len(self._text)
         block = self._text[body:end]
         after = end + (len(_TAG_END) if close >= 0 else 0)

@@ -1,12 +1,14 @@
 """Makes formats.json: what Meta's own code makes of conversations, for tests/text/test_formats.py.
 
-    python tests/golden/make_formats.py LLAMA_MODELS
+    python tests/golden/make_formats.py LLAMA_MODELS TEMPLATES
 
-Needs llama-models 0.3.0 with its tiktoken, pydantic and Pillow, and sentencepiece with protobuf. LLAMA_MODELS
-is a checkout of meta-llama/llama-models at a9c89c4, for the prompts that its prompt_format.md files publish.
-No torch: the code that prompts are built with only wants to import it.
+Needs llama-models 0.3.0 with its tiktoken, pydantic and Pillow, sentencepiece with protobuf, and
+transformers. LLAMA_MODELS is a checkout of meta-llama/llama-models at a9c89c4, for the prompts that its
+prompt_format.md files publish. TEMPLATES is vendor/llama.cpp/models/templates of llama-cpp-python 0.3.36 (sdist), which has the chat
+templates of Hugging Face's Llamas. No torch: the code that builds prompts only wants to import it.
 
-Of Meta's ids are kept the control tokens by name and the text between them, and a digest of all of them.
+Of Meta's ids are kept the control tokens by name and the text between them, and a digest of all of them; of
+prompts by the templates, which transformers renders and Meta's tokenizer encodes, digests alone.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from llama_models.llama3.chat_format import ChatFormat as Llama3Format
 from llama_models.llama3.tokenizer import Tokenizer as Llama3Tokenizer
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
+from transformers.utils.chat_template_utils import render_jinja_template
 
 for name in ("torch", "torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
     sys.modules.setdefault(name, MagicMock())
@@ -340,6 +343,47 @@ def infill() -> list[dict[str, Any]]:
     ]
 
 
+TEMPLATES = [
+    f"meta-llama-{name}-Instruct.jinja" for name in ("Llama-3.1-8B", "Llama-3.2-3B", "Llama-3.3-70B")
+]
+FUNCTION = {"type": "function", "function": GET_WEATHER}
+TALKS: dict[str, dict[str, Any]] = {
+    "one": {"messages": CONVERSATIONS["one"]},
+    "turns": {"messages": CONVERSATIONS["turns"]},
+    "tools": {"messages": CONVERSATIONS["one"], "tools": [FUNCTION]},
+    "in-system": {"messages": CONVERSATIONS["system"], "tools": [FUNCTION],
+                  "variables": {"tools_in_user_message": False}},
+    "call": {"tools": [FUNCTION], "messages": [
+        CONVERSATIONS["call"][0],
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": WEATHER}]},
+        {"role": "tool", "content": {"celsius": 25}},
+    ]},
+    "search": {"variables": {"builtin_tools": ["brave_search", "code_interpreter"]}, "messages": [
+        GOLD, {"role": "assistant", "tool_calls": [
+            {"type": "function", "function": {"name": "brave_search", "arguments": {"query": "1oz gold"}}}]},
+        {"role": "tool", "content": "2500"},
+    ]},
+}  # fmt: skip
+
+
+def by_templates(folder: Path) -> dict[str, Any]:
+    digests = {}
+    for file in TEMPLATES:
+        for name, talk in TALKS.items():
+            (text,), _ = render_jinja_template(
+                conversations=[talk["messages"]],
+                tools=talk.get("tools"),
+                chat_template=(folder / file).read_text(encoding="utf-8"),
+                add_generation_prompt=True,
+                bos_token="<|begin_of_text|>",
+                date_string="26 Jul 2024",
+                **talk.get("variables", {}),
+            )
+            ids = LLAMA3.encode(text, bos=False, eos=False, allowed_special="all")
+            digests[f"{file}/{name}"] = sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return {"talks": TALKS, "digests": digests}
+
+
 def main() -> None:
     special = {
         "llama3": {n: i for n, i in LLAMA3.special_tokens.items() if "reserved" not in n},
@@ -347,9 +391,8 @@ def main() -> None:
     }
     cases = of_chat_format() + published(Path(sys.argv[1]))
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
-    others = ",\n".join(
-        f'"{key}": {json.dumps(value)}' for key, value in (("special", special), ("infill", infill()))
-    )
+    more = {"special": special, "infill": infill(), "templates": by_templates(Path(sys.argv[2]))}
+    others = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in more.items())
     (HERE / "formats.json").write_text(f'{{"cases": [\n{lines}\n],\n{others}\n}}\n', encoding="utf-8")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
+from copy import copy
 from datetime import date
 from functools import cache
 from hashlib import sha256
@@ -81,6 +83,26 @@ def test_ids_are_metas(case: dict[str, Any]) -> None:
     """Over Meta's vocabularies, which llama-models carries."""
     ids = built(metas(case["format"]), case)
     assert sha256(json.dumps(ids).encode()).hexdigest()[:16] == case["digest"]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", DATA["templates"]["digests"])
+def test_ids_by_templates_are_transformers(name: str) -> None:
+    """Set LLAMA_TEMPLATES to the folder that golden/make_formats.py takes."""
+    folder = os.environ.get("LLAMA_TEMPLATES")
+    if folder is None:
+        pytest.skip("needs the chat templates of Llama 3.1 to 3.3")
+    file, _, talk = name.partition("/")
+    request = DATA["templates"]["talks"][talk]
+    tokenizer = copy(metas("llama3.1"))
+    tokenizer.chat_template = (Path(folder) / file).read_text(encoding="utf-8")
+    ids = encode_chat(
+        tokenizer,
+        request["messages"],
+        tools=request.get("tools"),
+        variables={"date_string": "26 Jul 2024", **request.get("variables", {})},
+    )
+    assert sha256(json.dumps(ids).encode()).hexdigest()[:16] == DATA["templates"]["digests"][name]
 
 
 @cache
@@ -303,7 +325,7 @@ def test_chatml_as_by_its_template() -> None:
         ("llama3.1", say("Q"), {"tools": [{"x": 1}]}, "a tool must be"),
         ("llama3.1", say("Q"), {"builtin_tools": ["bing"]}, "no builtin tool 'bing', but brave_search"),
         ("llama4", say("Q"), {"builtin_tools": ["brave_search"]}, "tool 'brave_search'; define it"),
-        ("llama3.1", [{"role": "user", "content": "", "tool_calls": [{"name": "f"}]}], {}, "only an assistant"),
+        ("llama3.1", [{"role": "user", "content": "", "tool_calls": [SET]}], {}, "only an assistant"),
         ("llama3.1", [{"role": "assistant", "tool_calls": [{"x": 1}]}], {}, "a tool call must be"),
         ("llama3.1", [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], {},
          "arguments of 'f' must be an object, or one as JSON, found '{'"),
