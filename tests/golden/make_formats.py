@@ -4,8 +4,9 @@
 
 Needs llama-models 0.3.0 with its tiktoken, pydantic and Pillow, sentencepiece with protobuf, and
 transformers. LLAMA_MODELS is a checkout of meta-llama/llama-models at a9c89c4, for the prompts that its
-prompt_format.md files publish. TEMPLATES is vendor/llama.cpp/models/templates of llama-cpp-python 0.3.36 (sdist), which has the chat
-templates of Hugging Face's Llamas. No torch: the code that builds prompts only wants to import it.
+prompt_format.md files publish. TEMPLATES is vendor/llama.cpp/models/templates of llama-cpp-python 0.3.36
+(sdist), which has the chat templates of Hugging Face's Llamas. No torch: the code that builds prompts only
+wants to import it.
 
 Of Meta's ids are kept the control tokens by name and the text between them, and a digest of all of them; of
 prompts by the templates, which transformers renders and Meta's tokenizer encodes, digests alone.

@@ -119,9 +119,9 @@ def metas(chat_format: str) -> Tokenizer:
     names = {i: name for name, i in special.items()}
     ids = range(len(ranks), max(special.values()) + 1)
     special = {names.get(i, f"<|reserved_{i}|>"): i for i in ids}
-    return Tokenizer.from_gguf(
-        from_ranks(ranks, {"llama3": "llama-bpe", "llama4": "llama4"}[folder], special)
-    )
+    pre = "llama4" if folder == "llama4" else "llama-bpe"
+    bos = {"tokenizer.ggml.bos_token_id": special["<|begin_of_text|>"]}
+    return Tokenizer.from_gguf(from_ranks(ranks, pre, special) | bos)
 
 
 # Llama 2 and Code Llama.
