@@ -19,7 +19,8 @@ class Tokenizer:
 
     `bos_id` is the token that begins a text, or None; `add_bos` whether `encode` puts it there. `end_ids` are
     those after which an answer is over. `special_ids` are control tokens: text from users never becomes one.
-    `chat_template` is the file's Jinja template, or None.
+    `chat_template` is the file's Jinja template, or None. `infill_ids` has Code Llama's tokens PRE, SUF and
+    MID, where the vocabulary has them.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -31,7 +32,7 @@ class Tokenizer:
         self.vocab_size = len(v.tokens)
         self.bos_id, self.eos_id, self.add_bos = v.bos_id, v.eos_id, v.add_bos
         self.end_ids, self.special_ids = v.end_ids, v.special_ids
-        self.chat_template = v.chat_template
+        self.chat_template, self.infill_ids = v.chat_template, v.infill_ids
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:

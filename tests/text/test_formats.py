@@ -18,7 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text import templates
-from text.vocabularies import CONTROL, GOLDEN, from_ranks, small_sentencepiece, smollm2, smollm2_tokenizer
+from text.vocabularies import (
+    CONTROL,
+    GOLDEN,
+    NORMAL,
+    from_ranks,
+    small_sentencepiece,
+    smollm2,
+    smollm2_tokenizer,
+)
 
 from puna.core import BadInput, BadValue
 from puna.text.chat import encode_chat
@@ -128,11 +136,11 @@ def metas(chat_format: str) -> Tokenizer:
 
 
 @cache
-def llama2(*extra: str, **changes: Any) -> Tokenizer:
+def llama2(*extra: str, kind: int = CONTROL, **changes: Any) -> Tokenizer:
     metadata = small_sentencepiece(**changes)
     n = len(extra)
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *extra]
-    for key, value in (("token_type", CONTROL), ("scores", 0)):
+    for key, value in (("token_type", kind), ("scores", -1e9)):
         old = metadata[f"tokenizer.ggml.{key}"]
         metadata[f"tokenizer.ggml.{key}"] = [*old.tolist(), *[value] * n]
     return Tokenizer.from_gguf(metadata)
@@ -183,6 +191,18 @@ def test_infill(case: dict[str, Any]) -> None:
     assert infill(tokenizer, *given, suffix_first=True) == [1, pre, suf, *suffix, mid, *prefix]
     # What the model writes goes on after the prefix: no space is taken from it.
     assert tokenizer.decode(suffix, continuing=True) == case["suffix"]
+
+
+def test_infill_tokens_by_their_roles() -> None:
+    """A file may call the tokens ordinary ones, and name them by role or not at all."""
+    names = ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>")
+    plain = llama2(*names, kind=NORMAL)
+    first = plain.vocab_size - 3
+    assert plain.infill_ids == {"PRE": first, "SUF": first + 1, "MID": first + 2}
+    roles = llama2(
+        "a1", "a2", "a3", prefix_token_id=first, suffix_token_id=first + 1, fim_mid_token_id=first + 2
+    )
+    assert infill(roles, "the", "") == infill(plain, "the", "")
 
 
 def test_infill_needs_its_tokens() -> None:

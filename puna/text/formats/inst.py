@@ -75,13 +75,11 @@ def infill(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_first: bool
 
 
 def _infill_token(tokenizer: Tokenizer, name: str) -> int:
-    names = (f"\u2581<{name}>", f" <{name}>", f"<{name}>")  # Meta's, as some files spell it, Hugging Face's
-    found = next(filter(tokenizer.has, names), None)
-    if found is None:
+    if name not in tokenizer.infill_ids:
         raise BadValue(
             f"to fill in code the vocabulary must have the token <{name}>; use Code Llama 7B or 13B"
         )
-    return tokenizer.id(found)
+    return tokenizer.infill_ids[name]
 
 
 def _without_space(tokenizer: Tokenizer, text: str) -> list[int]:
