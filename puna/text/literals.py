@@ -86,6 +86,12 @@ def end_of_group(text: str, at: int, stack: list[str], quotes: str) -> tuple[int
     return None, at
 
 
+def after(gap: re.Pattern[str], text: str, at: int) -> int:
+    """Where `gap`, which may be empty, ends that begins at `at`."""
+    found = gap.match(text, at)
+    return found.end() if found else at
+
+
 def json_value(text: str) -> Any:
     """The JSON value that is all of `text`; raises NotACall."""
     try:

@@ -22,6 +22,7 @@ from puna.core import BadInput
 from puna.text.literals import (
     NotACall,
     Wait,
+    after,
     check_first_key,
     end_of_group,
     json_value,
@@ -33,7 +34,9 @@ BUILTIN_TOOLS = ("brave_search", "wolfram_alpha", "photogen", "code_interpreter"
 CODE_INTERPRETER = "code_interpreter"
 
 _TAGS = ("<|python_tag|>", "<|python_start|>")
-_TAG_END = "<|python_end|>"
+# What ends a block after a tag, be it that the tokens at an answer's end are shown as text.
+_TAG_END = re.compile(r"<\|(?:python_end|eom_id|eot_id|eom|eot)\|>")
+_LONGEST_END = len("<|python_end|>")
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _SEPARATORS = re.compile(r"[\s;,]*")  # between calls of one answer
 _SPACE = re.compile(r"\s*")
@@ -283,7 +286,7 @@ class ToolCallParser:
             raise Wait
         if name not in self._names:
             raise NotACall
-        at = _after(_SPACE, self._text, close + 1)
+        at = after(_SPACE, self._text, close + 1)
         if self._text[at : at + 1] == "{":
             end = self._closed(at, '"')
             arguments = json_value(self._text[at:end])
@@ -296,7 +299,7 @@ class ToolCallParser:
 
     def _function_end(self, at: int, ended: bool) -> int:
         """Past "</function>", which models forget."""
-        there = _after(_SPACE, self._text, at)
+        there = after(_SPACE, self._text, at)
         if self._text.startswith(_FUNCTION_END, there):
             return there + len(_FUNCTION_END)
         if not ended and _FUNCTION_END.startswith(self._text[there:]):
@@ -321,23 +324,36 @@ class ToolCallParser:
     def _tagged(self, start: int, length: int, ended: bool) -> tuple[int, list[ToolCall]]:
         """All after a tag, which is known at its end: calls, or else code."""
         body = start + length
-        close = self._text.find(_TAG_END, max(body, self._read - len(_TAG_END)))
-        if close < 0 and not ended:
+        close = _TAG_END.search(self._text, max(body, self._read - _LONGEST_END))
+        if close is None and not ended:
             self._read = len(self._text)
             raise Wait
-        end = close if close >= 0 else len(self._text)
-        block = self._text[body:end]
-        after = end + (len(_TAG_END) if close >= 0 else 0)
+        block = self._text[body : close.start() if close else None]
+        end = close.end() if close else len(self._text)
         try:
-            return after, self._sequence(block, or_list=True)
+            return end, self._sequence(block, or_list=True)
         except NotACall:
-            if CODE_INTERPRETER not in self._names or not block.strip():
+            if not self._is_code(block):
                 return self._call_after_tag(body, ended)
-            return after, [self._call(CODE_INTERPRETER, {"code": block})]
+            return end, [self._call(CODE_INTERPRETER, {"code": block})]
+
+    def _is_code(self, block: str) -> bool:
+        """Whether that is Python for the interpreter, and no call in JSON that is malformed or cut off."""
+        if CODE_INTERPRETER not in self._names or not block.strip():
+            return False
+        if block.lstrip()[0] != "{":
+            return True
+        try:
+            check_first_key(block.lstrip()[1:_WINDOW], self._names)
+        except NotACall:
+            return True
+        except Wait:
+            pass
+        return False
 
     def _call_after_tag(self, body: int, ended: bool) -> tuple[int, list[ToolCall]]:
         """A call after a tag that something else follows."""
-        found = self._start.match(self._text, _after(_SPACE, self._text, body))
+        found = self._start.match(self._text, after(_SPACE, self._text, body))
         if found is None or found.group() in _TAGS:
             raise NotACall
         self._restart()
@@ -350,7 +366,7 @@ class ToolCallParser:
         """Calls f(…) with separators between them, and with `or_list` calls of any form; nothing else."""
         calls: list[ToolCall] = []
         parser = ToolCallParser(self._names) if or_list else None
-        at = _after(_SEPARATORS, text, 0)
+        at = after(_SEPARATORS, text, 0)
         while at < len(text):
             name = max((n for n in self._names if text.startswith(f"{n}(", at)), key=len, default=None)
             if name is not None:
@@ -365,16 +381,10 @@ class ToolCallParser:
                 calls += more
             else:
                 raise NotACall
-            at = _after(_SEPARATORS, text, end)
+            at = after(_SEPARATORS, text, end)
         if not calls:
             raise NotACall
         return calls
-
-
-def _after(gap: re.Pattern[str], text: str, at: int) -> int:
-    """Where `gap`, which may be empty, ends that begins at `at`."""
-    found = gap.match(text, at)
-    return found.end() if found else at
 
 
 def _joined(events: list[str | ToolCall]) -> list[str | ToolCall]:

@@ -70,6 +70,9 @@ G = ("g", {})
          [("code_interpreter", {"code": 'print("hi")\nf = [1]'})]),
         ("<|python_start|>print(1)<|python_end|> done", " done",
          [("code_interpreter", {"code": "print(1)"})]),
+        ("<|python_tag|>print(1)<|eom_id|>", "", [("code_interpreter", {"code": "print(1)"})]),
+        ("<|python_tag|>{'a': 1}.items()", "", [("code_interpreter", {"code": "{'a': 1}.items()"})]),
+        ('<|python_tag|>{"name": "f", "parameters": {"a": 1}}<|eom_id|>', "", [F1]),
         # builtin
         ('brave_search.call(query="gold price")', "", [("brave_search", {"query": "gold price"})]),
         ('<|python_tag|>wolfram_alpha.call(query="pi")', "", [("wolfram_alpha", {"query": "pi"})]),
@@ -97,9 +100,10 @@ def test_calls(text: str, content: str, calls: list[Any]) -> None:
         "[f(a={1, 2})]", "[f(a=open('x'))]", "[f(a=1e999)]", "[f(**x)]", "[f(a=b'x')]", "[f(a=1)(b=2)]",
         '<function=f>{"a": </function>', "<function=h>{}</function>", "<function=f", "a < b <function",
         'rebrave_search.call(query="x")', "brave_search.call(query=", "{", "[", "<", '{"', '{"na', "{}",
-        "{x} [y] (z)", "<|python", '{"type": "object", "name": "f", "parameters": {}}',
+        "{x} [y] (z)", '<|python_tag|>{"name": "f", "parameters": {"a":',
+        "<|python", '{"type": "object", "name": "f", "parameters": {}}',
         "[f(a=" + "[" * 10_000 + "]" * 10_000 + ")]",
-        '{"name": "f", "parameters": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+        '{"name": "f", "parameters": {"a": ' + "[" * 20_000 + "]" * 20_000 + "}}",
     ],
     ids=lambda text: text[:30],
 )  # fmt: skip
@@ -122,7 +126,8 @@ PIECES = st.sampled_from(
     [
         '{"name": "f", "parameters": {"a": 1}}', '{"name": "nobody", "arguments": {}}', "[f(a=1), g()]",
         '[{"name": "g", "arguments": {"x": "]}\\""}}]', "<function=f>", '{"a": "<|python_tag|>"}',
-        "</function>", "<|python_tag|>", "<|python_start|>", "<|python_end|>", "brave_search", ".call(",
+        "</function>", "<|python_tag|>", "<|python_start|>", "<|python_end|>", "<|eom_id|>",
+        "brave_search", ".call(",
         'brave_search.call(query="a")', '"', "'", "\\", "[", "]", "{", "}", "(", ")", ",", ";", " ", "\n",
         "f(", "g()", "name", ":",
         "text", "[f(a='", "{'", '{"', "=", "1", "é", "<",
@@ -130,7 +135,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(PIECES, max_size=10), st.data(), st.sampled_from([TOOLS, NO_CODE]))
 def test_cuts_make_no_difference(parts: list[str], data: st.DataObject, tools: list[str]) -> None:
     text = "".join(parts)
