@@ -274,11 +274,12 @@ def test_bad_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_llm(tmp_path / "strange.gguf", pre="strange")
     with pytest.raises(Unsupported, match="'strange'"):
         LLM(path)
-    with (
-        LLM(write_tiny_llm(tmp_path / "base.gguf", template=None)) as base,
-        pytest.raises(BadInput, match="chat template"),
-    ):
-        base.chat("x")
+
+
+def test_without_a_template_the_format_of_the_vocabulary_is_built(tmp_path: Path, llm: LLM) -> None:
+    with LLM(write_tiny_llm(tmp_path / "plain.gguf", template=None), threads=1) as plain:
+        options = {"temperature": 0, "max_tokens": 5}
+        assert plain.chat("Hi", **options).text == llm.chat("Hi", **options).text
 
 
 def test_settings_of_the_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
