@@ -153,7 +153,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The object in a file that must be a saved chat."""
     try:
         chat = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of thousands of brackets
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise BadFile(f"{path} cannot be read as a saved chat: {reason}; choose another file") from None
     if not isinstance(chat, dict) or chat.get("puna_chat") != _VERSION or not _are_messages(chat):

@@ -171,8 +171,9 @@ def test_params(chat: Chat) -> None:
         chat.obey("/params temprature=1")
     with pytest.raises(BadValue, match="top_p must be above 0"):
         chat.obey("/params top_p=7")
-    with pytest.raises(BadValue, match="wrong type"):
-        chat.obey("/params top_p=high")
+    for value in ("high", "[" * 200_000):
+        with pytest.raises(BadValue, match="wrong type"):
+            chat.obey(f"/params top_p={value}")
     assert chat.conversation.params == params
 
 
@@ -225,7 +226,7 @@ def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[]", "{}", '{"puna_chat": 2, "messages": []}', '{"puna_chat": 1}',
+        "[" * 200_000, "[]", "{}", '{"puna_chat": 2, "messages": []}', '{"puna_chat": 1}',
         '{"puna_chat": 1, "messages": [1]}',
         '{"puna_chat": 1, "messages": [{"role": "user"}]}',
         '{"puna_chat": 1, "messages": [{"role": "tool", "content": "x"}]}',
