@@ -116,8 +116,11 @@ class Conversation:
             "messages": self.messages,
             "params": changed_params(self.params),
         }
+        text = json.dumps(chat, ensure_ascii=False, indent=1) + "\n"
+        # half a surrogate pair has no UTF-8, but JSON has the same escape for it as Python
+        text = text.encode(errors="backslashreplace").decode()
         try:
-            write_atomically(path, json.dumps(chat, ensure_ascii=False, indent=1) + "\n")
+            write_atomically(path, text)
         except OSError as error:
             raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another file") from None
 

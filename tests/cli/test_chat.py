@@ -223,6 +223,18 @@ def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path) -> None:
         chat.obey(f"/save {path}/chat.json")
 
 
+def test_text_that_is_no_unicode_is_saved_as_it_was_loaded(chat: Chat, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text('{"puna_chat": 1, "messages": [{"role": "user", "content": "\\ud800 日本"}]}')
+    chat.obey(f"/load {first}")
+    chat.obey(f"/save {second}")
+    assert "日本" in second.read_text()
+    assert json.loads(second.read_text())["messages"] == json.loads(first.read_text())["messages"]
+    assert sorted(os.listdir(tmp_path)) == ["first.json", "second.json"]
+    with pytest.raises(BadInput, match="must be Unicode"):
+        chat.obey("go on")
+
+
 @pytest.mark.parametrize(
     "text",
     [
