@@ -149,6 +149,20 @@ def test_undo_and_retry(chat: Chat) -> None:
     assert (roles(chat), chat.draft) == ("ua", "second")
 
 
+def test_the_context_in_use_follows_undo(chat: Chat) -> None:
+    chat.obey("/system Be brief.")
+    chat.obey("first")
+    used = chat.conversation.n_context
+    assert used > 0
+    chat.obey("second")
+    assert chat.conversation.n_context > used
+    chat.obey("/undo")
+    assert chat.conversation.n_context == used
+    chat.obey("/undo")
+    chat.obey("/stats")
+    assert any("context  0 of" in text for text in said(chat))
+
+
 def test_interrupted_before_the_first_word(chat: Chat) -> None:
     assert isinstance(chat.screen, Recorder)
     chat.obey("first")
