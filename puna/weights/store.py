@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -93,7 +94,7 @@ class _Order:
     def key(self) -> str:
         """Names the partial folder and the lock; equal for equal sources."""
         text = str(self.source)
-        return f"{_tidy(Path(text).name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"{_tidy(Path(text).name)}-{hashlib.sha256(os.fsencode(text)).hexdigest()[:12]}"
 
 
 def home() -> Path:
@@ -311,7 +312,7 @@ def _content(files: tuple[StoredFile, ...]) -> str:
     if len(files) == 1:
         return files[0].sha256
     lines = "".join(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def _free_name(file_name: str, blob: str) -> str:

@@ -273,6 +273,15 @@ def test_local_files_are_copied(home: Path, tmp_path: Path) -> None:
     assert store.resolve("my-model.q4_0").name == "My Model.Q4_0.gguf"
 
 
+def test_a_file_name_need_not_be_utf8(home: Path, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd.gguf"))
+    path.write_bytes(model_bytes())
+    stored = store.pull(str(path))
+    assert stored.name == "b-d"
+    assert store.find("b-d") == stored
+    assert store.resolve("b-d").read_bytes() == model_bytes()
+
+
 def test_a_changed_local_file_is_pulled_anew(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(model_bytes(seed=1))
