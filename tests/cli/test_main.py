@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -110,6 +111,31 @@ def test_errors_become_exit_codes(
     monkeypatch.setattr(pull, "run", fail)
     assert main(["pull", "x"]) == code
     assert capsys.readouterr() == ("", sentence)
+
+
+# Ctrl-C while the command is imported, as the script of [project.scripts] and `python -m puna` begin it
+INTERRUPTED_IMPORT = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "puna.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+"""
+SCRIPT = "from puna.__main__ import start\nsys.exit(start())"
+MODULE = "import runpy\nrunpy.run_module('puna', run_name='__main__')"
+
+
+@pytest.mark.parametrize("begin", [SCRIPT, MODULE])
+def test_an_interrupt_before_main_is_quiet(begin: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT + begin, "list"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\npuna: interrupted\n")
+
+
+def test_the_installed_script_begins_there() -> None:
+    project = tomllib.loads((Path(puna.__file__).parent.parent / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"puna": "puna.__main__:start"}
 
 
 def test_a_closed_pipe_is_quiet() -> None:
