@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -145,6 +146,24 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "err"),
+    [
+        ("list", ">&-", 0, ""),
+        ("list --bogus", "2>&-", 2, ""),
+        ("list", "<&- >&- 2>&-", 0, ""),
+        ("run TINY - --threads 1", "<&-", 2, "puna: the prompt on stdin must not be empty\n"),
+        ("chat TINY --threads 1", "<&-", 0, ""),
+        ("chat TINY --threads 1", ">&-", 0, ""),
+    ],
+)
+def test_closed_streams_are_empty(tiny: Path, arguments: str, closed: str, code: int, err: str) -> None:
+    words = arguments.replace("TINY", shlex.quote(str(tiny)))
+    command = f"{shlex.quote(sys.executable)} -m puna {words} {closed}"
+    done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, err)
 
 
 def test_a_terminal_without_the_letters_gets_question_marks(home: Path) -> None:
