@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from puna import env
+from puna.cli.common import not_text
 from puna.cli.terminal import harmless, write
+from puna.core import BadInput
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -47,6 +49,12 @@ class Pipe:
     forgives = False
 
     def read(self, draft: str = "") -> str | None:
+        try:
+            return self._read()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"the message on stdin {not_text(error)}") from None
+
+    def _read(self) -> str | None:
         lines: list[str] = []
         for line in sys.stdin:
             lines.append(line.rstrip("\n"))

@@ -166,6 +166,23 @@ def test_closed_streams_are_empty(tiny: Path, arguments: str, closed: str, code:
     assert (done.returncode, done.stderr) == (code, err)
 
 
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "utf-8:strict"}, {"LC_ALL": "C"}])
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_bytes_that_are_no_text(tiny: Path, command: str, setting: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "puna", command, str(tiny), "--threads", "1"],
+        input=b"hi \xff\n",
+        env={**os.environ, **setting},
+        capture_output=True,
+    )
+    what = b"prompt" if command == "run" else b"message"
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == (
+        b"puna: the " + what + b" on stdin must be utf-8 text, found the byte 0xff (invalid start byte); "
+        b"convert it, as iconv does\n"
+    )
+
+
 def test_a_terminal_without_the_letters_gets_question_marks(home: Path) -> None:
     (home / "models").mkdir(parents=True)
     record = '{"name": "x", "blob": "b", "files": [], "source": "\u30e9\u30de", "licence": null, "date": ""}'
