@@ -84,7 +84,7 @@ def _model_and_prompt(model: str | None, prompt: str | None) -> tuple[str, str |
     """Which of two optional arguments is which; no prompt means stdin."""
     if model is not None and prompt is None and _is_prompt(model):
         model, prompt = DEFAULT_MODEL, model
-    return model or DEFAULT_MODEL, None if prompt == "-" else prompt
+    return DEFAULT_MODEL if model is None else model, None if prompt == "-" else prompt
 
 
 def _path(args: argparse.Namespace, prompt: str | None) -> Path:

@@ -201,6 +201,8 @@ def verify(model: str, progress: Progress = _silent) -> StoredModel:
 
 def _order(model: str, name: str | None) -> _Order:
     """Decide what a model argument asks to be pulled, before any byte moves."""
+    if not model:  # as a path it would be the current folder
+        raise BadInput("a model needs a name, a source, a file or a folder, got an empty text")
     entry = catalog.get(model)
     if is_remote(model) or looks_like_path(model) or (entry is None and Path(model).exists()):
         source = parse(model)

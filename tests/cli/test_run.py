@@ -212,3 +212,8 @@ def test_what_a_run_does_not_need_is_not_imported(tiny: Path) -> None:
         "platformdirs",
         "ctypes.util",
     }
+
+
+def test_an_empty_name_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "", "Why?"]) == 2
+    assert capsys.readouterr().err.endswith("got an empty text\n")

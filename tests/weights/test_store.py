@@ -92,6 +92,16 @@ def test_pip_says_why_it_failed(home: Path, tmp_path: Path, monkeypatch: pytest.
     assert leftovers(home) == []
 
 
+def test_what_breaks_pip_itself_is_said(tmp_path: Path) -> None:
+    log = (
+        "Collecting x==1\n  ERROR: Exception:\nTraceback (most recent call last):\n"
+        '  File "pip/req.py", line 5, in run\n    file.write(chunk)\n'
+        "OSError: [Errno 27] File too large\n\n"
+    )
+    error = pypi._pip_error("x==1", log, tmp_path)
+    assert str(error).startswith("pip broke off while it fetched x==1 (OSError: [Errno 27] File too large);")
+
+
 def test_pip_missing_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pypi, "find_spec", lambda name: None)
     with pytest.raises(WorkFailed, match="ensurepip"):
@@ -416,6 +426,8 @@ def test_resolve_says_what_to_do(home: Path, tmp_path: Path, no_network: None) -
         store.resolve("llama-3.2-1b")
     with pytest.raises(BadInput, match="never published"):
         store.resolve("llama-1-7b")
+    with pytest.raises(BadInput, match="got an empty text"):
+        store.resolve("")
     with pytest.raises(BadInput, match="not of the form pypi:"):
         store.resolve("pypi:thing")
 
