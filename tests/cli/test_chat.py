@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -313,11 +313,11 @@ READY = "\x1b[?2004h"  # the prompt takes pasted text
 class Session:
     """A process on a terminal of its own."""
 
-    def __init__(self, *arguments: str, **env: str) -> None:
+    def __init__(self, *arguments: str, parent: Sequence[str] = (), **env: str) -> None:
         self.master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (30, 100))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "puna", "chat", *arguments],
+            [*parent, sys.executable, "-m", "puna", "chat", *arguments],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_own_terminal,
             env={**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **env},
         )  # fmt: skip
@@ -394,6 +394,34 @@ def test_a_session_on_a_terminal(tiny: Path, home: Path) -> None:
         history = home / "chat_history"
         assert "+two\n+lines" in history.read_text()
         assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+# Ends with 130 when SIGINT reaches it, as make does, but waits for its child before.
+LIKE_MAKE = """
+import signal, subprocess, sys
+seen = []
+signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+code = subprocess.call(sys.argv[1:])
+sys.exit(130 if seen else code)
+"""
+
+
+def test_ctrl_c_in_an_answer_is_for_the_chat_alone(tiny: Path) -> None:
+    parent = (sys.executable, "-c", LIKE_MAKE)
+    options = ("--threads", "1", "--ignore-end", "--temperature", "3")
+    with Session(str(tiny), *options, parent=parent) as session:
+        session.expect("/help for help")
+        session.expect(READY)
+        session.type("go on\r")
+        session.expect("…")
+        session.type("/stats\r")  # waits for the prompt
+        time.sleep(0.2)
+        session.type("\x03")
+        session.expect("interrupted")
+        session.expect("answers  1")
+        session.expect(READY)
+        session.type("\x04")
+        assert session.end() == 0
 
 
 def test_an_interrupt_while_loading(tiny: Path) -> None:
