@@ -167,7 +167,7 @@ def _params(chat: Chat, text: str) -> None:
 def _value(text: str) -> Any:
     try:
         return json.loads(_PYTHONS_WORDS.get(text, text))
-    except ValueError:
+    except (ValueError, RecursionError):  # the last of thousands of brackets
         return text
 
 

@@ -124,7 +124,13 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # where Python hides a byte of an argument that it could not decode
+            raise BadInput(
+                f"text must be Unicode, found the byte 0x{code - 0xDC00:02x} at character {error.start}, "
+                "which is no UTF-8; convert the text, as iconv does"
+            ) from None
         raise BadInput(
-            f"text must be Unicode, found half a surrogate pair (U+{ord(text[error.start]):04X}) at "
+            f"text must be Unicode, found half a surrogate pair (U+{code:04X}) at "
             f"character {error.start}; decode it as UTF-16 or take it out"
         ) from None

@@ -22,7 +22,7 @@ from puna.weights import store
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
 
-BYTES = b"GGUF" + bytes(3_000_000)
+BYTES = b"GGUF\3" + bytes(3_000_000)  # of version 3, with empty tables
 
 
 @pytest.fixture(autouse=True)
