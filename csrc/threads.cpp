@@ -17,13 +17,20 @@ void relax() {
 }
 
 Pool::Pool(int n_threads) : n_(n_threads) {
-  for (int t = 1; t < n_; t++) threads_.emplace_back([this, t] { serve(t); });
+  try {
+    for (int t = 1; t < n_; t++) threads_.emplace_back([this, t] { serve(t); });
+  } catch (...) {  // the system has no more threads: those that run wait on our members
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard lock(mutex_);
-    stop_ = true;
+    stopped_ = true;
   }
   wake_.notify_all();
   for (auto& t : threads_) t.join();
@@ -45,7 +52,7 @@ void Pool::run(const std::function<void(int)>& fn) {
 // longer idleness sleeps.
 void Pool::serve(int thread) {
   uint64_t seen = 0;
-  const auto changed = [&] { return ticket_.load(std::memory_order_acquire) != seen || stop_.load(std::memory_order_relaxed); };
+  const auto changed = [&] { return ticket_.load(std::memory_order_acquire) != seen || stopped_.load(std::memory_order_relaxed); };
   while (true) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(500);
     while (!changed() && std::chrono::steady_clock::now() < deadline)
@@ -54,7 +61,7 @@ void Pool::serve(int thread) {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, changed);
     }
-    if (stop_) return;
+    if (stopped_) return;
     seen = ticket_.load(std::memory_order_acquire);
     (*job_)(thread);
     busy_.fetch_sub(1, std::memory_order_acq_rel);

@@ -50,6 +50,7 @@ class Pool {
 
  private:
   void serve(int thread);
+  void stop();
   const int n_;
   std::vector<std::thread> threads_;
   const std::function<void(int)>* job_ = nullptr;
@@ -57,7 +58,7 @@ class Pool {
   std::condition_variable wake_;
   alignas(64) std::atomic<uint64_t> ticket_{0};  // a new value: a new job
   alignas(64) std::atomic<int> busy_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stopped_{false};
 };
 
 }  // namespace puna

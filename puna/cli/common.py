@@ -116,6 +116,13 @@ def _rich_bar() -> Progress:
     )
 
 
+def not_text(error: UnicodeDecodeError) -> str:
+    """What is wrong with input that cannot be decoded, to go on after its name."""
+    byte = error.object[error.start]
+    found = f"found the byte 0x{byte:02x} ({error.reason})"
+    return f"must be {error.encoding} text, {found}; convert it, as iconv does"
+
+
 def size(n_bytes: float) -> str:
     """Bytes for people, in decimal units: 98.4 MB."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -52,7 +52,7 @@ class Conversation:
         self.model = model
         self.params = params
         self.messages: list[dict[str, str]] = []
-        self.n_context = 0  # tokens of the context in use after the last answer
+        self._n_tokens: dict[int, int] = {}  # messages but for system's -> tokens of the context they took
         self.totals = Totals()
         self._asked: str | None = None  # a message whose answer is being made
         self.set_system(system)
@@ -61,6 +61,15 @@ class Conversation:
     def system(self) -> str | None:
         first = self.messages[0] if self.messages else None
         return first["content"] if first and first["role"] == "system" else None
+
+    @property
+    def n_context(self) -> int:
+        """Tokens of the context in use after the last answer; 0 where that was not seen."""
+        return self._n_tokens.get(self._n_said, 0)
+
+    @property
+    def _n_said(self) -> int:
+        return len(self.messages) - (self.system is not None)
 
     def set_system(self, text: str | None) -> None:
         """Set the system message from now on, or remove it."""
@@ -85,7 +94,7 @@ class Conversation:
             assert self._asked is not None
             self.messages.append({"role": "user", "content": self._asked})
             self.messages.append({"role": "assistant", "content": result.text})
-            self.n_context = result.n_prompt + len(result.token_ids)
+            self._n_tokens[self._n_said] = result.n_prompt + len(result.token_ids)
         self.totals.add(result, answer.timing)
         self._asked = None
         return result
@@ -103,7 +112,7 @@ class Conversation:
         """Forget all messages but the system message."""
         system = self.system
         self.messages.clear()
-        self.n_context = 0
+        self._n_tokens.clear()
         self.set_system(system)
 
     def save(self, path: Path) -> None:
@@ -116,8 +125,11 @@ class Conversation:
             "messages": self.messages,
             "params": changed_params(self.params),
         }
+        text = json.dumps(chat, ensure_ascii=False, indent=1) + "\n"
+        # half a surrogate pair has no UTF-8, but JSON has the same escape for it as Python
+        text = text.encode(errors="backslashreplace").decode()
         try:
-            write_atomically(path, json.dumps(chat, ensure_ascii=False, indent=1) + "\n")
+            write_atomically(path, text)
         except OSError as error:
             raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another file") from None
 
@@ -130,7 +142,7 @@ class Conversation:
             raise BadFile(f"{path}: {error}") from None
         self.params = params
         self.messages = chat["messages"]
-        self.n_context = 0
+        self._n_tokens.clear()
 
 
 def changed_params(params: SamplingParams) -> dict[str, Any]:
@@ -153,7 +165,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The object in a file that must be a saved chat."""
     try:
         chat = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of thousands of brackets
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise BadFile(f"{path} cannot be read as a saved chat: {reason}; choose another file") from None
     if not isinstance(chat, dict) or chat.get("puna_chat") != _VERSION or not _are_messages(chat):

@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
             option = text.partition("=")[0]
             if option.startswith("--") and option not in known:
                 raise UnknownOption(f"`{self.prog}` has no option {option}{closest(option, known)}")
-        args, rest = self.parse_known_args(argv)
+        # "intermixed" lets options stand between MODEL and PROMPT, but loses what "--" means
+        args, rest = (self.parse_known_args if "--" in argv else self.parse_known_intermixed_args)(argv)
         if rest:
             self.error(f"{rest[0]!r} is one argument too many")
         return args
@@ -63,8 +64,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line -> exit code."""
+    _open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter gets a "?"
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # the C locale would hide wrong bytes until they are encoded
     try:
         code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
@@ -81,6 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\npuna: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _open_missing_streams() -> None:
+    """Python has None for a standard stream that was closed (`>&-`): read nothing, write nowhere instead.
+
+    In the order of their descriptors, so that no file which is opened later gets one of theirs.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _fail(error: PunaError) -> int:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.cli.common import add_json, model_path, print_json
+from puna.cli.common import add_json, model_path, not_text, print_json
 from puna.cli.options import add_loading, add_sampling, load, read_sampling
 from puna.cli.terminal import rate, write
 from puna.core import BadInput, Completion, TokenLogprob, UnknownModel
@@ -84,7 +84,7 @@ def _model_and_prompt(model: str | None, prompt: str | None) -> tuple[str, str |
     """Which of two optional arguments is which; no prompt means stdin."""
     if model is not None and prompt is None and _is_prompt(model):
         model, prompt = DEFAULT_MODEL, model
-    return model or DEFAULT_MODEL, None if prompt == "-" else prompt
+    return DEFAULT_MODEL if model is None else model, None if prompt == "-" else prompt
 
 
 def _path(args: argparse.Namespace, prompt: str | None) -> Path:
@@ -107,7 +107,7 @@ def _read_stdin() -> str:
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise BadInput(f"the prompt on stdin must be {error.encoding} text: {error.reason}") from None
+        raise BadInput(f"the prompt on stdin {not_text(error)}") from None
     if not text:
         raise BadInput("the prompt on stdin must not be empty")
     return text

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from puna import env
+from puna.cli.common import not_text
+from puna.cli.keyboard import quiet_keyboard
 from puna.cli.terminal import harmless, write
+from puna.core import BadInput
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -47,6 +49,12 @@ class Pipe:
     forgives = False
 
     def read(self, draft: str = "") -> str | None:
+        try:
+            return self._read()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"the message on stdin {not_text(error)}") from None
+
+    def _read(self) -> str | None:
         lines: list[str] = []
         for line in sys.stdin:
             lines.append(line.rstrip("\n"))
@@ -102,7 +110,7 @@ class Terminal:
 
         write("\n")
         view = MarkdownView(self._paper, _to_terminal)
-        with _quiet_keyboard(), _interruptible(answer):
+        with _interruptible(answer), quiet_keyboard(self._session.input):
             view.wait()
             try:
                 for text in answer:
@@ -196,19 +204,3 @@ def _interruptible(answer: Answer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _quiet_keyboard() -> Iterator[None]:
-    """Do not show what is typed meanwhile in the middle of the answer; it waits for the next prompt."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    saved = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)

@@ -1,6 +1,7 @@
 """Show what a model is: shape, parameters, bytes by kind of tensor, cache at any context, licence, checksum.
 
-A model of the catalog that is not on this machine is shown as far as the catalog knows it.
+A model of the catalog that is not on this machine is shown as far as the catalog knows it. With --prompt,
+only how it is prompted: by the template of its file, and by the builder of its format.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import ProgressBar, add_json, billions, print_facts, print_json, print_table, size
 from puna.cli.config_facts import config_facts, config_report
+from puna.core import BadInput
 from puna.model import catalog
 from puna.model.sizes import kv_bytes, n_active, n_parameters
 from puna.weights import store
@@ -34,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="read all of it and compare the checksums first"
     )
     parser.add_argument("--metadata", action="store_true", help="also list the metadata of the file")
+    parser.add_argument(
+        "--prompt",
+        action="store_true",
+        help="show instead the prompt of a sample conversation, by the file's template and built from ids",
+    )
+    parser.add_argument(
+        "--chat-format", metavar="NAME", help="with --prompt: the format to build (default: the model's own)"
+    )
     add_json(parser)
 
 
@@ -46,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         with ProgressBar() as bar:
             store.verify(args.model, bar)
+    if args.prompt:
+        return _show_prompt(args, stored.name if stored else args.model)
+    if args.chat_format is not None:
+        raise BadInput("--chat-format says how --prompt builds a prompt; add --prompt, or leave it out")
     report = _of_entry(entry) if entry else _of_file(store.resolve(args.model))
     if stored is not None:
         files = [asdict(file) for file in stored.files]
@@ -55,6 +69,24 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print(report, args.metadata)
+    return 0
+
+
+def _show_prompt(args: argparse.Namespace, name: str) -> int:
+    from puna.cli.prompts import compare, print_comparison
+    from puna.text.formats import FORMATS
+    from puna.text.tokenizer import Tokenizer
+    from puna.weights.load import open_checkpoint
+
+    known = catalog.get(name)
+    chat_format = known.chat_format if known and known.chat_format in FORMATS else None
+    with open_checkpoint(store.resolve(args.model)) as checkpoint:
+        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+    report = compare(tokenizer, args.chat_format or chat_format)
+    if args.json:
+        print_json(report)
+    else:
+        print_comparison(tokenizer, report)
     return 0
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # "/undo" and "/system Be brief." are commands; "/etc/hosts is what?" and "//undo" are messages.
 _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?", re.DOTALL)
+_PYTHONS_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 class Chat:
@@ -165,8 +166,8 @@ def _params(chat: Chat, text: str) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(_PYTHONS_WORDS.get(text, text))
+    except (ValueError, RecursionError):  # the last of thousands of brackets
         return text
 
 

@@ -16,13 +16,13 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from puna.core import BadValue, Completion, EngineClosed, Request, StepResult
+from puna.core import BadValue, Completion, EngineClosed, Request, StepResult, WorkFailed
 from puna.engine.engine import Engine, completion
 
 if TYPE_CHECKING:
     import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy
 
-Item = StepResult | EngineClosed
+Item = StepResult | WorkFailed
 
 
 class _Inbox(NamedTuple):
@@ -49,7 +49,7 @@ class _Stream:
         self.close()  # nobody reads it any more
 
     def _open(self, item: Item) -> StepResult:
-        if isinstance(item, EngineClosed):
+        if isinstance(item, WorkFailed):
             self._has_ended = True
             raise item
         self._has_ended = item.finish_reason is not None
@@ -158,7 +158,7 @@ class EngineThread:
             if request.id in self._inboxes:
                 raise BadValue(f"request ids must be unique, but {request.id} is still running")
             self._inboxes[request.id] = inbox
-            self._commands.put(partial(self._engine.submit, request))
+            self._commands.put(partial(self._start, request))
 
     # what follows runs in the engine thread
 
@@ -177,6 +177,19 @@ class EngineThread:
             self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()
+
+    def _start(self, request: Request) -> None:
+        """What only now turns out to be wrong with a request is its own affair."""
+        try:
+            self._engine.submit(request)
+        except Exception as error:
+            inbox = self._inboxes.pop(request.id)
+            failed = WorkFailed(f"the request could not be started ({type(error).__name__}: {error})")
+            failed.__cause__ = error
+            if inbox.loop is None:
+                inbox.put(failed)
+            elif not inbox.loop.is_closed():
+                inbox.loop.call_soon_threadsafe(inbox.put, failed)
 
     def _wind_up(self, drain: bool) -> None:
         self._is_draining = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,7 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raise what is wrong with a request: PromptTooLong, BadValue or EngineClosed. Safe in any thread."""
         n_prompt, n_vocab, params = len(request.prompt), self._executor.vocab_size, request.params
+        _check_whole(request.prompt)
         if self._is_closed:
             raise EngineClosed("the engine is closed; load the model again to go on")
         if n_prompt > self.capacity:
@@ -239,3 +241,12 @@ def completion(request: Request, results: Iterable[StepResult]) -> Completion:
         logprobs=None if request.params.logprobs is None else tuple(logprobs),
         prompt_logprobs=tuple(prompt_logprobs) if request.prompt_logprobs else None,
     )
+
+
+def _check_whole(ids: Iterable[int]) -> None:
+    """One token id that is none would stop the engine for everybody."""
+    for i in ids:
+        try:
+            index(i)
+        except TypeError:
+            raise BadValue(f"a prompt must be a text or a list of token ids, got {i!r} among them") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -17,9 +17,6 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 # Meta's generation code and configuration files. For the single most likely answer ask for temperature 0.
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_p=0.9)
 
-_WHOLE = ("top_k", "seed", "max_tokens", "min_tokens", "logprobs")
-_IDS = ("stop_ids", "logit_bias")
-
 
 def sampling_params(options: Mapping[str, Any], base: SamplingParams = DEFAULT_PARAMS) -> SamplingParams:
     """`base` with `options` in the place of its fields; one stop or stop id needs no list around it.
@@ -27,19 +24,13 @@ def sampling_params(options: Mapping[str, Any], base: SamplingParams = DEFAULT_P
     Raises UnknownOption with the closest name, and BadValue for a value of the wrong type or range.
     """
     chosen = {field.name: getattr(base, field.name) for field in fields(base)} | dict(options)
-    try:
-        for name in ("stop", "stop_ids"):
-            value = chosen[name]
-            chosen[name] = (value,) if isinstance(value, str | int) else tuple(value)
-        params = SamplingParams.from_options(chosen)
-        whole = [*(chosen[name] for name in _WHOLE), *(item for name in _IDS for item in chosen[name])]
-        for value in whole:
-            if value is not None and not isinstance(value, int):
-                raise TypeError(f"{value!r} should be a whole number")
-        "".join(params.stop)
-    except (TypeError, AttributeError) as error:
-        raise BadValue(f"a sampling option has a value of the wrong type: {error}") from None
-    return params
+    for name in ("stop", "stop_ids"):
+        value = chosen[name]
+        if isinstance(value, str | int):
+            chosen[name] = (value,)
+        elif isinstance(value, Iterable) and not isinstance(value, bytes):
+            chosen[name] = tuple(value)
+    return SamplingParams.from_options(chosen)
 
 
 @dataclass(frozen=True)  # no slots: the class attributes are the defaults of LLM.__init__ and of the commands
@@ -57,12 +48,20 @@ class LLMConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, …; auto: an accelerator if torch sees one, else the CPU
 
     def __post_init__(self) -> None:
+        if self.seed is not None and not _is_whole(self.seed):
+            raise BadValue(f"seed must be a whole number, got {self.seed!r}")
+        if not isinstance(self.speculate, bool):
+            raise BadValue(f"speculate must be True or False, got {self.speculate!r}")
         for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", env.most_threads())):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+            if value is not None and not (_is_whole(value) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")
         for name, known in (("cache_type", CACHE_TYPES), ("backend", BACKENDS)):
             value = getattr(self, name)
             if value not in known:
                 hint = closest(str(value), known)
                 raise BadValue(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Never, Self, overload
 
 from puna.core import (
     BadInput,
+    BadValue,
     Completion,
     Request,
     SamplingParams,
@@ -227,7 +228,7 @@ class LLM:
         itself is scored. `top` adds the most likely tokens at each place. A list is scored as one batch.
         Raises what generate() raises.
         """
-        params = replace(_SCORING, logprobs=top)
+        params = sampling_params({"logprobs": top}, _SCORING)
         requests = [self._text_request(item, params, special, is_scored=True) for item in _items(text)]
         scores = [answer.prompt_logprobs or () for answer in self._run(requests)]
         return scores if _is_batch(text) else scores[0]
@@ -270,6 +271,8 @@ class LLM:
     def _text_request(
         self, prompt: Prompt, params: SamplingParams, special: bool, *, is_scored: bool = False
     ) -> Request:
+        if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
+            raise BadValue(f"a prompt must be a text or a list of token ids, got a {type(prompt).__name__}")
         ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
         return self._request_of(ids, params, continuing=True, is_scored=is_scored)
 
@@ -282,6 +285,9 @@ class LLM:
         from puna.text.chat import encode_chat
 
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
+            if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+                raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
         return self._request_of(encode_chat(self.tokenizer, turns, tools=tools), params, continuing=False)
 
     def _request_of(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna import _native
-from puna.core import BadValue, Batch, EngineClosed, Unsupported, closest
+from puna.core import BadValue, Batch, EngineClosed, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
@@ -27,6 +27,7 @@ from puna.weights.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
 CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")
+_SMALL = 32 << 20  # bytes; below, the order of reading stays
 _FORMS = {"f32": 0, "bf16": 1, "q8": 2}
 
 
@@ -103,9 +104,7 @@ class NativeExecutor:
         self.threads = threads or default_threads()
         refs = {name: WeightRef(name, t.kind, tuple(t.shape)) for name, t in tensors.items()}
         plan = fuse(record(cfg, refs, rope))
-        self._plan: Any = _native.Plan(
-            target,
-            self.threads,
+        sizes = (
             max_tokens,
             max_logits,
             cache_type,
@@ -114,6 +113,12 @@ class NativeExecutor:
             cfg.n_kv_heads,
             cfg.head_dim,
         )
+        try:
+            self._plan: Any = _native.Plan(target, self.threads, *sizes)
+        except RuntimeError as error:
+            raise WorkFailed(
+                f"{self.threads} threads could not be started ({error}); ask for fewer, or raise the limit"
+            ) from None
         self._plan.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
         self.ops = [node.op for node in plan.nodes]
         vectors = _vectors(plan, tensors)
@@ -160,7 +165,7 @@ def _matrices(plan: Plan) -> dict[str, WeightRef]:
 
 
 def _vectors(plan: Plan, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[np.float32]]:
-    """The weights of norms. Read before any matrix: pages of neighbours that this maps go with those."""
+    """The weights of norms."""
     vectors = {}
     for w in (w for node in plan.nodes if node.op == "rms_norm" for w in node.weights):
         vectors[w.name] = dequantize(tensors[w.name].data(), w.kind, w.shape)
@@ -175,7 +180,8 @@ def _pack_all(
     sizes = {name: _native.packed_bytes(w.kind, w.shape[0], w.shape[1]) for name, w in refs.items()}
     arena = _native.Arena(sum(sizes.values()) + 64 * len(sizes))
     packed = {}
-    for name, w in refs.items():
+    # Large ones first: while one is packed, its pages of the file count as well.
+    for name, w in sorted(refs.items(), key=lambda ref: -max(sizes[ref[0]], _SMALL)):
         data = tensors[name].data().reshape(-1)
         packed[name] = _native.pack_matrix(arena, w.kind, w.shape[0], w.shape[1], data)
         tensors[name].release()

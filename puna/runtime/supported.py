@@ -21,12 +21,13 @@ _NOT_NATIVE = {
 
 
 def refuse_uncomputed(cfg: ModelConfig, *, native: bool) -> None:
-    """Raise `Unsupported` for a configuration that asks for more than an executor (the `native` one) computes."""
+    """Raise `Unsupported` for a configuration of which an executor (the `native` one) computes a part only."""
     nowhere = [meaning for field, meaning in _NOWHERE.items() if getattr(cfg, field)]
     not_native = [meaning for field, meaning in _NOT_NATIVE.items() if native and getattr(cfg, field)]
     if nowhere:
+        needs = ", ".join([*not_native, *nowhere])
         raise Unsupported(
-            f"this model needs {', '.join([*not_native, *nowhere])}, which Puna reads and does not compute yet; "
+            f"this model needs {needs}, which Puna reads and does not compute yet; "
             "choose a text model (`puna list --catalog` shows all)"
         )
     if not_native:

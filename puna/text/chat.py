@@ -10,6 +10,8 @@ transformers.
 A template that looks into texts (does it start with "<think>"?) may render marked ones differently. Then
 fewer marks are made: not around texts, or at the least only in the names of control tokens. The last is
 enough unless the template itself makes a name by deleting something from a text.
+
+A file without a template, or a caller who names a format, gets the prompt that formats/ builds from ids.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from secrets import randbits
 from typing import Any
 
 from puna.core import BadInput
+from puna.text.formats import FORMATS, build_prompt, guess
 from puna.text.template import ChatTemplate
 from puna.text.tokenizer import Tokenizer
 
@@ -42,13 +45,59 @@ def encode_chat(
     add_generation_prompt: bool = True,
     date: date | None = None,
     variables: Mapping[str, Any] | None = None,
+    chat_format: str | None = None,
+    builtin_tools: Sequence[str] = (),
 ) -> list[int]:
-    """Token ids of the prompt that the file's chat template makes of `messages` ({"role", "content", …}).
+    """Token ids of the prompt for `messages` ({"role", "content", …}), up to where the answer begins.
 
-    The other arguments are those of ChatTemplate.render. The token that begins a text comes once, whether the
-    template writes it or the file asks for it. Raises BadInput for a file without a template, for messages
-    that are not plain data or have a role that is no word, and where the template refuses them.
+    They are those of the file's own chat template, or with `chat_format`, or where there is no template, of
+    the builder of that name or the one that the vocabulary was made for (formats.FORMATS). `builtin_tools`
+    are the tools that 3.1 and later 3.x know without definition; a template gets them as a variable. The
+    other arguments are those of ChatTemplate.render; `variables` are for templates only.
+
+    Raises BadInput for a file that has neither template nor known control tokens, for messages that are not
+    plain data or have a role that is no word, and where the template or the format refuses them.
     """
+    if chat_format is None and tokenizer.chat_template is not None:
+        if builtin_tools:
+            variables = {**(variables or {}), "builtin_tools": list(builtin_tools)}
+        return _encode_by_template(tokenizer, messages, tools, add_generation_prompt, date, variables)
+    if variables:
+        raise BadInput(
+            f"variables are for a file's chat template, found {', '.join(variables)} for a prompt without "
+            "one; take them out"
+        )
+    return build_prompt(
+        tokenizer,
+        messages,
+        chat_format=chat_format or _guessed(tokenizer),
+        tools=tools,
+        builtin_tools=builtin_tools,
+        add_generation_prompt=add_generation_prompt,
+        date=date,
+    )
+
+
+def _guessed(tokenizer: Tokenizer) -> str:
+    found = guess(tokenizer)
+    if found is None:
+        raise BadInput(
+            "to chat, a file must carry a chat template or the control tokens of a known format, it has "
+            f"neither; name its format ({', '.join(FORMATS)}), or for a base model, which continues text, "
+            "use puna run --raw"
+        )
+    return found
+
+
+def _encode_by_template(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    date: date | None,
+    variables: Mapping[str, Any] | None,
+) -> list[int]:
+    """The token that begins a text comes once, whether the template writes it or the file asks for it."""
     _check_roles(messages)
     mark = f"{randbits(128):039d}"  # digits: they survive upper(), JSON and HTML escapes
 

@@ -19,7 +19,8 @@ class Tokenizer:
 
     `bos_id` is the token that begins a text, or None; `add_bos` whether `encode` puts it there. `end_ids` are
     those after which an answer is over. `special_ids` are control tokens: text from users never becomes one.
-    `chat_template` is the file's Jinja template, or None.
+    `chat_template` is the file's Jinja template, or None. `infill_ids` has Code Llama's tokens PRE, SUF and
+    MID, where the vocabulary has them.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -31,7 +32,7 @@ class Tokenizer:
         self.vocab_size = len(v.tokens)
         self.bos_id, self.eos_id, self.add_bos = v.bos_id, v.eos_id, v.add_bos
         self.end_ids, self.special_ids = v.end_ids, v.special_ids
-        self.chat_template = v.chat_template
+        self.chat_template, self.infill_ids = v.chat_template, v.infill_ids
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -108,6 +109,10 @@ class Tokenizer:
             raise BadValue(f"a token id must be from 0 to {self.vocab_size - 1}, got {token_id}")
         return self._tokens[token_id]
 
+    def has(self, name: str) -> bool:
+        """Whether a control token of that name is in the vocabulary."""
+        return self._names.get(name) in self.special_ids
+
     def id(self, name: str) -> int:
         """The id of a control or user-defined token such as "<|eot_id|>"; BadValue if none is named so."""
         if name not in self._names:
@@ -119,7 +124,13 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # where Python hides a byte of an argument that it could not decode
+            raise BadInput(
+                f"text must be Unicode, found the byte 0x{code - 0xDC00:02x} at character {error.start}, "
+                "which is no UTF-8; convert the text, as iconv does"
+            ) from None
         raise BadInput(
-            f"text must be Unicode, found half a surrogate pair (U+{ord(text[error.start]):04X}) at "
+            f"text must be Unicode, found half a surrogate pair (U+{code:04X}) at "
             f"character {error.start}; decode it as UTF-16 or take it out"
         ) from None

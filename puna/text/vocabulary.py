@@ -33,6 +33,7 @@ class Vocabulary:
     add_bos: bool
     space_prefix: bool  # the encoder puts a space before every text
     chat_template: str | None
+    infill_ids: Mapping[str, int]  # of the tokens around code to fill in, by the names of _INFILL
 
 
 class TokenType(IntEnum):
@@ -58,6 +59,11 @@ _END_NAMES_OF_CONTROL = ("</s>", "<end_of_turn>", "<EOT>", "▁<EOT>", "[EOS]")
 
 # Files also forget to call such tokens control tokens.
 _CONTROL_SHAPE = re.compile(r"<\|\w+\|>")
+
+# Code Llama's tokens for filling in: the roles by which GGUF files name them, now and before; and how tokens
+# are spelled by Meta, by files with spaces for its mark, and by Hugging Face.
+_INFILL = {"PRE": ("fim_pre", "prefix"), "SUF": ("fim_suf", "suffix"), "MID": ("fim_mid", "middle")}
+_INFILL_SPELLINGS = ("\u2581<{}>", " <{}>", "<{}>")
 
 _KEY = "tokenizer."
 
@@ -195,7 +201,22 @@ class _Tokens:
             add_bos=self._keys.optional("ggml.add_bos_token", bool, add_bos) and bos_id is not None,
             space_prefix=space_prefix,
             chat_template=self._keys.optional("chat_template", str),
+            infill_ids=self._infill_ids(),
         )
+
+    def _infill_ids(self) -> dict[str, int]:
+        """By role, or else by name: files are not agreed on what kind of token these are."""
+        found: dict[str, int] = {}
+        for name, roles in _INFILL.items():
+            spellings = [spelling.format(name) for spelling in _INFILL_SPELLINGS]
+            ids = [
+                *map(self.role, roles),
+                *map(self.others.get, spellings),
+                *(self.ids.get(spelling.replace("\u2581", " ").encode()) for spelling in spellings),
+            ]
+            if (i := next((i for i in ids if i is not None), None)) is not None:
+                found[name] = i
+        return found
 
     def _of_types(self, *types: TokenType) -> dict[str, int]:
         return {name: i for name, i in self.others.items() if self._types[i] in types}

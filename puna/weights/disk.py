@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from puna.core import DiskFull, WorkFailed
 
@@ -35,14 +36,22 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old content or the new one, never a part."""
+    """Replace a small file so that a reader sees the old content or the new one, never a part.
+
+    Nothing else in the folder is touched, and nothing is left there where it fails.
+    """
+    data = text.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # not by tempfile, whose files only their owner may read: a store can be shared
+    temporary = path.with_name(f".puna-{token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is there only if something failed
     fsync_folder(path.parent)
 
 

@@ -98,7 +98,7 @@ class GgufFile:
         info = self.tensors[name]
         start = info.offset // _LARGE_PAGE * _LARGE_PAGE
         end = min(len(self._map), _padded(info.offset + info.n_bytes, _LARGE_PAGE))
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if end > start and hasattr(mmap, "MADV_DONTNEED"):  # an empty tensor may stand at the very end
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def raw_tensors(self) -> Iterator[RawTensor]:

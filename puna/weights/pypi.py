@@ -108,7 +108,12 @@ def _pip_error(requirement: str, log: str, folder: Path) -> WorkFailed:
         free = free_bytes(folder)
         return DiskFull(f"the wheel of {requirement} does not fit into the {free:,} bytes free; {MAKE_ROOM}")
     errors = [line.partition("ERROR: ")[2] for line in log.splitlines() if "ERROR: " in line]
-    reason = errors[0] if errors else (log.strip().splitlines() or ["no message"])[-1]
+    last = (log.strip().splitlines() or ["no message"])[-1]
+    if errors and errors[-1] == "Exception:":  # its traceback follows, which ends with what was raised
+        return WorkFailed(
+            f"pip broke off while it fetched {requirement} ({last}); remove the cause and pull again"
+        )
+    reason = errors[0] if errors else last
     return DownloadFailed(
         f"pip could not download {requirement} ({reason}); check the network and `pip config list`"
     )

@@ -9,6 +9,7 @@ Only names are looked at here: nothing is opened, fetched or stored.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -137,8 +138,12 @@ def local_files(path: Path) -> list[Path]:
     if path.is_dir():
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
         return [path / name for name in choose_model(names, str(path))]
+    if path.is_symlink() and not path.exists():
+        raise BadFile(f"{path} is a link to {os.readlink(path)}, which leads to no file; set it anew")
     if not path.exists():
         raise UnknownModel(f"there is no file or folder {path}{_neighbour(path)}")
+    if not path.is_file():
+        raise BadFile(f"{path} is a pipe or a device; expected a .gguf file or a folder with one")
     parts = split_set(path.name)
     names = [part for part in parts if (path.parent / part).is_file()]
     return [path.parent / part for part in require_parts(parts, names, str(path.parent))]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -93,7 +94,7 @@ class _Order:
     def key(self) -> str:
         """Names the partial folder and the lock; equal for equal sources."""
         text = str(self.source)
-        return f"{_tidy(Path(text).name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"{_tidy(Path(text).name)}-{hashlib.sha256(os.fsencode(text)).hexdigest()[:12]}"
 
 
 def home() -> Path:
@@ -200,6 +201,8 @@ def verify(model: str, progress: Progress = _silent) -> StoredModel:
 
 def _order(model: str, name: str | None) -> _Order:
     """Decide what a model argument asks to be pulled, before any byte moves."""
+    if not model:  # as a path it would be the current folder
+        raise BadInput("a model needs a name, a source, a file or a folder, got an empty text")
     entry = catalog.get(model)
     if is_remote(model) or looks_like_path(model) or (entry is None and Path(model).exists()):
         source = parse(model)
@@ -264,8 +267,13 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
     shutil.rmtree(work / "ready" if resumable else work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     try:
-        stored = _publish(order, _fetch(order, work, progress), work / "ready")
+        fetched = _fetch(order, work, progress)
+        _check_tables(fetched)
+        stored = _publish(order, fetched, work / "ready")
         resumable = False
+    except BadFile:
+        resumable = False  # the rest would not make it good
+        raise
     finally:
         if not resumable:
             shutil.rmtree(work, ignore_errors=True)
@@ -282,6 +290,18 @@ def _fetch(order: _Order, work: Path, progress: Progress) -> list[Fetched]:
 
         return fetch_hub(order.source, work, progress)
     return fetch_local(order.source, work, progress)
+
+
+def _check_tables(fetched: list[Fetched]) -> None:
+    """Raise what the reader says of a cut or damaged file now, not when it is run for the first time."""
+    from puna.weights.gguf import GgufFile
+
+    for file in fetched:
+        try:
+            GgufFile.open(file.path).close()
+        except BadFile as error:
+            reason = str(error).removeprefix(f"{file.path}: ")  # a path that goes away
+            raise type(error)(f"{file.name} cannot be pulled: {reason}") from None
 
 
 def _publish(order: _Order, fetched: list[Fetched], ready: Path) -> StoredModel:
@@ -311,7 +331,7 @@ def _content(files: tuple[StoredFile, ...]) -> str:
     if len(files) == 1:
         return files[0].sha256
     lines = "".join(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def _free_name(file_name: str, blob: str) -> str:

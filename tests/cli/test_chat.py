@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -149,6 +149,20 @@ def test_undo_and_retry(chat: Chat) -> None:
     assert (roles(chat), chat.draft) == ("ua", "second")
 
 
+def test_the_context_in_use_follows_undo(chat: Chat) -> None:
+    chat.obey("/system Be brief.")
+    chat.obey("first")
+    used = chat.conversation.n_context
+    assert used > 0
+    chat.obey("second")
+    assert chat.conversation.n_context > used
+    chat.obey("/undo")
+    assert chat.conversation.n_context == used
+    chat.obey("/undo")
+    chat.obey("/stats")
+    assert any("context  0 of" in text for text in said(chat))
+
+
 def test_interrupted_before_the_first_word(chat: Chat) -> None:
     assert isinstance(chat.screen, Recorder)
     chat.obey("first")
@@ -171,8 +185,9 @@ def test_params(chat: Chat) -> None:
         chat.obey("/params temprature=1")
     with pytest.raises(BadValue, match="top_p must be above 0"):
         chat.obey("/params top_p=7")
-    with pytest.raises(BadValue, match="wrong type"):
-        chat.obey("/params top_p=high")
+    for value in ("high", "[" * 200_000):
+        with pytest.raises(BadValue, match="wrong type"):
+            chat.obey(f"/params top_p={value}")
     assert chat.conversation.params == params
 
 
@@ -222,10 +237,22 @@ def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path) -> None:
         chat.obey(f"/save {path}/chat.json")
 
 
+def test_text_that_is_no_unicode_is_saved_as_it_was_loaded(chat: Chat, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text('{"puna_chat": 1, "messages": [{"role": "user", "content": "\\ud800 日本"}]}')
+    chat.obey(f"/load {first}")
+    chat.obey(f"/save {second}")
+    assert "日本" in second.read_text()
+    assert json.loads(second.read_text())["messages"] == json.loads(first.read_text())["messages"]
+    assert sorted(os.listdir(tmp_path)) == ["first.json", "second.json"]
+    with pytest.raises(BadInput, match="must be Unicode"):
+        chat.obey("go on")
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "[]", "{}", '{"puna_chat": 2, "messages": []}', '{"puna_chat": 1}',
+        "[" * 200_000, "[]", "{}", '{"puna_chat": 2, "messages": []}', '{"puna_chat": 1}',
         '{"puna_chat": 1, "messages": [1]}',
         '{"puna_chat": 1, "messages": [{"role": "user"}]}',
         '{"puna_chat": 1, "messages": [{"role": "tool", "content": "x"}]}',
@@ -286,11 +313,11 @@ READY = "\x1b[?2004h"  # the prompt takes pasted text
 class Session:
     """A process on a terminal of its own."""
 
-    def __init__(self, *arguments: str, **env: str) -> None:
+    def __init__(self, *arguments: str, parent: Sequence[str] = (), **env: str) -> None:
         self.master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (30, 100))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "puna", "chat", *arguments],
+            [*parent, sys.executable, "-m", "puna", "chat", *arguments],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_own_terminal,
             env={**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **env},
         )  # fmt: skip
@@ -367,6 +394,34 @@ def test_a_session_on_a_terminal(tiny: Path, home: Path) -> None:
         history = home / "chat_history"
         assert "+two\n+lines" in history.read_text()
         assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+# Ends with 130 when SIGINT reaches it, as make does, but waits for its child before.
+LIKE_MAKE = """
+import signal, subprocess, sys
+seen = []
+signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+code = subprocess.call(sys.argv[1:])
+sys.exit(130 if seen else code)
+"""
+
+
+def test_ctrl_c_in_an_answer_is_for_the_chat_alone(tiny: Path) -> None:
+    parent = (sys.executable, "-c", LIKE_MAKE)
+    options = ("--threads", "1", "--ignore-end", "--temperature", "3")
+    with Session(str(tiny), *options, parent=parent) as session:
+        session.expect("/help for help")
+        session.expect(READY)
+        session.type("go on\r")
+        session.expect("…")
+        session.type("/stats\r")  # waits for the prompt
+        time.sleep(0.2)
+        session.type("\x03")
+        session.expect("interrupted")
+        session.expect("answers  1")
+        session.expect(READY)
+        session.type("\x04")
+        assert session.end() == 0
 
 
 def test_an_interrupt_while_loading(tiny: Path) -> None:

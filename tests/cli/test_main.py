@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -112,6 +114,31 @@ def test_errors_become_exit_codes(
     assert capsys.readouterr() == ("", sentence)
 
 
+# Ctrl-C while the command is imported, as the script of [project.scripts] and `python -m puna` begin it
+INTERRUPTED_IMPORT = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "puna.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+"""
+SCRIPT = "from puna.__main__ import start\nsys.exit(start())"
+MODULE = "import runpy\nrunpy.run_module('puna', run_name='__main__')"
+
+
+@pytest.mark.parametrize("begin", [SCRIPT, MODULE])
+def test_an_interrupt_before_main_is_quiet(begin: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT + begin, "list"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\npuna: interrupted\n")
+
+
+def test_the_installed_script_begins_there() -> None:
+    project = tomllib.loads((Path(puna.__file__).parent.parent / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"puna": "puna.__main__:start"}
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -119,6 +146,41 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "err"),
+    [
+        ("list", ">&-", 0, ""),
+        ("list --bogus", "2>&-", 2, ""),
+        ("list", "<&- >&- 2>&-", 0, ""),
+        ("run TINY - --threads 1", "<&-", 2, "puna: the prompt on stdin must not be empty\n"),
+        ("chat TINY --threads 1", "<&-", 0, ""),
+        ("chat TINY --threads 1", ">&-", 0, ""),
+    ],
+)
+def test_closed_streams_are_empty(tiny: Path, arguments: str, closed: str, code: int, err: str) -> None:
+    words = arguments.replace("TINY", shlex.quote(str(tiny)))
+    command = f"{shlex.quote(sys.executable)} -m puna {words} {closed}"
+    done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, err)
+
+
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "utf-8:strict"}, {"LC_ALL": "C"}])
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_bytes_that_are_no_text(tiny: Path, command: str, setting: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "puna", command, str(tiny), "--threads", "1"],
+        input=b"hi \xff\n",
+        env={**os.environ, **setting},
+        capture_output=True,
+    )
+    what = b"prompt" if command == "run" else b"message"
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == (
+        b"puna: the " + what + b" on stdin must be utf-8 text, found the byte 0xff (invalid start byte); "
+        b"convert it, as iconv does\n"
+    )
 
 
 def test_a_terminal_without_the_letters_gets_question_marks(home: Path) -> None:

@@ -212,3 +212,18 @@ def test_what_a_run_does_not_need_is_not_imported(tiny: Path) -> None:
         "platformdirs",
         "ctypes.util",
     }
+
+
+@pytest.mark.parametrize(
+    "order",
+    [["{}", "the", *GREEDY], [*GREEDY, "{}", "the"], ["{}", *GREEDY, "the"], ["{}", "--raw", "the", *GREEDY]],
+    ids=["behind", "before", "between", "flag"],
+)
+def test_options_may_stand_anywhere(order: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *(word.format(tiny) for word in order)]) == 0
+    assert capsys.readouterr().out
+
+
+def test_an_empty_name_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "", "Why?"]) == 2
+    assert capsys.readouterr().err.endswith("got an empty text\n")

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from llm.tiny_llm import write_tiny_llm
 
 from puna.cli import common
 from puna.cli.main import main
@@ -21,7 +22,7 @@ from puna.weights import store
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
 
-BYTES = b"GGUF" + bytes(3_000_000)
+BYTES = b"GGUF\3" + bytes(3_000_000)  # of version 3, with empty tables
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,46 @@ def test_show_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     out = capsys.readouterr().out
     assert "general.architecture" in out
     assert "Q8_0" in out
+
+
+def test_the_prompt_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(write_tiny_llm(tmp_path / "tiny.gguf"))
+    shown = run_json(capsys, "show", path, "--prompt")
+    assert shown["chat_format"] == "chatml"
+    samples = shown["samples"]
+    assert isinstance(samples, dict)
+    talk = samples["conversation"]
+    assert talk["built"] == talk["template"]
+    assert talk["built"]["text"].startswith(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im"
+    )
+    assert talk["built"]["ids"][0] == 1
+    assert "chatml were not trained to call tools" in samples["tools"]["built"]["error"]
+    assert main(["show", path, "--prompt"]) == 0
+    out = capsys.readouterr().out
+    assert '\n  = "<|im_start|>system\\nYou are' in out
+    assert "  + " not in out
+
+
+def test_the_prompt_where_template_and_format_differ(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}\x1b"
+    path = str(write_tiny_llm(tmp_path / "tiny.gguf", template=template))
+    assert main(["show", path, "--prompt"]) == 0
+    out = capsys.readouterr().out
+    assert '  - "\\n"\n' in out
+    assert '  + " "\n' in out
+    assert "\x1b" not in out
+    path = str(write_tiny_llm(tmp_path / "none.gguf", template=None))
+    assert main(["show", path, "--prompt"]) == 0
+    assert "template  the file has no chat template" in capsys.readouterr().out
+    assert main(["show", path, "--prompt", "--chat-format", "llama31"]) == 2
+    assert "did you mean 'llama3.1'" in capsys.readouterr().err
+    assert main(["show", path, "--prompt", "--chat-format", "llama3.1"]) == 0
+    assert "built     the vocabulary has no special token '<|begin_of_text|>'" in capsys.readouterr().out
+    assert main(["show", path, "--chat-format", "llama3.1"]) == 2
+    assert "add --prompt" in capsys.readouterr().err
 
 
 def test_verify_reads_the_bytes(capsys: pytest.CaptureFixture[str], model: Path) -> None:

@@ -185,18 +185,43 @@ def test_a_cancelled_task_cancels_its_request(llm: LLM) -> None:
             "unknown sampling option 'temprature'; did you mean 'temper",
         ),
         ({"temperature": -1}, BadValue, "temperature must be from 0 to 100, got -1"),
-        ({"temperature": "hot"}, BadValue, "a sampling option has a value of the wrong type"),
-        ({"max_tokens": 2.5}, BadValue, "2.5 should be a whole number"),
-        ({"seed": "x"}, BadValue, "'x' should be a whole number"),
-        ({"stop": 3.5}, BadValue, "a sampling option has a value of the wrong type"),
-        ({"stop": [b"x"]}, BadValue, "a sampling option has a value of the wrong type"),
+        ({"temperature": "hot"}, BadValue, "temperature must be a number, got 'hot'"),
+        ({"max_tokens": 2.5}, BadValue, "max_tokens must be a whole number or None, got 2.5"),
+        ({"max_tokens": True}, BadValue, "max_tokens must be a whole number or None, got True"),
+        ({"ignore_end": "no"}, BadValue, "ignore_end must be True or False, got 'no'"),
+        ({"repetition_penalty": 1e-300}, BadValue, "repetition_penalty must be from 0.01 to 100"),
+        ({"logit_bias": {1: 1e300}}, BadValue, "logit_bias must be from -1e6 to 1e6"),
+        ({"logit_bias": {1: "x"}}, BadValue, "logit_bias must add numbers"),
+        ({"stop_ids": ["x"]}, BadValue, "stop_ids must be of token ids"),
+        ({"seed": "x"}, BadValue, "seed must be a whole number or None, got 'x'"),
+        ({"stop": 3.5}, BadValue, "stop must be a tuple, got 3.5"),
+        ({"stop": [b"x"]}, BadValue, "stop must be of texts, got"),
         ({"stop_ids": [10**6]}, BadValue, "stop_ids must be token ids"),
-        ({"logit_bias": {"a": 1.0}}, BadValue, "'a' should be a whole number"),
+        ({"logit_bias": {"a": 1.0}}, BadValue, "logit_bias must be of token ids, whole numbers, got"),
     ],
 )
 def test_bad_options(llm: LLM, options: dict[str, Any], error: type[PunaError], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         llm.generate("a", **options)
+
+
+@pytest.mark.parametrize("prompt", [None, 123, b"abc", ("a", "b"), ["a", 3], [1.5], [1, None], {"a": 1}])
+def test_a_prompt_of_the_wrong_type_is_its_own_affair(llm: LLM, prompt: Any) -> None:
+    other = llm.stream("the", max_tokens=40, ignore_end=True, temperature=0)
+    with pytest.raises(BadValue, match="prompt must be a text or a list of token ids"):
+        llm.generate(prompt)
+    assert len("".join(other)) > 0
+    assert llm.generate("the", max_tokens=2).text is not None
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools"), [(None, None), (7, None), ([{"role": "user", "content": "a"}], 5)]
+)
+def test_messages_and_tools_of_the_wrong_type(llm: LLM, messages: Any, tools: Any) -> None:
+    with pytest.raises(BadValue, match=r"(messages|tools) must be a list of mappings"):
+        llm.chat(messages, tools=tools)
+    with pytest.raises(BadValue, match="logprobs must be a whole number"):
+        llm.score("a", top="x")  # type: ignore[call-overload]
 
 
 def test_bad_prompts(llm: LLM) -> None:
@@ -226,6 +251,9 @@ def test_bad_prompts(llm: LLM) -> None:
         ),
         ({"threads": -1}, BadValue, "threads must be a whole number"),
         ({"batch": 1.5}, BadValue, "batch must be a whole number"),
+        ({"threads": True}, BadValue, "threads must be a whole number"),
+        ({"seed": 1.5}, BadValue, "seed must be a whole number, got 1.5"),
+        ({"speculate": "no"}, BadValue, "speculate must be True or False, got 'no'"),
         ({"cache_type": "q8"}, BadValue, "cache_type must be one of bf16, f16, f32, q8_0, got 'q8'"),
     ],
 )
@@ -246,11 +274,12 @@ def test_bad_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_llm(tmp_path / "strange.gguf", pre="strange")
     with pytest.raises(Unsupported, match="'strange'"):
         LLM(path)
-    with (
-        LLM(write_tiny_llm(tmp_path / "base.gguf", template=None)) as base,
-        pytest.raises(BadInput, match="chat template"),
-    ):
-        base.chat("x")
+
+
+def test_without_a_template_the_format_of_the_vocabulary_is_built(tmp_path: Path, llm: LLM) -> None:
+    with LLM(write_tiny_llm(tmp_path / "plain.gguf", template=None), threads=1) as plain:
+        options = {"temperature": 0, "max_tokens": 5}
+        assert plain.chat("Hi", **options).text == llm.chat("Hi", **options).text
 
 
 def test_settings_of_the_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

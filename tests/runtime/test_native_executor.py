@@ -145,6 +145,11 @@ def test_any_mix_gives_the_same_bits(quant: str, cache_type: str) -> None:
     check_mixes([small(quant, 2, cache_type), small(quant, 1, cache_type)], SMALL.vocab_size, 6, 600)
 
 
+def test_more_threads_than_blocks_of_tokens() -> None:
+    """Then several threads share a block's home, and help each other out."""
+    check_mixes([small("q4_0", n, "bf16") for n in (1, 3, 5)], SMALL.vocab_size, 4, 600)
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_norms_may_have_any_type(kind: str) -> None:
     checkpoint = synthetic_checkpoint(SMALL, "q8_0")

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text import templates
-from text.vocabularies import CONTROL, small_sentencepiece, smollm2, smollm2_data, smollm2_tokenizer
+from text.vocabularies import (
+    CONTROL,
+    llama2_tokenizer,
+    small_sentencepiece,
+    smollm2,
+    smollm2_data,
+    smollm2_tokenizer,
+)
 
 from puna.core import BadFile, BadInput
 from puna.text.chat import encode_chat, render_chat
@@ -247,9 +254,25 @@ def test_the_template_refuses() -> None:
 
 
 def test_no_template() -> None:
+    """The format that the vocabulary was made for is built, or one that is named."""
     tokenizer = Tokenizer.from_gguf(smollm2(chat_template=None))
-    with pytest.raises(BadInput, match=r"it has none; .* use puna run --raw"):
-        encode_chat(tokenizer, say("Hi"))
+    messages = say("Hi", "Hello", "Bye", system="Be brief.")
+    assert encode_chat(tokenizer, messages) == encode_chat(smollm2_tokenizer(), messages)
+    with pytest.raises(BadInput, match=r"it has neither; name its format .chatml, .* use puna run --raw"):
+        encode_chat(llama2_tokenizer(), messages)
+    named = encode_chat(llama2_tokenizer(), messages, chat_format="llama2")
+    assert named == encode_chat(llama2(), messages)
+    with pytest.raises(BadInput, match="it has none; a base model continues text"):
+        render_chat(tokenizer, messages)
+    with pytest.raises(BadInput, match="variables are for a file's chat template, found x"):
+        encode_chat(tokenizer, messages, variables={"x": 1})
+
+
+def test_builtin_tools_are_a_variable_of_templates() -> None:
+    template = "{{ bos_token }}{{ builtin_tools | join('; ') }}"
+    ids = encode_chat(llama3(template), say("Hi"), builtin_tools=["brave_search", "<|eot_id|>"])
+    assert llama3(template).decode(ids) == "<|begin_of_text|>brave_search; <|eot_id|>"
+    assert llama3(template).id("<|eot_id|>") not in ids
 
 
 def test_a_template_that_is_no_jinja() -> None:

@@ -228,6 +228,8 @@ def test_ids_by_name() -> None:
 def test_half_a_surrogate_pair() -> None:
     with pytest.raises(BadInput, match=r"half a surrogate pair \(U\+D83D\) at character 3"):
         smollm2_tokenizer().encode("abc\ud83d")
+    with pytest.raises(BadInput, match=r"the byte 0xff at character 3, which is no UTF-8"):
+        smollm2_tokenizer().encode(b"abc\xff".decode(errors="surrogateescape"))
 
 
 # What is refused.

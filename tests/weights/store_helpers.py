@@ -17,8 +17,10 @@ SOURCE = f"pypi:{PACKAGE}==1.0/{MEMBER}"
 
 
 def model_bytes(size: int = 100_000, seed: int = 0) -> bytes:
-    """Something that starts as a GGUF file does; nothing more is looked at by the store."""
-    return b"GGUF" + bytes((i * 7 + seed) % 251 for i in range(1000)) * (size // 1000)
+    """A GGUF file of version 3 with empty tables: `size` bytes, a multiple of 1000, after the magic."""
+    tables = (3).to_bytes(4, "little") + bytes(16)
+    filler = bytes((i * 7 + seed) % 251 for i in range(1000)) * (size // 1000)
+    return b"GGUF" + tables + filler[: -len(tables)]
 
 
 def make_wheel(folder: Path, content: bytes, package: str = PACKAGE) -> Path:

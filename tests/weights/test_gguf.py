@@ -138,6 +138,20 @@ def test_release_gives_the_pages_back(tmp_path: Path) -> None:
         assert resident() - start < 4 << 20
 
 
+def test_release_at_the_very_end(tmp_path: Path) -> None:
+    """An empty tensor may begin where the file ends, which may be the border of a large page."""
+    path, large = tmp_path / "x.gguf", 1 << 21
+    write_gguf(path, {}, [tensor("a", shape=(8,)), tensor("b", shape=(0,))])
+    with GgufFile.open(path) as file:
+        head = file.tensors["a"].offset
+    write_gguf(path, {}, [tensor("a", shape=((large - head) // 4,)), tensor("b", shape=(0,))])
+    assert path.stat().st_size == large
+    with GgufFile.open(path) as file:
+        assert file.tensors["b"].offset == large
+        for name in ("a", "b"):
+            file.release(name)
+
+
 def test_no_tensors_and_no_metadata(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", {}, [])
     with GgufFile.open(tmp_path / "m.gguf") as file:

@@ -40,6 +40,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
             "owner/cut": {"C-00001-of-00002.gguf": model_bytes()},
             "owner/none": {"model.safetensors": bytes(10), "config.json": b"{}"},
             "owner/fake": {"letter.gguf": b"Dear Sir or Madam"},
+            "owner/damaged": {"cut.gguf": model_bytes()[:20]},
         }
     )
     server = hub.start()
@@ -90,7 +91,9 @@ def test_what_is_no_model_is_refused(home: Path, hub: FakeHub) -> None:
         store.pull("hf:owner/none")
     with pytest.raises(BadFile, match=r"letter.gguf is not a GGUF file"):
         store.pull("hf:owner/fake")
-    assert [name for name in leftovers(home) if name.endswith(".part")] == []
+    with pytest.raises(BadFile, match=r"^cut.gguf cannot be pulled: "):
+        store.pull("hf:owner/damaged")
+    assert leftovers(home) == []
 
 
 def test_refusals_of_the_hub_become_sentences(home: Path, hub: FakeHub) -> None:

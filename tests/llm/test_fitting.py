@@ -1,0 +1,103 @@
+"""puna fit: predictions against what a process really takes, and what it proposes instead."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puna.cli.main import main
+from puna.core import BadValue
+from puna.llm.config import LLMConfig
+from puna.llm.fitting import estimate
+from puna.model.config import ModelConfig
+from puna.weights.load import write_checkpoint
+from puna.weights.synthetic import synthetic_checkpoint
+
+# Fills the context of every sequence and prints the most memory that the process held.
+FILL = """
+import sys
+from pathlib import Path
+import puna.llm.model, puna.text.tokenizer, puna.engine.bridge, puna.llm.answer
+from puna.bench.jobs import Job
+from puna.bench.ours import Ours
+from puna.bench.start import peak_bytes
+path, context, batch, cache_type = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+Ours(path, context * batch, 1, cache_type, "").run(Job("prefill", context - 1, streams=batch))
+print(peak_bytes())
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shapes whose memory is mostly weights, or mostly cache."""
+    folder = tmp_path_factory.mktemp("fit")
+    shapes = {
+        "weights": (ModelConfig(1024, 4, 16, 2, 64, 4096, 8192, 1e-5, 1e4, 1024, tied=True), "q8_0"),
+        "cache": (ModelConfig(256, 32, 8, 8, 32, 256, 4096, 1e-5, 1e4, 4096, tied=False), "q4_0"),
+        "floats": (ModelConfig(1024, 4, 16, 16, 64, 4096, 8192, 1e-5, 1e4, 512, tied=False), "bf16"),
+    }
+    for name, (config, quant) in shapes.items():
+        with synthetic_checkpoint(config, quant) as checkpoint:
+            write_checkpoint(checkpoint, folder / f"{name}.gguf")
+    return {name: folder / f"{name}.gguf" for name in shapes}
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "batch", "cache_type"),
+    [
+        ("weights", 256, 1, "bf16"),
+        ("floats", 512, 1, "f32"),
+        ("cache", 2048, 1, "bf16"),
+        ("cache", 1024, 3, "bf16"),
+        ("cache", 2048, 1, "q8_0"),
+    ],
+)
+def test_the_prediction_is_what_a_process_takes(
+    files: dict[str, Path], name: str, context: int, batch: int, cache_type: str
+) -> None:
+    arguments = [str(files[name]), str(context), str(batch), cache_type]
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, *arguments], capture_output=True, text=True, check=True
+    )
+    predicted = estimate(arguments[0], LLMConfig(context=context, batch=batch, cache_type=cache_type)).asked
+    assert predicted.total == pytest.approx(int(done.stdout), rel=0.05)
+
+
+def test_what_fits_instead_fits() -> None:
+    gb = 10**9
+    found = estimate("llama-3.1-8b-instruct", LLMConfig(), "bf16", available=12 * gb)
+    assert not found.asked.fits
+    assert found.asked.weights == pytest.approx(2 * 8_030_261_248, rel=1e-3)
+    assert [other.quant for other in found.instead] == ["q8_0", "q4_k_m", "q4_0"]
+    for other in found.instead:
+        assert other.fits
+        assert other.context % 32 == 0 or other.context == found.asked.context
+        more = LLMConfig(context=min(131072, other.context + 64))
+        if other.context < 131072:
+            assert not estimate("llama-3.1-8b-instruct", more, other.quant, available=12 * gb).asked.fits
+
+
+def test_nothing_fits() -> None:
+    assert estimate("llama-3.1-405b", LLMConfig(), available=10**9).instead == ()
+
+
+def test_a_context_beyond_the_model(files: dict[str, Path]) -> None:
+    with pytest.raises(BadValue, match=r"context must be at most the 512 tokens .* got 513"):
+        estimate(str(files["floats"]), LLMConfig(context=513))
+
+
+def test_the_command(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(files["cache"]), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["fits"]
+    assert report["total"] == sum(report[part] for part in ("weights", "cache", "activations", "process"))
+    assert main(["fit", "llama-3.1-405b", "--quant", "bf16"]) == 1
+    assert "It does not fit." in capsys.readouterr().out
+    assert main(["fit", "llama-3.1-8b", "--quant", "q5"]) == 2
+    assert "invalid choice: 'q5'" in capsys.readouterr().err
+    assert main(["fit", "lama-3.1-8b"]) == 2
+    assert "did you mean" in capsys.readouterr().err
