@@ -18,6 +18,29 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_p=0.9)
 
 
+_NONE = type(None)
+_OPTION_TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (
+        (
+            "repetition_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+            "temperature",
+            "top_p",
+            "min_p",
+            "typical_p",
+        ),
+        (int, float),
+        "a number",
+    ),
+    (("top_k", "min_tokens"), (int,), "a whole number"),
+    (("seed", "max_tokens", "logprobs"), (int, _NONE), "a whole number or None"),
+    (("ignore_end",), (bool,), "True or False"),
+    (("stop", "stop_ids"), (tuple,), "a tuple"),
+    (("logit_bias",), (Mapping,), "a mapping from token ids to numbers"),
+)
+
+
 def sampling_params(options: Mapping[str, Any], base: SamplingParams = DEFAULT_PARAMS) -> SamplingParams:
     """`base` with `options` in the place of its fields; one stop or stop id needs no list around it.
 
@@ -30,7 +53,24 @@ def sampling_params(options: Mapping[str, Any], base: SamplingParams = DEFAULT_P
             chosen[name] = (value,)
         elif isinstance(value, Iterable) and not isinstance(value, bytes):
             chosen[name] = tuple(value)
+    _check_types(chosen)
     return SamplingParams.from_options(chosen)
+
+
+def _check_types(chosen: Mapping[str, Any]) -> None:
+    """Unknown names pass: from_options names the closest one."""
+    for names, kinds, expected in _OPTION_TYPES:
+        for name in names:
+            value = chosen[name]
+            if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
+                raise BadValue(f"{name} must be {expected}, got {value!r}")
+    for name in ("stop_ids", "logit_bias"):
+        if not all(map(_is_whole, chosen[name])):
+            raise BadValue(f"{name} must be of token ids, whole numbers, got {chosen[name]!r}")
+    if any(not isinstance(v, int | float) or isinstance(v, bool) for v in chosen["logit_bias"].values()):
+        raise BadValue(f"logit_bias must add numbers, got {chosen['logit_bias']!r}")
+    if any(not isinstance(text, str) for text in chosen["stop"]):
+        raise BadValue(f"stop must be of texts, got {chosen['stop']!r}")
 
 
 @dataclass(frozen=True)  # no slots: the class attributes are the defaults of LLM.__init__ and of the commands

@@ -119,7 +119,8 @@ class NumpyOps:
     def temper(self, q_THC: Array, temperature: Any) -> Array:
         steps_T = np.floor((self.step.positions_T + 1) / temperature.floor_scale)
         factor_T = 1 + temperature.attn_scale * np.log1p(steps_T)
-        return q_THC * factor_T.astype(np.float32)[:, None]
+        y_THC: Array = q_THC * factor_T.astype(np.float32)[:, None]
+        return y_THC
 
     def attend(
         self,

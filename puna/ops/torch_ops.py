@@ -126,7 +126,9 @@ def _span(n: int, starts: Sequence[int], first_rows: Any, slots: Sequence[Any], 
         row[: len(own)] = own
         row[len(own) :] = own[0]  # not another's: a weight of 0 times its infinity would be no number
     rows_BN, last_BN = (np.asarray(first)[:, None] + np.arange(n) for first in (first_rows, starts))
-    return Span(*(_tensor(x, device) for x in (rows_BN, slots_BP, last_BN)), from_start=not any(starts))
+    return Span(
+        _tensor(rows_BN, device), _tensor(slots_BP, device), _tensor(last_BN, device), not any(starts)
+    )
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
@@ -208,7 +210,8 @@ class TorchOps:
     def temper(self, q_THC: Tensor, temperature: Any) -> Tensor:
         steps_T = torch.floor((self.step.positions_T.double() + 1) / temperature.floor_scale)
         factor_T = 1 + temperature.attn_scale * torch.log1p(steps_T)
-        return (q_THC.float() * factor_T.float()[:, None]).to(q_THC.dtype)
+        y_THC: Tensor = (q_THC.float() * factor_T.float()[:, None]).to(q_THC.dtype)
+        return y_THC
 
     def experts(
         self, x_TD: Tensor, router_ED: Any, w1_EFD: Tensor, w2_EDF: Tensor, w3_EFD: Tensor, n_active: int
@@ -216,7 +219,7 @@ class TorchOps:
         scores_TA, chosen_TA = self.linear(x_TD, router_ED).float().topk(n_active)
         gates_TA = scores_TA.sigmoid().to(x_TD.dtype)
         y_TD = torch.zeros_like(x_TD)
-        for e in chosen_TA.unique().tolist():
+        for e in sorted(set(chosen_TA.flatten().tolist())):
             rows, rank = (chosen_TA == e).nonzero(as_tuple=True)
             h_ND = x_TD[rows] * gates_TA[rows, rank, None]
             h_NF = self.swiglu(self.linear(h_ND, w1_EFD[e]), self.linear(h_ND, w3_EFD[e]))

@@ -114,7 +114,12 @@ class Recorder:
         chunk: int | None = None,
     ) -> Value:
         assert chunk is None, "chunked attention is refused before anything is recorded"
-        attrs = {"layer": layer, "n_heads": q_THC.cols // head_dim, "head_dim": head_dim, "scale": scale}
+        attrs: dict[str, Any] = {
+            "layer": layer,
+            "n_heads": q_THC.cols // head_dim,
+            "head_dim": head_dim,
+            "scale": scale,
+        }
         return self._node("attend", (q_THC, k_TKC, v_TKC), q_THC.cols, **attrs)
 
     def swiglu(self, gate_TF: Value, up_TF: Value) -> Value:

@@ -21,7 +21,7 @@ _NOT_NATIVE = {
 
 
 def refuse_uncomputed(cfg: ModelConfig, *, native: bool) -> None:
-    """Raise `Unsupported` for a configuration of which an executor (the `native` one) computes a part only."""
+    """Raise `Unsupported` for a configuration that an executor (the `native` one) computes in part only."""
     nowhere = [meaning for field, meaning in _NOWHERE.items() if getattr(cfg, field)]
     not_native = [meaning for field, meaning in _NOT_NATIVE.items() if native and getattr(cfg, field)]
     if nowhere:

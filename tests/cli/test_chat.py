@@ -186,7 +186,7 @@ def test_params(chat: Chat) -> None:
     with pytest.raises(BadValue, match="top_p must be above 0"):
         chat.obey("/params top_p=7")
     for value in ("high", "[" * 200_000):
-        with pytest.raises(BadValue, match="wrong type"):
+        with pytest.raises(BadValue, match="top_p must be a number"):
             chat.obey(f"/params top_p={value}")
     assert chat.conversation.params == params
 

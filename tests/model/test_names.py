@@ -94,7 +94,7 @@ def test_permute_moves_raw_rows() -> None:
 
 def test_shapes_are_those_of_the_definition() -> None:
     found = dict(names.shapes(CFG))
-    parts = {f.name for f in dataclasses.fields(LayerWeights)}
+    parts = {f.name for f in dataclasses.fields(LayerWeights)} - {"experts"}  # of Llama 4 only
     assert {n.split(".")[-1] for n in found if n.startswith("layers.")} == parts
     assert set(found) - {n for n in found if "." in n} == {"tok_embeddings", "norm", "output"}
     names.check_shapes(CFG, found)

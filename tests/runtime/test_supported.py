@@ -24,7 +24,7 @@ def test_executors_refuse(name: str, said: str) -> None:
     cfg = find(name).config
     with pytest.raises(Unsupported, match=said):
         NativeExecutor(cfg, {}, rope_table(cfg), cache_tokens=64)
-    with pytest.raises(Unsupported, match="this model needs .*an image encoder"):
+    with pytest.raises(Unsupported, match=r"this model needs .*an image encoder"):
         ReferenceExecutor(cfg, {}, n_blocks=1)
 
 
