@@ -54,7 +54,7 @@ def open_folder(folder: Path) -> MetaCheckpoint:
     _check_count(Record(params, "params.json"), shards, len(files))
     axis = _embeddings_axis(params, shards["tok_embeddings"])
     vocab_size = shards["tok_embeddings"][0].shape[0] * (len(files) if axis == 0 else 1)
-    config = _config(params, vocab_size)
+    config = read_params(params, vocab_size)
     tensors = {
         name: _joined(name, parts, axis if name == "tok_embeddings" else _AXIS.get(_part(name)))
         for name, parts in shards.items()
@@ -126,7 +126,7 @@ def _wrong_width(width: int, dim: int) -> int:
     )
 
 
-def _config(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+def read_params(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     """params.json, and what it leaves out as far as the catalog knows a release of this shape."""
     config = from_meta(params, vocab_size)
     known = _release(config)

@@ -58,6 +58,7 @@ class Target:
     sources: Sequence[RawTensor]  # what the layouts' pieces are parts of
     layouts: Sequence[Layout]
     files: Mapping[str, bytes]  # small ones beside them, by name
+    notes: Sequence[str] = ()  # what the format has no place for, a sentence each
 
     @property
     def n_bytes(self) -> int:
@@ -97,8 +98,30 @@ def plan(
             files[INDEX] = _json(index)
         return Target("hf", checkpoint, config, tensors, sources, layouts, files)
     layouts = meta.shard_layouts(config, tensors, n_files)
-    files = {**texts.files, "params.json": _json(meta_params(config))}
-    return Target("meta", checkpoint, config, tensors, tensors, layouts, files)
+    params, read_back = _params(config)
+    files = {**texts.files, "params.json": _json(params)}
+    notes = []
+    if read_back.context_length != config.context_length:
+        notes.append(
+            f"params.json has no place for the context of {config.context_length:,} tokens; readers assume "
+            f"{read_back.context_length:,}"
+        )
+    return Target("meta", checkpoint, config, tensors, tensors, layouts, files, notes)
+
+
+def _params(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
+    """params.json, and what its readers make of it; Unsupported where a reader would take it for another
+    model.
+    """
+    params = meta_params(config)
+    read_back = replace(meta.read_params(params, config.vocab_size), tied=config.tied)
+    difference = same_model(config, read_back)
+    if difference is not None:
+        raise Unsupported(
+            f"params.json cannot state this model's {difference}, a reader would assume another; convert to "
+            "hf or gguf"
+        )
+    return params, read_back
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
