@@ -203,11 +203,8 @@ def write_tokenizer_json(metadata: Json) -> dict[str, Any]:
     unknown = metadata.get(_KEY + "unknown_token_id")
     named = (UNKNOWN, CONTROL, USER_DEFINED)
     added = [_added(i, tokens[i], kind) for i, kind in enumerate(types) if kind in named]
-    vocab = {
-        token: i
-        for i, token in enumerate(tokens)
-        if types[i] in (NORMAL, BYTE) or (is_spm and types[i] != UNUSED)
-    }
+    # Control tokens too: the library gives new ids to those that the vocabulary lacks.
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
     model: dict[str, Any] = {
         "type": "BPE", "dropout": None,
         "unk_token": tokens[unknown] if is_spm and unknown is not None else None,
