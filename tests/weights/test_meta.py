@@ -147,7 +147,7 @@ def test_shards_are_those_of_metas_code(name: str, config: ModelConfig) -> None:
 
 
 def test_heads_that_cannot_be_shared_out() -> None:
-    with pytest.raises(BadValue, match="must divide 2 key/value heads, .* got 4"):
+    with pytest.raises(BadValue, match=r"must divide 2 key/value heads, .* got 4"):
         meta.shard_layouts(LLAMA2, [], 4)
 
 

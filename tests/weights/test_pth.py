@@ -6,6 +6,7 @@ import pickle
 import tracemalloc
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ from puna.weights.quant import dequantize, random_blocks
 from puna.weights.tensor import RawTensor
 
 ONE = FOLDER / "one" / "consolidated.00.pth"
-TENSORS = [
-    RawTensor(name, kind, shape, lambda kind=kind, shape=shape: random_blocks(kind, shape, np.random.default_rng(1)))
-    for name, kind, shape in (("a", "BF16", (3, 5)), ("b", "F32", (7,)), ("c", "F16", (2, 1, 2)), ("d", "F32", ()))
-]  # fmt: skip
+SHAPES = {"a": ("BF16", (3, 5)), "b": ("F32", (7,)), "c": ("F16", (2, 1, 2)), "d": ("F32", ())}
+
+
+def raw_tensor(name: str, kind: str, shape: tuple[int, ...]) -> RawTensor:
+    data = random_blocks(kind, shape, np.random.default_rng(1))
+    return RawTensor(name, kind, shape, lambda: data)
+
+
+TENSORS = [raw_tensor(name, kind, shape) for name, (kind, shape) in SHAPES.items()]
 
 
 def test_reads_what_torch_writes() -> None:
@@ -142,14 +148,14 @@ def test_other_archives(tmp_path: Path) -> None:
     big = tensor_file(tmp_path / "big.pth", good, byteorder=b"big")
     with pytest.raises(Unsupported, match="big endian"):
         PthFile.open(big)
-    with pytest.raises(Unsupported, match="saved by torch before 1.6"):
+    with pytest.raises(Unsupported, match=r"saved by torch before 1\.6"):
         PthFile.open(FOLDER / "legacy" / "consolidated.00.pth")
     packed = archive_of(tmp_path / "packed.pth", write_tensors({"w": good}), zipfile.ZIP_DEFLATED)
     with pytest.raises(Unsupported, match="is compressed or encrypted"):
         PthFile.open(packed)
     with zipfile.ZipFile(tmp_path / "none.pth", "w") as archive:
         archive.writestr("m/readme", "hello" * 10)
-    with pytest.raises(BadFile, match="one data.pkl inside, found 0"):
+    with pytest.raises(BadFile, match=r"one data\.pkl inside, found 0"):
         PthFile.open(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello " * 10)
     with pytest.raises(BadFile, match="expected it to start with"):
@@ -161,10 +167,8 @@ def test_other_archives(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_pickle_or_refused(raw: bytes) -> None:
-    try:
+    with suppress(BadFile):
         read_tensors(raw)
-    except BadFile:
-        pass
 
 
 def test_damaged_files_open_or_are_refused(tmp_path: Path) -> None:
