@@ -175,7 +175,7 @@ def test_damaged_files_open_or_are_refused(tmp_path: Path) -> None:
     raw = ONE.read_bytes()
     tables = [*range(3000), *range(len(raw) - 3000, len(raw))]
     statuses: Counter[str] = Counter()
-    for case in range(2000):
+    for case in range(500):
         rng = np.random.default_rng([0, case])
         damaged = bytearray(raw)
         for _ in range(int(rng.integers(1, 4))):
@@ -196,5 +196,5 @@ def test_damaged_files_open_or_are_refused(tmp_path: Path) -> None:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 1 << 21, case
-    assert statuses["opened"] > 100
-    assert statuses["refused"] > 500
+    assert statuses["opened"] > 50
+    assert statuses["refused"] > 100

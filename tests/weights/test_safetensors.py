@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -166,20 +166,23 @@ def test_bad_index(path: Path, index: dict[str, Any], message: str) -> None:
         open_sharded(path.parent / "i.json")
 
 
+NAME = st.text(max_size=8)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | NAME,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAME, inner, max_size=3),
+    max_leaves=4,
 )
 ENTRY = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from(["F32", "F4", "I8", "x"]) | JSON,
-        "shape": st.lists(st.integers(-1, 1 << 70)) | JSON,
+        "shape": st.lists(st.integers(-1, 1 << 70), max_size=4) | JSON,
         "data_offsets": st.lists(st.integers(-1, 100), min_size=2, max_size=2) | JSON,
     }
 )
 
 
-@given(header=st.dictionaries(st.text(), ENTRY | JSON), data=st.binary(max_size=64))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(header=st.dictionaries(NAME, ENTRY | JSON, max_size=4), data=st.binary(max_size=64))
 def test_any_header_opens_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, header: Any, data: bytes
 ) -> None:
@@ -196,7 +199,7 @@ def test_any_header_opens_or_is_refused(
 def test_damaged_files_open_or_are_refused(path: Path) -> None:
     raw = path.read_bytes()
     statuses: Counter[str] = Counter()
-    for case in range(2000):
+    for case in range(800):
         rng = np.random.default_rng([0, case])
         damaged = bytearray(raw)
         for _ in range(int(rng.integers(1, 4))):
@@ -216,5 +219,5 @@ def test_damaged_files_open_or_are_refused(path: Path) -> None:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 1 << 20, case
-    assert statuses["opened"] > 100
-    assert statuses["refused"] > 500
+    assert statuses["opened"] > 50
+    assert statuses["refused"] > 200
