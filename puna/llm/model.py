@@ -45,9 +45,9 @@ class LLM:
     >>> with LLM("smollm2") as llm:
     ...     print(llm.chat("Why is the sky blue?").text)
 
-    `model` is a name of the store, a .gguf file, a folder with one, or a source; it must be on this machine.
-    The other arguments are the fields of LLMConfig. Methods may be called from several threads and event
-    loops at once: all requests share the steps of one engine, and none changes another one's answer.
+    `model` is a name of the store, a .gguf file, the folder of a checkpoint, or a source; it must be on this
+    machine. The other arguments are the fields of LLMConfig. Methods may be called from several threads and
+    event loops at once: all requests share the steps of one engine, and none changes another one's answer.
 
     Every method takes sampling options (the fields of SamplingParams) by name, or a SamplingParams as
     `params`, whose fields these override. Without `params`, temperature is 0.6 and top_p 0.9; temperature 0

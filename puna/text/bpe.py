@@ -31,6 +31,7 @@ _UNIT_OF = np.full(1 << 11, _OUTSIDE, np.uint16)  # by code points that UTF-8 ha
 _UNIT_OF[[ord(character) for character in _alphabet()]] = range(256)
 _UNIT_OF[ord(" ")] = _SPACE
 _BYTES = [bytes([b]) for b in range(256)]
+_SPELLING = dict(enumerate(_alphabet()))
 
 # Words remembered with their ids: at most this many, none longer than this (natural ones rarely are).
 _CACHE_WORDS, _CACHE_LENGTH = 20_000, 32
@@ -45,6 +46,11 @@ def spelled(tokens: Strings) -> list[bytes]:
     for i in names[np.diff(names, prepend=-1) > 0].tolist():  # np.unique would load all of numpy.ma: 2 MB
         result[i] = tokens[i].encode()
     return result
+
+
+def spell(token: bytes) -> str:
+    """A token's bytes in the byte alphabet."""
+    return token.decode("latin-1").translate(_SPELLING)
 
 
 def _units(strings: Strings) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:

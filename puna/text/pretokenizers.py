@@ -72,6 +72,20 @@ def find(name: str) -> Scheme:
     return _BY_NAME[name]
 
 
+def name_of(patterns: tuple[str, ...], *, whole_words: bool) -> str | None:
+    """The first name of the scheme with these expressions, or None.
+
+    Where only the other treatment of whole words is known (Llama 4's), its name: merges made of ranks reach
+    every token, and it makes no difference.
+    """
+    known = [(scheme, names[0]) for scheme, names in _SCHEMES.items() if scheme.patterns == patterns]
+    known.sort(key=lambda row: row[0].whole_words != whole_words)
+    return known[0][1] if known else None
+
+
+GPT2_PATTERNS, DIGITS_PATTERNS = (_GPT2,), (_DIGITS,)
+
+
 def splitter(scheme: Scheme) -> Callable[[str], list[str]]:
     """A function that cuts text into words; joined, they are the text again."""
     from tokenizers import Regex

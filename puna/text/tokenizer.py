@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from puna.core import BadInput, BadValue, closest
@@ -42,6 +43,13 @@ class Tokenizer:
         or a pre-tokenizer that is not known, by its name.
         """
         return cls(read_vocabulary(metadata))
+
+    @classmethod
+    def from_folder(cls, folder: Path, vocab_size: int | None = None) -> Tokenizer:
+        """The tokenizer of a folder in Hugging Face's or Meta's layout; see files.read_folder."""
+        from puna.text.files import read_folder
+
+        return cls(read_vocabulary(read_folder(folder, vocab_size)))
 
     def encode(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
         """Token ids of `text`, after the token that begins a text where the file asks for one (`bos`

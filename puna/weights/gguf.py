@@ -12,9 +12,8 @@ each tensor at a multiple of general.alignment.
 from __future__ import annotations
 
 import errno
-import mmap
+import io
 import os
-import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,8 @@ from numpy.typing import NDArray
 
 from puna.core import BadFile, BadValue, DiskFull, Unsupported
 from puna.weights.formats import FORMATS, format_of_type, n_bytes
+from puna.weights.layout import Layout, Slice
+from puna.weights.mapped import MappedFile
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Metadata, Value, ValueType, read_value
 
@@ -44,7 +45,6 @@ _HEAD = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 # After the number of axes: their lengths, the type, the offset.
 _ROWS = tuple(struct.Struct(f"<{n_axes}QIQ") for n_axes in range(_MAX_AXES + 1))
-_LARGE_PAGE = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,12 @@ class TensorInfo:
 
 
 class GgufFile:
-    """One open file. Use as a context manager, or close() it.
+    """One open file. Use as a context manager, or close() it."""
 
-    A mapped file must not be shortened while it is open: reading what is gone ends the process (SIGBUS).
-    """
-
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
-        self.path = path
-        self._map = mapped
-        self._bytes: NDArray[np.uint8] | None = np.frombuffer(mapped, np.uint8)
-        cursor = _Cursor(self._bytes)
+    def __init__(self, file: MappedFile) -> None:
+        self.path = file.path
+        self._file = file
+        cursor = _Cursor(file.bytes)
         self.version, n_tensors, n_entries = cursor.head()
         self.metadata = Metadata(cursor.entries(n_entries))
         self.alignment = alignment_of(self.metadata.encoded)
@@ -79,27 +75,19 @@ class GgufFile:
         """Map the file and check its tables; no tensor is read. Raises BadFile or Unsupported."""
         path = Path(path)
         try:
-            return cls(path, _map_file(path))
+            return cls(MappedFile.open(path, _HEAD.size, "a GGUF file"))
         except BadFile as error:
             raise type(error)(f"{path}: {error}") from None
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file."""
-        if self._bytes is None:
-            raise ValueError(f"{self.path} was closed")
         info = self.tensors[name]
-        return self._bytes[info.offset : info.offset + info.n_bytes]
+        return self._file.bytes[info.offset : info.offset + info.n_bytes]
 
     def release(self, name: str) -> None:
-        """Give the resident pages of a tensor back; they are read again if touched.
-
-        So are those around it: a fault maps more of the file than was asked for, up to a large page.
-        """
+        """Give the resident pages of a tensor, and those around it, back; they are read again if touched."""
         info = self.tensors[name]
-        start = info.offset // _LARGE_PAGE * _LARGE_PAGE
-        end = min(len(self._map), _padded(info.offset + info.n_bytes, _LARGE_PAGE))
-        if end > start and hasattr(mmap, "MADV_DONTNEED"):  # an empty tensor may stand at the very end
-            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+        self._file.release(info.offset, info.offset + info.n_bytes)
 
     def raw_tensors(self) -> Iterator[RawTensor]:
         """All tensors, in the order of the table."""
@@ -109,25 +97,13 @@ class GgufFile:
 
     def close(self) -> None:
         """No further data(); the mapping goes when the last array and metadata value over it do."""
-        self._bytes = None
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        status = path.stat()
-        # Pipes and devices have no size to check against (and may block); zero bytes cannot be mapped.
-        if not stat.S_ISREG(status.st_mode) or status.st_size < _HEAD.size:
-            raise BadFile(f"not a GGUF file: expected a regular file of at least {_HEAD.size} bytes")
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror or error}") from error
 
 
 class _Cursor:
@@ -300,7 +276,21 @@ def write_gguf(
         partial_path.unlink(missing_ok=True)
 
 
-def _check_names(metadata: Mapping[str, Value], tensors: Sequence[RawTensor]) -> None:
+def layout(file_name: str, metadata: Mapping[str, Value], tensors: Sequence[Slice]) -> Layout:
+    """A file of these tensors in their order, as `write_gguf` writes it. Raises BadValue as that does."""
+    _check_names(metadata, tensors)
+    alignment = alignment_of(metadata)
+    tables = io.BytesIO()
+    _write_tables(tables, metadata, tensors, VERSIONS[-1], alignment)
+    head = tables.getvalue()
+    at, pieces = len(head), []
+    for tensor in tensors:
+        pieces.append((at, tensor))
+        at = _padded(at + tensor.n_bytes, alignment)
+    return Layout(file_name, at, tuple(pieces), lambda crcs: [(0, head)])
+
+
+def _check_names(metadata: Mapping[str, Value], tensors: Sequence[RawTensor | Slice]) -> None:
     for key in metadata:
         if len(key.encode()) > _MAX_KEY:
             raise BadValue(f"a metadata key has at most {_MAX_KEY:,} bytes, got {key[:40]!r}...")
@@ -317,7 +307,11 @@ def _pack_name(name: str) -> bytes:
 
 
 def _write_tables(
-    file: IO[bytes], metadata: Mapping[str, Value], tensors: Sequence[RawTensor], version: int, alignment: int
+    file: IO[bytes],
+    metadata: Mapping[str, Value],
+    tensors: Sequence[RawTensor | Slice],
+    version: int,
+    alignment: int,
 ) -> None:
     file.write(_HEAD.pack(MAGIC, version, len(tensors), len(metadata)))
     for key, value in metadata.items():

@@ -7,19 +7,30 @@ when asked for, so that opening costs milliseconds and repacking can proceed one
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from puna.core import BadFile
 from puna.model import names
 from puna.model.config import ModelConfig, from_gguf
-from puna.weights.gguf import GgufFile, write_gguf
+from puna.weights import hf, meta
+from puna.weights.folder import locate
+from puna.weights.gguf import write_gguf
 from puna.weights.quant import dequantize
 from puna.weights.split import open_parts
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Metadata, Value, ValueType
+
+
+class OpenFile(Protocol):
+    """A file of any format."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +38,10 @@ class Checkpoint:
     """Use as a context manager, or close() it once the tensors are packed."""
 
     config: ModelConfig
-    metadata: Metadata  # of the file; the text side reads the tokenizer from it
+    metadata: Metadata  # of a GGUF file, whose tokenizer the text side reads from it; else empty
     tensors: Mapping[str, RawTensor]  # by our names, in the order of the file
-    files: tuple[GgufFile, ...] = ()  # none where it is synthetic
+    files: Sequence[OpenFile] = ()  # none where it is synthetic
+    folder: Path | None = None  # of Hugging Face's or Meta's files, the tokenizer's among them
 
     @property
     def n_bytes(self) -> int:
@@ -52,12 +64,26 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a GGUF file, or all parts of a split one of which `path` is any.
+    """Open a GGUF file (or all parts of a split one of which `path` is any), or the folder of a checkpoint in
+    Hugging Face's or Meta's layout, or any file of it.
 
     Nothing but the tables and the rotary factors is read. Raises Unsupported for another architecture, a
     tensor that no Llama has or a tensor type without an implementation; BadFile for whatever is damaged,
-    missing or of the wrong shape. Messages name the file and the part of it.
+    missing or of the wrong shape; BadInput for a folder of several checkpoints, UnknownModel where there is
+    nothing. Messages name the file and the part of it.
     """
+    found = locate(path)
+    if found.format == "gguf":
+        return _open_gguf(found.path)
+    try:
+        return _open_hf(found.path) if found.format == "hf" else _open_meta(found.path)
+    except BadFile as error:
+        message = str(error)
+        named = message.startswith(f"{found.path}")
+        raise type(error)(message if named else f"{found.path}: {message}") from None
+
+
+def _open_gguf(path: Path) -> Checkpoint:
     files = tuple(open_parts(path))
     stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
     metadata = files[0].metadata
@@ -72,6 +98,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except BadFile as error:
         raise type(error)(f"{path}: {error}") from None
     return Checkpoint(config, metadata, tensors, files)
+
+
+def _open_hf(folder: Path) -> Checkpoint:
+    config = hf.read_config(folder)
+    files = hf.open_files(folder)
+    stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
+    tensors = hf.our_tensors(config, stored)
+    names.check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
+    return Checkpoint(config, Metadata({}), tensors, files, folder)
+
+
+def _open_meta(folder: Path) -> Checkpoint:
+    opened = meta.open_folder(folder)
+    return Checkpoint(opened.config, Metadata({}), opened.tensors, opened.files, folder)
 
 
 def _floats(tensor: RawTensor) -> list[float]:

@@ -28,6 +28,7 @@ from puna.core import BadFile, BadInput, NotPulled, UnknownModel, Unsupported, c
 from puna.model import catalog
 from puna.weights.disk import disk_errors, folder_size, fsync_folder, locked, write_atomically
 from puna.weights.fetch import Expected, Fetched, Progress, fetch_local, hash_file
+from puna.weights.folder import is_folder_checkpoint
 from puna.weights.sources import (
     HubSource,
     LocalSource,
@@ -149,11 +150,16 @@ def require(model: str) -> StoredModel:
 def resolve(model: str) -> Path:
     """The file that a model argument means: a name, source, file or folder. Never touches the network.
 
+    A folder in Hugging Face's or Meta's layout stands for itself.
+
     Raises NotPulled for what `pull` could bring, UnknownModel with the closest name for what is unknown, and
     BadFile for a stored model with missing or cut files.
     """
     stored = find(model)
     if stored is None:
+        path = Path(model).expanduser()
+        if not is_remote(model) and catalog.get(model) is None and is_folder_checkpoint(path):
+            return path
         source = _order(model, None).source
         if isinstance(source, LocalSource):
             return local_files(source.path)[0]

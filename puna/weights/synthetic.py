@@ -7,7 +7,7 @@ llama-quant.cpp; held to it by tests/golden/llama_cpp_kinds.json).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from zlib import crc32
 
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from puna.core import BadValue, Unsupported, closest
 from puna.model import names
-from puna.model.config import ModelConfig, RopeScaling
+from puna.model.config import ModelConfig
 from puna.model.incoming import is_llama4
-from puna.model.rope import rope_table
-from puna.model.scaling import yarn_mscale
+from puna.weights.describe import gguf_metadata, rope_factors
 from puna.weights.formats import FORMATS
 from puna.weights.load import Checkpoint
 from puna.weights.quant import quantize, random_blocks
@@ -64,11 +63,12 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
         kind = tensor_kind(config, quant, name, shape)
         make = partial(_random_tensor, kind, shape, seed, name)
         tensors[name] = RawTensor(name, kind, shape, make)
-    factors = _rope_factors(config)
+    factors = rope_factors(config)
     if factors is not None:
         data = quantize(factors, "F32")
         tensors["rope_factors"] = RawTensor("rope_factors", "F32", factors.shape, lambda: data)
-    metadata = _metadata(config) | {"general.file_type": _u32(FILE_TYPES[quant].number)}
+    file_type = Value.of(ValueType.UINT32, FILE_TYPES[quant].number)
+    metadata = gguf_metadata(config) | {"general.file_type": file_type}
     return Checkpoint(config, Metadata(metadata), tensors)
 
 
@@ -105,60 +105,3 @@ def _random_tensor(kind: str, shape: tuple[int, ...], seed: int, name: str) -> N
     noise = random_blocks(kind, shape, rng, std=0.1).view("<f4")
     near_one: NDArray[np.uint8] = (1 + noise).view(np.uint8)
     return near_one
-
-
-def _u32(value: int) -> Value:
-    return Value.of(ValueType.UINT32, value)
-
-
-def _f32(value: float) -> Value:
-    return Value.of(ValueType.FLOAT32, value)
-
-
-def _metadata(config: ModelConfig) -> dict[str, Value]:
-    """What from_gguf of model/config.py reads back as `config`; Llama 3's scaling comes back as factors."""
-    return {
-        "general.architecture": Value.of(ValueType.STRING, "llama"),
-        "general.quantization_version": _u32(2),
-        "llama.vocab_size": _u32(config.vocab_size),
-        "llama.context_length": _u32(config.context_length),
-        "llama.embedding_length": _u32(config.dim),
-        "llama.block_count": _u32(config.n_layers),
-        "llama.feed_forward_length": _u32(config.ffn_dim),
-        "llama.attention.head_count": _u32(config.n_heads),
-        "llama.attention.head_count_kv": _u32(config.n_kv_heads),
-        "llama.attention.key_length": _u32(config.head_dim),
-        "llama.attention.value_length": _u32(config.head_dim),
-        "llama.attention.layer_norm_rms_epsilon": _f32(config.norm_eps),
-        "llama.rope.dimension_count": _u32(config.head_dim),
-        "llama.rope.freq_base": _f32(config.rope_theta),
-    } | _scaling_metadata(config.rope_scaling)
-
-
-def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, Value]:
-    if scaling is None or scaling.kind in ("llama3", "factors"):
-        return {}
-    if scaling.kind not in ("linear", "yarn"):
-        raise Unsupported(f"GGUF files of Llama cannot state {scaling.kind!r} rope scaling")
-    entries = {
-        "llama.rope.scaling.type": Value.of(ValueType.STRING, scaling.kind),
-        "llama.rope.scaling.factor": _f32(scaling.factor),
-    }
-    if scaling.kind == "yarn":
-        # The reader multiplies YaRN's own factor in again.
-        entries["llama.rope.scaling.attn_factor"] = _f32(scaling.attention / yarn_mscale(scaling.factor))
-        entries["llama.rope.scaling.original_context_length"] = _u32(scaling.original_context)
-        entries["llama.rope.scaling.yarn_beta_fast"] = _f32(scaling.beta_fast)
-        entries["llama.rope.scaling.yarn_beta_slow"] = _f32(scaling.beta_slow)
-    return entries
-
-
-def _rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
-    """Divisors of the frequencies [head_dim / 2], which GGUF keeps in rope_freqs.weight, if there are any."""
-    scaling = config.rope_scaling
-    if scaling is None or not (scaling.factors or scaling.kind == "llama3"):
-        return None
-    if scaling.kind != "llama3":
-        return np.array(scaling.factors, np.float32)
-    plain = rope_table(replace(config, rope_scaling=None)).frequencies
-    return (plain / rope_table(config).frequencies).astype(np.float32)

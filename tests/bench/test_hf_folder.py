@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from puna.bench.hf_folder import write_hf_folder
-from puna.core import Unsupported
 from puna.model import catalog
-from puna.model.config import ModelConfig, RopeScaling, from_hf
+from puna.model.config import ModelConfig, from_hf
 from puna.model.names import from_hf as our_name
 from puna.model.names import unpermute
 from puna.weights.quant import dequantize, quantize
@@ -41,9 +40,3 @@ def test_round_trip(config: ModelConfig, tmp_path: Path) -> None:
             rows = unpermute(rows, rows.shape[0] // config.head_dim)
         original = quantize(dequantize(tensor.data(), tensor.kind, tensor.shape), "BF16")
         np.testing.assert_array_equal(rows, dequantize(original, "BF16", tensor.shape))
-
-
-def test_other_scalings_are_refused(tmp_path: Path) -> None:
-    config = replace(SHAPE, rope_scaling=RopeScaling("linear", factor=2))
-    with pytest.raises(Unsupported, match="got 'linear'"):
-        write_hf_folder(synthetic_checkpoint(config, "q4_0"), tmp_path)
