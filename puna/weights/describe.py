@@ -18,6 +18,30 @@ from puna.model.rope import rope_table
 from puna.model.scaling import yarn_mscale
 from puna.weights.values import Value, ValueType
 
+# Fields of a configuration that a dense text decoder leaves as they are.
+_BEYOND_DENSE = (
+    "experts", "attention_chunk", "no_rope_every", "qk_norm", "query_temperature", "cross_attention",
+    "n_image_embeddings", "vision",
+)  # fmt: skip
+
+
+def require_dense(config: ModelConfig, what: str) -> None:
+    """Raise Unsupported unless `config` is a dense text decoder of Llama 1 to 3.3.
+
+    `what` is the part of Puna that takes no other.
+    """
+    for name in _BEYOND_DENSE:
+        if getattr(config, name):
+            raise Unsupported(
+                f"{what} takes dense text decoders of Llama 1 to 3.3 only, and this model has {name}; use "
+                "another release of it"
+            )
+
+
+def is_dense(config: ModelConfig) -> bool:
+    return not any(getattr(config, name) for name in _BEYOND_DENSE)
+
+
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

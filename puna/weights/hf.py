@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from puna.core import BadFile, Unsupported
 from puna.model import names
 from puna.model.config import ModelConfig, from_hf
+from puna.weights.describe import require_dense
 from puna.weights.folder import INDEX
 from puna.weights.formats import FORMATS
 from puna.weights.safetensors import SafetensorsFile, open_sharded, read_json
@@ -47,7 +48,9 @@ def read_config(folder: Path) -> ModelConfig:
             f"config.json says that the weights are quantized ({method!r:.40}), and Puna reads F32, F16 and "
             "BF16 from such folders; use the release in BF16, or a GGUF file of the model"
         )
-    return from_hf(config)
+    described = from_hf(config)
+    require_dense(described, "the reader of such folders")
+    return described
 
 
 def our_tensors(config: ModelConfig, stored: Mapping[str, RawTensor]) -> dict[str, RawTensor]:

@@ -23,6 +23,7 @@ from puna.core import BadFile, BadValue
 from puna.model import catalog, names
 from puna.model.config import ModelConfig, from_meta
 from puna.model.record import Record
+from puna.weights.describe import is_dense, require_dense
 from puna.weights.folder import meta_shards
 from puna.weights.formats import FORMATS
 from puna.weights.layout import Layout, Slice
@@ -129,6 +130,7 @@ def _wrong_width(width: int, dim: int) -> int:
 def read_params(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     """params.json, and what it leaves out as far as the catalog knows a release of this shape."""
     config = from_meta(params, vocab_size)
+    require_dense(config, "the reader of Meta's files")
     known = _release(config)
     if known is None:
         return config
@@ -145,7 +147,8 @@ def _release(config: ModelConfig) -> ModelConfig | None:
     for entry in catalog.CATALOG:
         known = entry.config
         if (
-            all(getattr(known, name) == getattr(config, name) for name in alike)
+            is_dense(known)
+            and all(getattr(known, name) == getattr(config, name) for name in alike)
             and (known.rope_scaling is None) == (config.rope_scaling is None)
             and config.n_kv_heads % known.n_kv_heads == 0
         ):

@@ -148,9 +148,7 @@ def require(model: str) -> StoredModel:
 
 
 def resolve(model: str) -> Path:
-    """The file that a model argument means: a name, source, file or folder. Never touches the network.
-
-    A folder in Hugging Face's or Meta's layout stands for itself.
+    """The file, or the folder of Hugging Face's or Meta's layout, that a model argument means; never online.
 
     Raises NotPulled for what `pull` could bring, UnknownModel with the closest name for what is unknown, and
     BadFile for a stored model with missing or cut files.

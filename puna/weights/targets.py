@@ -19,7 +19,14 @@ from puna.core import BadFile, BadValue, Unsupported
 from puna.model import names
 from puna.model.config import ModelConfig
 from puna.weights import gguf, hf, meta, safetensors
-from puna.weights.describe import gguf_metadata, hf_config, meta_params, rope_factors, same_model
+from puna.weights.describe import (
+    gguf_metadata,
+    hf_config,
+    meta_params,
+    require_dense,
+    rope_factors,
+    same_model,
+)
 from puna.weights.folder import INDEX, Format
 from puna.weights.formats import FORMATS, n_bytes
 from puna.weights.layout import Layout, Slice
@@ -85,6 +92,7 @@ def plan(
 
     Raises Unsupported for what the format cannot hold, BadValue for options that do not fit the model.
     """
+    require_dense(checkpoint.config, "conversion")
     tensors = _tensors(checkpoint, form, dtype)
     if form == "gguf":
         return _gguf_target(checkpoint, tensors, texts, name)
