@@ -24,7 +24,6 @@ from secrets import randbits
 from typing import Any
 
 from puna.core import BadInput
-from puna.text.formats import FORMATS, build_prompt, guess
 from puna.text.template import ChatTemplate
 from puna.text.tokenizer import Tokenizer
 
@@ -67,6 +66,8 @@ def encode_chat(
             f"variables are for a file's chat template, found {', '.join(variables)} for a prompt without "
             "one; take them out"
         )
+    from puna.text.formats import build_prompt  # most files have a template
+
     return build_prompt(
         tokenizer,
         messages,
@@ -79,6 +80,8 @@ def encode_chat(
 
 
 def _guessed(tokenizer: Tokenizer) -> str:
+    from puna.text.formats import FORMATS, guess
+
     found = guess(tokenizer)
     if found is None:
         raise BadInput(

@@ -15,7 +15,6 @@ from typing import Protocol, Self
 from puna.core import BadFile
 from puna.model import names
 from puna.model.config import ModelConfig, from_gguf
-from puna.weights import hf, meta
 from puna.weights.folder import locate
 from puna.weights.gguf import write_gguf
 from puna.weights.quant import dequantize
@@ -101,6 +100,8 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 
 def _open_hf(folder: Path) -> Checkpoint:
+    from puna.weights import hf  # with its containers: most files are GGUF
+
     config = hf.read_config(folder)
     files = hf.open_files(folder)
     stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
@@ -110,6 +111,8 @@ def _open_hf(folder: Path) -> Checkpoint:
 
 
 def _open_meta(folder: Path) -> Checkpoint:
+    from puna.weights import meta
+
     opened = meta.open_folder(folder)
     return Checkpoint(opened.config, Metadata({}), opened.tensors, opened.files, folder)
 
