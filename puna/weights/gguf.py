@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from puna.core import BadFile, BadValue, DiskFull, Unsupported
 from puna.weights.formats import FORMATS, format_of_type, n_bytes
 from puna.weights.layout import Layout, Slice
-from puna.weights.mapped import MappedFile
+from puna.weights.mapped import MappedFile, TensorFile
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Metadata, Value, ValueType, read_value
 
@@ -58,12 +58,11 @@ class TensorInfo:
     n_bytes: int
 
 
-class GgufFile:
+class GgufFile(TensorFile):
     """One open file. Use as a context manager, or close() it."""
 
     def __init__(self, file: MappedFile) -> None:
-        self.path = file.path
-        self._file = file
+        super().__init__(file)
         cursor = _Cursor(file.bytes)
         self.version, n_tensors, n_entries = cursor.head()
         self.metadata = Metadata(cursor.entries(n_entries))
@@ -79,31 +78,15 @@ class GgufFile:
         except BadFile as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file."""
+    def place(self, name: str) -> slice:
         info = self.tensors[name]
-        return self._file.bytes[info.offset : info.offset + info.n_bytes]
-
-    def release(self, name: str) -> None:
-        """Give the resident pages of a tensor, and those around it, back; they are read again if touched."""
-        info = self.tensors[name]
-        self._file.release(info.offset, info.offset + info.n_bytes)
+        return slice(info.offset, info.offset + info.n_bytes)
 
     def raw_tensors(self) -> Iterator[RawTensor]:
         """All tensors, in the order of the table."""
         for info in self.tensors.values():
             read, release = partial(self.data, info.name), partial(self.release, info.name)
             yield RawTensor(info.name, info.kind, info.shape, read, release)
-
-    def close(self) -> None:
-        """No further data(); the mapping goes when the last array and metadata value over it do."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 class _Cursor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -64,6 +65,37 @@ class MappedFile:
     def close(self) -> None:
         """No further `bytes`; the mapping goes when the last array over it does."""
         self._bytes = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class TensorFile(ABC):
+    """A mapped file of named tensors, of whatever format. Use as a context manager, or close() it."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self.path = file.path
+        self._file = file
+
+    @abstractmethod
+    def place(self, name: str) -> slice:
+        """Where the bytes of a tensor lie in the file; KeyError for a name that it does not have."""
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file."""
+        return self._file.bytes[self.place(name)]
+
+    def release(self, name: str) -> None:
+        """Give the resident pages of a tensor, and those around it, back; they are read again if touched."""
+        place = self.place(name)
+        self._file.release(place.start, place.stop)
+
+    def close(self) -> None:
+        """No further data(); the mapping goes when the last array over it does."""
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

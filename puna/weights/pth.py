@@ -17,13 +17,10 @@ from math import prod
 from typing import Self
 from zlib import crc32
 
-import numpy as np
-from numpy.typing import NDArray
-
 from puna.core import BadFile, Unsupported
 from puna.weights.formats import FORMATS
 from puna.weights.layout import Layout, Slice
-from puna.weights.mapped import MappedFile
+from puna.weights.mapped import MappedFile, TensorFile
 from puna.weights.pickles import STORAGES, StorageRef, TensorRef, read_tensors, write_tensors
 from puna.weights.tensor import RawTensor
 
@@ -34,12 +31,11 @@ _ALIGNMENT = 64  # of each storage, as torch writes them
 _MAX_AXES = 8
 
 
-class PthFile:
+class PthFile(TensorFile):
     """One open file. Use as a context manager, or close() it. `tensors` are in the pickle's order."""
 
     def __init__(self, file: MappedFile) -> None:
-        self.path = file.path
-        self._file = file
+        super().__init__(file)
         self._check_kind(file.bytes[:4].tobytes())
         members = self._members()
         pickles = [name for name in members if name.endswith("/data.pkl")]
@@ -63,27 +59,13 @@ class PthFile:
         except BadFile as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file."""
-        return self._file.bytes[self._places[name]]
-
-    def release(self, name: str) -> None:
-        self._file.release(self._places[name].start, self._places[name].stop)
+    def place(self, name: str) -> slice:
+        return self._places[name]
 
     def raw_tensors(self) -> Iterator[RawTensor]:
         for name, ref in self.tensors.items():
             read, release = partial(self.data, name), partial(self.release, name)
             yield RawTensor(name, ref.storage.kind, ref.shape, read, release)
-
-    def close(self) -> None:
-        """No further data(); the mapping goes when the last array over it does."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _check_kind(self, magic: bytes) -> None:
         if magic == _ZIP_MAGIC:

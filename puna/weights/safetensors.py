@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from puna.core import BadFile, Unsupported
 from puna.weights.layout import Layout, Slice
-from puna.weights.mapped import MappedFile
+from puna.weights.mapped import MappedFile, TensorFile
 from puna.weights.tensor import RawTensor
 
 # Bits of a value of each dtype of the format (safetensors 0.8, enum Dtype).
@@ -51,12 +51,11 @@ class TensorInfo:
     n_bytes: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(TensorFile):
     """One open file. Use as a context manager, or close() it. `metadata` is the header's "__metadata__"."""
 
     def __init__(self, file: MappedFile) -> None:
-        self.path = file.path
-        self._file = file
+        super().__init__(file)
         header, start = _header(file.bytes)
         self.metadata = _metadata(header.pop("__metadata__", {}))
         self.tensors = {name: _info(name, entry, start, file.size) for name, entry in header.items()}
@@ -70,14 +69,9 @@ class SafetensorsFile:
         except BadFile as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file."""
+    def place(self, name: str) -> slice:
         info = self.tensors[name]
-        return self._file.bytes[info.offset : info.offset + info.n_bytes]
-
-    def release(self, name: str) -> None:
-        info = self.tensors[name]
-        self._file.release(info.offset, info.offset + info.n_bytes)
+        return slice(info.offset, info.offset + info.n_bytes)
 
     def raw_tensors(self) -> Iterator[RawTensor]:
         """All tensors in the order of the header; raises Unsupported for a dtype that Puna does not run."""
@@ -89,16 +83,6 @@ class SafetensorsFile:
                 )
             read, release = partial(self.data, info.name), partial(self.release, info.name)
             yield RawTensor(info.name, info.dtype, info.shape, read, release)
-
-    def close(self) -> None:
-        """No further data(); the mapping goes when the last array over it does."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def _header(data: NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
