@@ -179,6 +179,28 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt after its first token
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A picture prepared for one model: normalized tiles. Equal digests: equal pixels in an equal grid."""
+
+    pixels: NDArray[np.float32]  # [tiles, 3, side, side]; Llama 4 adds a thumbnail last if there are several
+    rows: int  # of the grid that the tiles without the thumbnail fill, row by row
+    columns: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedImage:
+    """An image, and where in the sequence its placeholder tokens stand.
+
+    `positions` rise: one for every embedding that takes a token's place (Llama 4, early fusion), or the one
+    position from which on tokens attend to the image (Llama 3.2 Vision, cross-attention).
+    """
+
+    image: Image
+    positions: Sequence[int]
+
+
 class TextSink(Protocol):
     """Turns the tokens of one answer into text as they come; text.stream.TextStream is one."""
 
@@ -199,6 +221,7 @@ class Request:
     end_ids: frozenset[int] = frozenset()  # the model's own end tokens; set by whoever knows the tokenizer
     prompt_logprobs: bool = False  # also report the log-probability of every prompt token after the first
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
+    images: Sequence[PlacedImage] = ()  # in the order of their positions
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 
@@ -225,6 +248,7 @@ class Chunk:
     start: int  # position of tokens[0]; keys and values of 0..start-1 are in the cache already
     blocks: Sequence[int]  # block table covering 0..start+len(tokens)-1
     n_logits: int  # logits are wanted after each of the last n_logits tokens
+    images: Sequence[PlacedImage] = ()  # of the whole sequence, those before and behind the chunk too
 
 
 @dataclass(slots=True)
