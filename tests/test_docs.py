@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -80,3 +81,10 @@ def test_a_mentioned_command_parses(command: str) -> None:
     module.add_arguments(parser)
     if rest:
         parser.parse(rest)
+
+
+def test_groups_that_make_installs_exist() -> None:
+    groups = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"])
+    asked = set(re.findall(r"--group (\w+)", (ROOT / "Makefile").read_text("utf-8")))
+    assert asked
+    assert asked <= groups
