@@ -146,6 +146,21 @@ nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints ch
   return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, {step.wanted.size(), (size_t)vocab}, self, {(int64_t)stride, 1}));
 }
 
+void check_experts(const Plan& p, int x, int scores, const std::vector<Weight>& w1, const std::vector<Weight>& w2, const std::vector<Weight>& w3,
+                   int n_active, int out) {
+  const size_t n = w1.size();
+  check(n > 0 && w2.size() == n && w3.size() == n, "experts: as many of w1, w2 and w3 are needed");
+  check(n_active > 0 && (size_t)n_active <= n && p.at(scores).cols >= (int)n, "experts: n_active of " + std::to_string(n) + " experts with a score each are needed");
+  const Matrix &gate = w1[0]->m, &down = w2[0]->m;
+  for (size_t e = 0; e < n; e++) {
+    const Matrix &a = w1[e]->m, &b = w2[e]->m, &c = w3[e]->m;
+    check(a.rows == gate.rows && c.rows == gate.rows && a.cols == gate.cols && c.cols == gate.cols && b.rows == gate.cols && b.cols == gate.rows &&
+              a.kind == gate.kind && b.kind == down.kind && c.kind == w3[0]->m.kind, "experts: matrices differ in shape or kind");
+  }
+  check(p.at(x).cols >= gate.cols && p.at(out).cols == p.at(x).cols && p.at(out).rows == p.at(x).rows && p.at(scores).rows == p.at(x).rows,
+        "experts: buffers do not fit the matrices");
+}
+
 void set_values(Plan& plan, int buffer, Matrix2 x) {
   const Buffer& b = plan.at(buffer);
   check(x.shape(0) * b.cols * sizeof(float) <= b.f32.size() && x.shape(1) <= (size_t)b.cols, "set_values: more than the buffer holds");
@@ -202,8 +217,18 @@ NB_MODULE(_native, m) {
       .def("convert", &Plan::convert)
       .def("linear", &Plan::linear)
       .def("gated", &Plan::gated)
-      .def("rope_store", &Plan::rope_store)
-      .def("attend", &Plan::attend)
+      .def("store", [](Plan& p, int q, int k, int v, int layer, bool rotate, float norm_eps, double floor_scale, double attn_scale) {
+        check(attn_scale == 0 || floor_scale > 0, "store: floor_scale must be above 0");
+        p.store(q, k, v, layer, {rotate, norm_eps, floor_scale, attn_scale});
+      }, "q"_a, "k"_a, "v"_a, "layer"_a, "rotate"_a = false, "norm_eps"_a = 0.0f, "floor_scale"_a = 0.0, "attn_scale"_a = 0.0)
+      .def("attend", [](Plan& p, int q, int layer, int n_heads, float scale, int reach, int out, int forms) {
+        check(reach >= 0, "attend: reach must be 0 or more positions");
+        p.attend(q, layer, n_heads, scale, reach, out, forms);
+      })
+      .def("experts", [](Plan& p, int x, int scores, std::vector<Weight> w1, std::vector<Weight> w2, std::vector<Weight> w3, int n_active, int out) {
+        check_experts(p, x, scores, w1, w2, w3, n_active, out);
+        p.experts(x, scores, std::move(w1), std::move(w2), std::move(w3), n_active, out);
+      })
       .def("add", &Plan::add)
       .def("swiglu", &Plan::swiglu)
       .def("select", &Plan::select)

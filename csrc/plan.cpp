@@ -4,63 +4,17 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
-#include "pack.h"
+#include "plan_attend.h"
+#include "plan_experts.h"
+#include "plan_ops.h"
 
 namespace puna {
 namespace {
 
-constexpr int STREAM_TOKENS = 64;      // up to here reading the weights takes a good part of the time
-constexpr int APPROACH_BYTES = 4096;    // of a thread's next weights to fetch before a barrier
-constexpr int SERIAL_VALUES = 1 << 13; // row ops on fewer values than this are not worth a barrier
-constexpr size_t TOKEN_BLOCK_BYTES = 448 * 1024;  // activations that stay in L2 while panels of weights pass by
-
 double seconds_since(std::chrono::steady_clock::time_point t) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
 }
-
-struct Range { int begin, end; };
-
-Range share(int total, const Worker& w) {
-  return {(int)((int64_t)total * w.thread / w.n_threads), (int)((int64_t)total * (w.thread + 1) / w.n_threads)};
-}
-
-// Into the second-level cache, without waiting.
-void fetch(const uint8_t* p, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
-void fill_forms(const Kernels& k, const Buffer& b, int row, int forms) {
-  if (forms & FORM_BF16) k.to_bf16(b.row(row), b.cols, b.row_bf16(row));
-  if (forms & FORM_Q8) k.quantize(b.row(row), b.cols, b.row_q8(row));
-}
-
-// An op whose rows are shared out in equal runs.
-class RowsOp : public Op {
- public:
-  RowsOp(const Kernels& k, const Buffer& out, int cost) : k_(k), out_(out), cost_(cost) {}
-  bool serial(const Step& s) const override { return (int64_t)s.rows(out_.rows) * out_.cols * cost_ < SERIAL_VALUES; }
-  void run(const Step& s, const Worker& w) override {
-    rows(s, share(s.rows(out_.rows), w));
-  }
-  virtual void rows(const Step& s, Range r) = 0;
-
- protected:
-  const Kernels& k_;
-  const Buffer& out_;
-  const int cost_;
-};
-
-// An op that treats every row alike.
-class RowOp : public RowsOp {
- public:
-  using RowsOp::RowsOp;
-  void rows(const Step& s, Range r) override {
-    for (int i = r.begin; i < r.end; i++) row(s, i);
-  }
-  virtual void row(const Step& s, int i) = 0;
-};
 
 class RotationOp : public RowOp {
  public:
@@ -142,98 +96,50 @@ class SelectOp : public RowOp {
   const Buffer& x_;
 };
 
-// Rotates queries and keys; appends keys and values to the cache.
-class RopeStoreOp : public RowsOp {
- public:
-  RopeStoreOp(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache, const Buffer& cos, const Buffer& sin)
-      : RowsOp(k, q, 4), key_(key), value_(value), cache_(cache), cos_(cos), sin_(sin) {}
-  // Rows that go into one block of the cache are stored together.
-  void rows(const Step& s, Range r) override {
-    for (int i = r.begin, n; i < r.end; i += n) {
-      const Chunk& c = s.chunks[s.chunk_of[i]];
-      n = std::min({r.end, c.row0 + c.n, i + BLOCK_TOKENS - s.positions[i] % BLOCK_TOKENS}) - i;
-      for (int j = i; j < i + n; j++) rotate(j);
-      store(c, s.positions[i], i, n);
-    }
-  }
-  void prefetch(const Step& s) const override {
-    for (const Chunk& c : s.chunks) {
-      const int at = c.start + c.n - 1;
-      k_.cache_prefetch(cache_, c.blocks[at / BLOCK_TOKENS], at % BLOCK_TOKENS);
-    }
-  }
-
- private:
-  void rotate(int i) {
-    const int n = cache_.head_dim;
-    k_.rope(out_.row(i), out_.cols / n, n, cos_.row(i), sin_.row(i), out_.row(i));
-    if (cache_query_is_bf16(cache_.kind)) k_.to_bf16(out_.row(i), out_.cols, out_.row_bf16(i));
-    k_.rope(key_.row(i), cache_.n_kv_heads, n, cos_.row(i), sin_.row(i), key_.row(i));
-  }
-  void store(const Chunk& c, int at, int row, int n) {
-    const int block = c.blocks[at / BLOCK_TOKENS], slot = at % BLOCK_TOKENS;
-    const bool last = row + n == c.row0 + c.n, opened_here = at - slot >= c.start;
-    if (last && opened_here && slot + n < BLOCK_TOKENS) k_.cache_clear(cache_, block, c.n == 1 ? 0 : slot + n);
-    k_.cache_write(cache_, block, slot, n, key_.row(row), key_.cols, value_.row(row), value_.cols);
-  }
-
-  const Buffer &key_, &value_;
-  const CacheLayer& cache_;
-  const Buffer &cos_, &sin_;
-};
-
 // y = x w^T for one or several matrices that read the same x; or one gated pair.
 class LinearOp : public Op {
  public:
-  struct Part {
+  struct Target {
     Weight w, up;
     const Buffer* out;
-    size_t bytes() const { return w->m.tile_bytes * (up ? 2 : 1); }
+    Part part() const { return {&w->m, up ? &up->m : nullptr}; }
   };
-  LinearOp(const Kernels& k, const Buffer& x, std::vector<Part> parts, const Buffer* residual)
-      : k_(k), x_(x), parts_(std::move(parts)), residual_(residual) {
-    for (const Part& p : parts_) bytes_ += p.bytes() * p.w->m.tiles();
+  LinearOp(const Kernels& k, const Buffer& x, std::vector<Target> targets, const Buffer* residual)
+      : k_(k), x_(x), targets_(std::move(targets)), residual_(residual) {
+    for (const Target& t : targets_) bytes_ += t.part().bytes();
   }
   void run(const Step& s, const Worker& w) override {
     const int rows = s.rows(x_.rows);
     if (rows > STREAM_TOKENS) return share_out(rows, w);
-    if (rows > 0) for_each_run(w, [&](const Part& p, int tile0, int tile1) { compute(p, 0, rows, tile0, tile1, w.scratch); });
+    if (rows > 0) each_run(w, [&](const Target& t, int tile0, int tile1) { compute(t, 0, rows, tile0, tile1, w.scratch); });
   }
   void approach(const Step& s, const Worker& w) const override {
     const int rows = s.rows(x_.rows);
     if (rows == 0 || rows > STREAM_TOKENS) return;
     int left = APPROACH_BYTES;
-    for_each_run(w, [&](const Part& p, int tile0, int tile1) {
-      const int n = std::min<size_t>(left, (tile1 - tile0) * p.w->m.tile_bytes);
-      fetch(p.w->m.tile(tile0), n);
+    each_run(w, [&](const Target& t, int tile0, int tile1) {
+      const int n = std::min<size_t>(left, (tile1 - tile0) * t.w->m.tile_bytes);
+      fetch(t.w->m.tile(tile0), n);
       left -= n;
     });
   }
 
  private:
-  void compute(const Part& p, int row0, int row1, int tile0, int tile1, uint8_t* scratch) const {
-    const Output y{p.out->row(0), (size_t)p.out->cols, residual_ ? residual_->row(0) : nullptr};
-    k_.linear(p.w->m, p.up ? &p.up->m : nullptr, x_.input(), row0, row1, tile0, tile1, y, scratch);
+  void compute(const Target& t, int row0, int row1, int tile0, int tile1, uint8_t* scratch) const {
+    const Output y{t.out->row(0), (size_t)t.out->cols, residual_ ? residual_->row(0) : nullptr};
+    k_.linear(t.w->m, t.up ? &t.up->m : nullptr, x_.input(), row0, row1, tile0, tile1, y, scratch);
   }
 
-  // Every thread reads one contiguous run of the weights: equal bytes, one stream. Calls fn(part, first tile, end tile).
-  template <class Fn> void for_each_run(const Worker& w, Fn fn) const {
-    const size_t begin = bytes_ * w.thread / w.n_threads, end = bytes_ * (w.thread + 1) / w.n_threads;
-    size_t base = 0;
-    for (const Part& p : parts_) {
-      const int tiles = p.w->m.tiles();
-      const auto tile_at = [&](size_t at) { return at <= base ? 0 : (int)std::min<size_t>(tiles, (at - base + p.bytes() - 1) / p.bytes()); };
-      const int t0 = tile_at(begin), t1 = tile_at(end);
-      if (t0 < t1) fn(p, t0, t1);
-      base += p.bytes() * tiles;
-    }
+  template <class Fn> void each_run(const Worker& w, Fn fn) const {
+    for_each_run((int)targets_.size(), bytes_, w, [&](int i) { return targets_[i].part(); },
+                 [&](int i, int tile0, int tile1) { fn(targets_[i], tile0, tile1); });
   }
 
   // Panels of two tiles times blocks of tokens. A block has a home: the thread whose row ops write and read these rows,
   // so that activations stay in its core's cache. Who is done at home helps elsewhere.
   void share_out(int rows, const Worker& w) const {
     int panels = 0;
-    for (const Part& p : parts_) panels += (p.w->m.tiles() + 1) / 2;
+    for (const Target& t : targets_) panels += (t.w->m.tiles() + 1) / 2;
     const int blocks = token_blocks(rows, panels, w.n_threads), queues = std::min(blocks, w.n_threads);
     for (int i = 0; i < queues; i++) {
       const int queue = (w.thread * queues / w.n_threads + i) % queues;
@@ -246,9 +152,9 @@ class LinearOp : public Op {
   }
 
   void compute_panel(int panel, int row0, int row1, uint8_t* scratch) const {
-    const Part* p = parts_.data();
-    while (panel >= (p->w->m.tiles() + 1) / 2) panel -= (p++->w->m.tiles() + 1) / 2;
-    compute(*p, row0, row1, 2 * panel, std::min(p->w->m.tiles(), 2 * panel + 2), scratch);
+    const Target* t = targets_.data();
+    while (panel >= (t->w->m.tiles() + 1) / 2) panel -= (t++->w->m.tiles() + 1) / 2;
+    compute(*t, row0, row1, 2 * panel, std::min(t->w->m.tiles(), 2 * panel + 2), scratch);
   }
 
   // Enough blocks for L2 and for all threads, but none so small that unpacking the weights for it would show.
@@ -261,153 +167,14 @@ class LinearOp : public Op {
 
   const Kernels& k_;
   const Buffer& x_;
-  const std::vector<Part> parts_;
+  const std::vector<Target> targets_;
   const Buffer* residual_;
   size_t bytes_ = 0;
 };
 
 }  // namespace
 
-// How the query rows of a step are cut into work, the same for all layers. An item is up to MAX_QUERY_ROWS query rows
-// (token-major, then heads of a group) over all their spans; few rows over many spans are cut by span instead, their
-// partial results merged afterwards.
-class AttendSchedule {
- public:
-  struct Item { int chunk, kv_head, first_row, rows, first_span, n_spans, partial; };
-  struct Split { int first_partial, n_spans, rows; };  // of a chunk; n_spans 0: not split
-
-  AttendSchedule(Rows rows, int group, int n_kv_heads, int head_dim)
-      : rows(rows), group(group), n_kv_heads(n_kv_heads), head_dim(head_dim) {}
-
-  void prepare(const Step& s) {
-    items.clear();
-    splits.assign(s.chunks.size(), {0, 0, 0});
-    int partials = 0;
-    for (int c = 0; c < (int)s.chunks.size(); c++) partials = add_items(s.chunks[c], c, partials);
-    // Long items first: what is handed out last should be short.
-    std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.n_spans * a.rows > b.n_spans * b.rows; });
-    if ((int)partial_state.size() < partials) {
-      partial_state.resize(partials);
-      partial_out.resize((size_t)partials * head_dim);
-    }
-  }
-  bool is_short() const { return items.empty() || items[0].n_spans * items[0].rows <= MAX_QUERY_ROWS; }  // the longest is first
-  int first_token(const Chunk& c) const { return rows == Rows::ALL ? 0 : c.n - c.n_wanted; }
-
-  const Rows rows;
-  const int group, n_kv_heads, head_dim;
-  std::vector<Item> items;
-  std::vector<Split> splits;
-  std::vector<SpanState> partial_state;
-  std::vector<float> partial_out;
-
- private:
-  int add_items(const Chunk& c, int index, int partials) {
-    const int first = first_token(c) * group, end = c.n * group;
-    if (first == end) return partials;
-    const int spans = (c.start + c.n - 1) / SPAN + 1;
-    const bool split = end - first <= MAX_QUERY_ROWS && spans > 1;
-    if (split) splits[index] = {partials, spans, end - first};
-    for (int kv = 0; kv < n_kv_heads; kv++) {
-      for (int r = first; r < end; r += MAX_QUERY_ROWS) {
-        const int n = std::min(MAX_QUERY_ROWS, end - r);
-        if (!split) items.push_back({index, kv, r, n, 0, (c.start + (r + n - 1) / group) / SPAN + 1, -1});
-        else for (int span = 0; span < spans; span++, partials += n) items.push_back({index, kv, r, n, span, 1, partials});
-      }
-    }
-    return partials;
-  }
-};
-
 namespace {
-
-class AttendOp : public Op {
- public:
-  AttendOp(const Kernels& k, AttendSchedule& schedule, const Buffer& q, const CacheLayer& cache, float scale, const Buffer& out)
-      : k_(k), schedule_(schedule), q_(q), cache_(cache), scale_log2_(scale * 1.4426950408889634f), out_(out) {}
-  bool serial(const Step&) const override { return schedule_.items.empty(); }
-  void run(const Step& s, const Worker& w) override {
-    const std::vector<AttendSchedule::Item>& items = schedule_.items;
-    if (schedule_.is_short()) {  // a shared counter would cost as much as the work
-      for (int i = w.thread; i < (int)items.size(); i += w.n_threads) attend(s, items[i], w.scratch);
-      return;
-    }
-    for (int i; (i = w.next(0)) < (int)items.size();) attend(s, items[i], w.scratch);
-  }
-  // Items are handed out in order: these are this thread's, or will likely be.
-  void approach(const Step& s, const Worker& w) const override {
-    const int n = std::min((int)schedule_.items.size(), 2 * w.n_threads);
-    for (int i = w.thread; i < n; i += w.n_threads) fetch_first_tile(s, schedule_.items[i]);
-  }
-
- private:
-  void fetch_first_tile(const Step& s, const AttendSchedule::Item& item) const {
-    const int block = s.chunks[item.chunk].blocks[item.first_span * (SPAN / BLOCK_TOKENS)];
-    fetch(cache_.keys(block, item.kv_head), cache_.key_bytes);
-    for (int column = 0; column < cache_.head_dim; column += 32) fetch(cache_.values(block, item.kv_head, column), cache_.value_bytes);
-  }
-
-  void attend(const Step& s, const AttendSchedule::Item& item, uint8_t* scratch) {
-    const Chunk& c = s.chunks[item.chunk];
-    const int n = cache_.head_dim, group = schedule_.group, skipped = schedule_.first_token(c);
-    const bool bf16 = cache_query_is_bf16(cache_.kind), partial = item.partial >= 0;
-    const void* q[MAX_QUERY_ROWS];
-    int last[MAX_QUERY_ROWS];
-    float* out[MAX_QUERY_ROWS];
-    SpanState fresh[MAX_QUERY_ROWS];
-    SpanState* state = partial ? schedule_.partial_state.data() + item.partial : fresh;
-    for (int r = 0; r < item.rows; r++) {
-      const int token = (item.first_row + r) / group, at = (item.kv_head * group + (item.first_row + r) % group) * n;
-      const int row = c.row0 + token, out_row = out_.rows == Rows::ALL ? row : c.wanted0 + token - skipped;
-      q[r] = bf16 ? (const void*)(q_.row_bf16(row) + at) : q_.row(row) + at;
-      last[r] = c.start + token;
-      out[r] = partial ? schedule_.partial_out.data() + (size_t)(item.partial + r) * n : out_.row(out_row) + at;
-      state[r] = {-std::numeric_limits<float>::infinity(), 0};
-      std::fill_n(out[r], n, 0.0f);
-    }
-    k_.attend({&cache_, item.kv_head, c.blocks, item.first_span, item.n_spans, item.rows, q, last, scale_log2_, state, out, scratch});
-    if (!partial)
-      for (int r = 0; r < item.rows; r++) k_.finish(state[r], out[r], n);
-  }
-
-  const Kernels& k_;
-  AttendSchedule& schedule_;
-  const Buffer& q_;
-  const CacheLayer& cache_;
-  const float scale_log2_;
-  const Buffer& out_;
-};
-
-// Merges what AttendOp cut by span, and fills the forms that the next op reads.
-class AttendMergeOp : public RowOp {
- public:
-  AttendMergeOp(const Kernels& k, const AttendSchedule& schedule, const Buffer& out, int forms)
-      : RowOp(k, out, 2), schedule_(schedule), forms_(forms) {}
-  void row(const Step& s, int i) override {
-    const int row = out_.rows == Rows::ALL ? i : s.wanted[i];
-    const AttendSchedule::Split& split = schedule_.splits[s.chunk_of[row]];
-    if (split.n_spans) merge_heads(split, s.chunks[s.chunk_of[row]], row, s.positions[row], out_.row(i));
-    fill_forms(k_, out_, i, forms_);
-  }
-
- private:
-  void merge_heads(const AttendSchedule::Split& split, const Chunk& c, int row, int position, float* out) const {
-    const int n = schedule_.head_dim, group = schedule_.group;
-    const int token = row - c.row0 - schedule_.first_token(c);
-    for (int h = 0; h < schedule_.n_kv_heads * group; h++, out += n) {
-      SpanState state{-std::numeric_limits<float>::infinity(), 0};
-      std::fill_n(out, n, 0.0f);
-      for (int span = 0; span <= position / SPAN; span++) {
-        const int at = split.first_partial + (h / group * split.n_spans + span) * split.rows + token * group + h % group;
-        k_.merge(state, out, schedule_.partial_state[at], schedule_.partial_out.data() + (size_t)at * n, n);
-      }
-      k_.finish(state, out, n);
-    }
-  }
-
-  const AttendSchedule& schedule_;
-  const int forms_;
-};
 
 int padded(int cols) { return (cols + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
 
@@ -434,17 +201,22 @@ Plan::Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, cons
 
 Plan::~Plan() = default;
 
-int Plan::buffer(int cols, Rows rows) {
+std::unique_ptr<Buffer> Plan::make_buffer(int cols, Rows rows, int times) const {
   auto b = std::make_unique<Buffer>();
   b->cols = padded(cols);
   b->rows = rows;
-  b->f32 = Pages((size_t)(rows == Rows::ALL ? max_tokens_ : max_wanted_) * b->cols * sizeof(float));
-  buffers_.push_back(std::move(b));
+  b->f32 = Pages((size_t)(rows == Rows::ALL ? max_tokens_ : max_wanted_) * times * b->cols * sizeof(float));
+  return b;
+}
+
+int Plan::buffer(int cols, Rows rows) {
+  buffers_.push_back(make_buffer(cols, rows, 1));
   return (int)buffers_.size() - 1;
 }
 
-void Plan::want(int i, int forms) {
-  Buffer& b = *buffers_.at(i);
+void Plan::want(int i, int forms) { want(*buffers_.at(i), forms); }
+
+void Plan::want(Buffer& b, int forms) {
   const size_t values = b.f32.size() / sizeof(float);
   if ((forms & FORM_BF16) && !b.bf16.data()) b.bf16 = Pages(values * sizeof(uint16_t));
   if ((forms & FORM_Q8) && !b.q8.data()) b.q8 = Pages(values / GROUP * sizeof(QBlock));
@@ -472,31 +244,50 @@ void Plan::convert(int x, int forms) {
 }
 
 void Plan::linear(int x, std::vector<Weight> w, std::vector<int> out, int residual) {
-  std::vector<LinearOp::Part> parts;
-  for (size_t i = 0; i < w.size(); i++) parts.push_back({std::move(w[i]), nullptr, &at(out[i])});
-  emplace<LinearOp>(k_, at(x), std::move(parts), residual < 0 ? nullptr : &at(residual));
+  std::vector<LinearOp::Target> targets;
+  for (size_t i = 0; i < w.size(); i++) targets.push_back({std::move(w[i]), nullptr, &at(out[i])});
+  emplace<LinearOp>(k_, at(x), std::move(targets), residual < 0 ? nullptr : &at(residual));
 }
 
 void Plan::gated(int x, Weight gate, Weight up, int out) {
-  emplace<LinearOp>(k_, at(x), std::vector<LinearOp::Part>{{std::move(gate), std::move(up), &at(out)}}, nullptr);
+  emplace<LinearOp>(k_, at(x), std::vector<LinearOp::Target>{{std::move(gate), std::move(up), &at(out)}}, nullptr);
 }
 
-void Plan::rope_store(int q, int k, int v, int layer) {
+void Plan::store(int q, int k, int v, int layer, const QueryKeySteps& steps) {
   if (cache_query_is_bf16(cache_shape_.kind)) want(q, FORM_BF16);
-  emplace<RopeStoreOp>(k_, at(q), at(k), at(v), cache_.at(layer), cos_, sin_);
+  ops_.push_back(make_store(k_, at(q), at(k), at(v), cache_.at(layer), cos_, sin_, steps));
 }
 
-void Plan::attend(int q, int layer, int n_heads, float scale, int out, int forms) {
+void Plan::attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms) {
   want(out, forms);
-  AttendSchedule& schedule = this->schedule(at(out).rows, n_heads / cache_shape_.n_kv_heads);
-  emplace<AttendOp>(k_, schedule, at(q), cache_.at(layer), scale, at(out));
-  emplace<AttendMergeOp>(k_, schedule, at(out), forms);
+  AttendSchedule& schedule = this->schedule(at(out).rows, n_heads / cache_shape_.n_kv_heads, reach);
+  ops_.push_back(make_attend(k_, schedule, at(q), cache_.at(layer), scale, at(out)));
+  ops_.push_back(make_attend_merge(k_, schedule, at(out), forms));
 }
 
-AttendSchedule& Plan::schedule(Rows rows, int group) {
+AttendSchedule& Plan::schedule(Rows rows, int group, int reach) {
   for (auto& s : schedules_)
-    if (s->rows == rows && s->group == group) return *s;
-  return *schedules_.emplace_back(std::make_unique<AttendSchedule>(rows, group, cache_shape_.n_kv_heads, cache_shape_.head_dim));
+    if (s->rows == rows && s->group == group && s->reach == reach) return *s;
+  const CacheShape& c = cache_shape_;
+  return *schedules_.emplace_back(std::make_unique<AttendSchedule>(rows, group, reach, c.n_kv_heads, c.head_dim));
+}
+
+void Plan::experts(int x, int scores, std::vector<Weight> w1, std::vector<Weight> w2, std::vector<Weight> w3, int n_active, int out) {
+  const Matrix &gate = w1.at(0)->m, &up = w3.at(0)->m;
+  const Rows rows = at(x).rows;
+  const bool gated = gate.kind == up.kind;
+  Buffer& h = slots(gate.rows, rows, n_active, 1);
+  const SlotBuffers buffers{slots(at(x).cols, rows, n_active, 0), h, gated ? h : slots(gate.rows, rows, n_active, 2)};
+  want(buffers.x, form_of(gate.kind) | form_of(up.kind));
+  want(buffers.h, form_of(w2.at(0)->m.kind));
+  add_experts(ops_, k_, at(x), at(scores), {std::move(w1), std::move(w2), std::move(w3)}, n_active, buffers, at(out));
+}
+
+// One for all layers that are alike.
+Buffer& Plan::slots(int cols, Rows rows, int n_active, int role) {
+  for (Slots& s : slots_)
+    if (s.buffer->cols == padded(cols) && s.buffer->rows == rows && s.n_active == n_active && s.role == role) return *s.buffer;
+  return *slots_.emplace_back(Slots{n_active, role, make_buffer(cols, rows, n_active)}).buffer;
 }
 
 void Plan::add(int a, int b, int out) { emplace<AddOp>(k_, at(a), at(b), at(out)); }

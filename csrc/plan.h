@@ -79,12 +79,19 @@ struct PackedMatrix {
 };
 using Weight = std::shared_ptr<PackedMatrix>;
 
+// What happens to queries and keys before they meet, in this order; 0 where a step is left out.
+struct QueryKeySteps {
+  bool rotate;
+  float norm_eps;                   // every head of both: RMS norm without weights
+  double floor_scale, attn_scale;   // queries: times 1 + attn_scale * ln(floor((position + 1) / floor_scale) + 1)
+};
+
 struct CacheShape {
   CacheKind kind;
   int n_layers, n_blocks, n_kv_heads, head_dim;
 };
 
-class AttendSchedule;  // plan.cpp
+class AttendSchedule;  // plan_attend.h
 
 class Plan {
  public:
@@ -99,8 +106,9 @@ class Plan {
   void convert(int x, int forms);
   void linear(int x, std::vector<Weight> w, std::vector<int> out, int residual);
   void gated(int x, Weight gate, Weight up, int out);
-  void rope_store(int q, int k, int v, int layer);
-  void attend(int q, int layer, int n_heads, float scale, int out, int forms);
+  void store(int q, int k, int v, int layer, const QueryKeySteps& steps);
+  void attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms);
+  void experts(int x, int scores, std::vector<Weight> w1, std::vector<Weight> w2, std::vector<Weight> w3, int n_active, int out);
   void add(int a, int b, int out);
   void swiglu(int gate, int up, int out);
   void select(int x, int out);
@@ -119,8 +127,13 @@ class Plan {
   bool profile = false;
 
  private:
+  struct Slots { int n_active, role; std::unique_ptr<Buffer> buffer; };  // rows of tokens once per expert they are sent to
+
+  std::unique_ptr<Buffer> make_buffer(int cols, Rows rows, int times) const;
   void want(int buffer, int forms);
-  AttendSchedule& schedule(Rows rows, int group);
+  static void want(Buffer& buffer, int forms);
+  AttendSchedule& schedule(Rows rows, int group, int reach);
+  Buffer& slots(int cols, Rows rows, int n_active, int role);
   int advance(const Step& step, const Worker& worker, int i);
   void approach(const Step& step, const Worker& worker, int i) const;
   template <class T, class... Args> void emplace(Args&&... args) { ops_.push_back(std::make_unique<T>(std::forward<Args>(args)...)); }
@@ -131,6 +144,7 @@ class Plan {
   Pages cache_pages_;
   std::vector<CacheLayer> cache_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<Slots> slots_;
   Buffer cos_, sin_;
   std::vector<std::unique_ptr<AttendSchedule>> schedules_;
   std::vector<std::unique_ptr<Op>> ops_;

@@ -86,6 +86,7 @@ struct AttendJob {
   int first_span, n_spans; // spans to visit
   int rows;                // query rows, at most MAX_QUERY_ROWS
   const void* const* q;    // per row: head_dim values, bf16 or f32 as cache_query_is_bf16 says
+  const int* first;        // per row: first visible position
   const int* last;         // per row: last visible position
   float scale_log2;        // score scale * log2(e)
   SpanState* state;        // per row: in and out (fresh: max -inf, sum 0)
@@ -105,6 +106,7 @@ struct Kernels {
   void (*quantize)(const float* x, int n, QBlock* y);
   void (*to_bf16)(const float* x, int n, uint16_t* y);
   void (*add)(const float* a, const float* b, int n, float* y);
+  void (*scale)(const float* x, float factor, int n, float* y);
   void (*swiglu)(const float* gate, const float* up, int n, float* y);
   void (*rope)(const float* x, int heads, int head_dim, const float* cos, const float* sin, float* y);
   void (*cache_write)(const CacheLayer& c, int block, int slot, int n, const float* k, size_t k_stride, const float* v, size_t v_stride);

@@ -4,6 +4,9 @@
 // weights exp2(score - maximum), the sum of weights and the weighted values. Spans are merged in order. A row's result
 // thus depends on its own positions only, not on which rows run beside it or which thread visits which span.
 //
+// A row may see nothing before a first position, at any place of a span: scores before it are masked, and tiles and spans
+// before the first position that any row of a call sees are left alone. Both add exact zeros to the others, or nothing.
+//
 // What a tile of the cache looks like, cache.cpp says. head_dim is a multiple of 32.
 #include <algorithm>
 #include <limits>
@@ -128,9 +131,10 @@ template <class Fn> inline void in_groups(int n, Fn f) {
   else if (n - row == 1) f.template operator()<1>(row);
 }
 
-// scores -> weights of one row, `visible` of them in `padded` (a multiple of 32) slots.
-template <class X> SpanState softmax(float scale_log2, int visible, int padded, float* scores, typename X::Value* weights) {
+// scores -> weights of one row, those of hidden..visible of them, in `padded` (a multiple of 32) slots.
+template <class X> SpanState softmax(float scale_log2, int hidden, int visible, int padded, float* scores, typename X::Value* weights) {
   const float lowest = -std::numeric_limits<float>::infinity();
+  std::fill_n(scores, hidden, lowest);
   f32x16 top = set1(lowest);
   for (int i = 0; i < padded; i += 16) {
     f32x16 v = load(scores + i);
@@ -156,6 +160,8 @@ template <class X> const typename X::Value* open_tile(CacheKind kind, const uint
   return (const typename X::Value*)wide;
 }
 
+inline bool sees(const AttendJob& job, int r, int start, int end) { return job.last[r] >= start && job.first[r] < end; }
+
 template <class X> void attend_span(const AttendJob& job, int start, int end, bool more, Scratch<X>& s) {
   const CacheLayer& c = *job.cache;
   const int n_tiles = (end - start + B - 1) / B, padded = n_tiles * B;
@@ -166,8 +172,8 @@ template <class X> void attend_span(const AttendJob& job, int start, int end, bo
   }
   SpanState state[MAX_QUERY_ROWS];
   for (int r = 0; r < job.rows; r++) {
-    if (job.last[r] < start) std::fill_n(s.weights[r], padded, typename X::Value{});
-    else state[r] = softmax<X>(job.scale_log2, std::min(end, job.last[r] + 1) - start, padded, s.scores[r], s.weights[r]);
+    if (!sees(job, r, start, end)) std::fill_n(s.weights[r], padded, typename X::Value{});
+    else state[r] = softmax<X>(job.scale_log2, std::max(job.first[r] - start, 0), std::min(end, job.last[r] + 1) - start, padded, s.scores[r], s.weights[r]);
   }
   for (int column = 0; column < c.head_dim; column += 32) {
     const typename X::Value* tiles[TILES];
@@ -175,15 +181,16 @@ template <class X> void attend_span(const AttendJob& job, int start, int end, bo
     in_groups(job.rows, [&]<int R>(int row) { weigh_values<X, R>(row, column, tiles, span, s); });
   }
   for (int r = 0; r < job.rows; r++)
-    if (job.last[r] >= start) merge(job.state[r], job.out[r], state[r], s.values[r], c.head_dim);
+    if (sees(job, r, start, end)) merge(job.state[r], job.out[r], state[r], s.values[r], c.head_dim);
 }
 
 template <class X> void attend_spans(const AttendJob& job) {
   static_assert(sizeof(Scratch<X>) <= ATTEND_SCRATCH);
   const int last = *std::max_element(job.last, job.last + job.rows);
+  const int first = *std::min_element(job.first, job.first + job.rows) / B * B;
   const int end = job.first_span + job.n_spans;
   for (int span = job.first_span; span < end; span++)
-    attend_span<X>(job, span * SPAN, std::min((span + 1) * SPAN, last + 1), span + 1 < end, *(Scratch<X>*)job.scratch);
+    attend_span<X>(job, std::max(span * SPAN, first), std::min((span + 1) * SPAN, last + 1), span + 1 < end, *(Scratch<X>*)job.scratch);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Ops on one row of activations: rms_norm, add, swiglu, rope, and the conversions that feed `linear`.
+// Ops on one row of activations: rms_norm, add, scale, swiglu, rope, and the conversions that feed `linear`.
 //
 // Contracts: n is a multiple of 16 (of 32 for quantize); pointers need no alignment; y may be x.
 #include "../simd.h"
@@ -59,6 +59,10 @@ void to_bf16(const float* x, int n, uint16_t* y) {
 
 void add(const float* a, const float* b, int n, float* y) {
   for (int i = 0; i < n; i += 16) store(y + i, add(load(a + i), load(b + i)));
+}
+
+void scale(const float* x, float factor, int n, float* y) {
+  for (int i = 0; i < n; i += 16) store(y + i, mul(load(x + i), set1(factor)));
 }
 
 // y = silu(gate) * up

@@ -12,6 +12,7 @@ void rms_norm(const float*, const float*, int, float, float*);
 void quantize(const float*, int, QBlock*);
 void to_bf16(const float*, int, uint16_t*);
 void add(const float*, const float*, int, float*);
+void scale(const float*, float, int, float*);
 void swiglu(const float*, const float*, int, float*);
 void rope(const float*, int, int, const float*, const float*, float*);
 void cache_write(const CacheLayer&, int, int, int, const float*, size_t, const float*, size_t);
@@ -25,7 +26,7 @@ double int8_peak(int64_t);
 double bf16_peak(int64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, quantize, to_bf16, add, swiglu, rope, cache_write,
+const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, quantize, to_bf16, add, scale, swiglu, rope, cache_write,
                          cache_clear, cache_prefetch, attend, merge, finish, read, int8_peak, bf16_peak};
 
 }  // namespace puna::PUNA_TARGET

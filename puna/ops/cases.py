@@ -192,6 +192,7 @@ class AttendCase:
     head_dim: int
     block_size: int = 16
     seed: int = 0
+    chunk: int | None = None  # of attention
 
     @property
     def n_blocks(self) -> int:

@@ -154,9 +154,18 @@ def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
         raise Unsupported(
             f"head_dim must be a multiple of 32 up to 256, as kernels need, found {cfg.head_dim}"
         )
-    for name, width, multiple in (("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)):
+    for name, width, multiple in _widths(cfg):
         if width % multiple:
             raise Unsupported(f"{name} must be a multiple of {multiple}, as kernels need, found {width}")
+
+
+def _widths(cfg: ModelConfig) -> list[tuple[str, int, int]]:
+    """(name, width, the number that kernels need it to be a multiple of)."""
+    widths = [("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)]
+    if cfg.experts is not None:
+        widths.append(("expert_ffn_dim", cfg.experts.expert_ffn_dim, 2))
+        widths.append(("shared_ffn_dim", cfg.experts.shared_ffn_dim, 2))
+    return widths
 
 
 def _matrices(plan: Plan) -> dict[str, WeightRef]:
@@ -177,17 +186,24 @@ def _pack_all(
     plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None
 ) -> dict[str, Any]:
     refs = _matrices(plan)
-    sizes = {name: _native.packed_bytes(w.kind, w.shape[0], w.shape[1]) for name, w in refs.items()}
-    arena = _native.Arena(sum(sizes.values()) + 64 * len(sizes))
-    packed = {}
+    sizes = {name: n_matrices(w) * _native.packed_bytes(w.kind, *w.shape[-2:]) for name, w in refs.items()}
+    arena = _native.Arena(sum(sizes.values()) + 64 * sum(n_matrices(w) for w in refs.values()))
+    packed: dict[str, Any] = {}
     # Large ones first: while one is packed, its pages of the file count as well.
     for name, w in sorted(refs.items(), key=lambda ref: -max(sizes[ref[0]], _SMALL)):
-        data = tensors[name].data().reshape(-1)
-        packed[name] = _native.pack_matrix(arena, w.kind, w.shape[0], w.shape[1], data)
+        each = tensors[name].data().reshape(n_matrices(w), -1)
+        matrices = [_native.pack_matrix(arena, w.kind, *w.shape[-2:], data) for data in each]
+        packed[name] = matrices if len(w.shape) == 3 else matrices[0]
+        del each
         tensors[name].release()
         if progress:
             progress(sizes[name])
     return packed
+
+
+def n_matrices(w: WeightRef) -> int:
+    """Experts of one kind lie in one tensor [experts, rows, cols]."""
+    return w.shape[0] if len(w.shape) == 3 else 1
 
 
 def _lower(
@@ -235,8 +251,19 @@ def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: l
     native.linear(ins[0], weights, outs, ins[1] if len(ins) == 2 else -1)
 
 
+def _store(native: Any, node: Node, ins: list[int], *_: Any) -> None:
+    has, temperature = node.attrs, node.attrs.get("temper")
+    scales = (0.0, 0.0) if temperature is None else (temperature.floor_scale, temperature.attn_scale)
+    native.store(*ins, has["layer"], "rope" in has, has.get("head_norm", 0.0), *scales)
+
+
 def _attend(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, __: Any) -> None:
-    native.attend(ins[0], node.attrs["layer"], node.attrs["n_heads"], node.attrs["scale"], outs[0], form)
+    n_heads, scale, reach = (node.attrs[name] for name in ("n_heads", "scale", "chunk"))
+    native.attend(ins[0], node.attrs["layer"], n_heads, scale, reach or 0, outs[0], form)
+
+
+def _experts(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:
+    native.experts(*ins, *weights, node.attrs["n_active"], outs[0])
 
 
 _LOWER: dict[str, Callable[..., None]] = {
@@ -244,8 +271,9 @@ _LOWER: dict[str, Callable[..., None]] = {
     "rms_norm": _norm,
     "linear": _linear,
     "gated": lambda native, node, ins, outs, weights, *_: native.gated(ins[0], *weights, outs[0]),
-    "rope_store": lambda native, node, ins, *_: native.rope_store(*ins, node.attrs["layer"]),
+    "store": _store,
     "attend": _attend,
+    "experts": _experts,
     "add": lambda native, node, ins, outs, *_: native.add(*ins, outs[0]),
     "swiglu": lambda native, node, ins, outs, *_: native.swiglu(*ins, outs[0]),
     "select": lambda native, node, ins, outs, *_: native.select(ins[0], outs[0]),

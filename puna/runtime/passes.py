@@ -7,15 +7,18 @@ operations in the same order as the unfused plan.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from puna.runtime.plan import Node, Plan, Value
 
 # Ops that treat every row alike: they may as well run on the wanted rows only.
-_ROWWISE = {"linear", "add", "rms_norm", "swiglu"}
+_ROWWISE = {"linear", "add", "rms_norm", "swiglu", "experts"}
+# What may happen to queries and keys before they meet, in the order in which `store` does it.
+_BEFORE_ATTEND = ("rope", "head_norm", "temper")
 
 
 def fuse(plan: Plan) -> Plan:
-    for rewrite in (select_early, add_to_linear, gate, group_linears, rope_into_attend):
+    for rewrite in (select_early, route, add_to_linear, gate, group_linears, into_store):
         plan = rewrite(plan)
     return plan
 
@@ -46,17 +49,35 @@ def select_early(plan: Plan) -> Plan:
     return Plan(tuple(nodes), plan.result, n_values)
 
 
+def route(plan: Plan) -> Plan:
+    """experts(h, router, ...) -> linear(h, router) and experts(h, scores, ...)."""
+    nodes: list[Node] = []
+    n_values = plan.n_values
+    for node in plan.nodes:
+        if node.op != "experts":
+            nodes.append(node)
+            continue
+        router, *matrices = node.weights
+        (h,) = node.ins
+        scores = Value(n_values, router.shape[0], h.rows)
+        n_values += 1
+        nodes.append(Node("linear", (h,), (scores,), (router,)))
+        nodes.append(replace(node, ins=(h, scores), weights=tuple(matrices)))
+    return Plan(tuple(nodes), plan.result, n_values)
+
+
 def add_to_linear(plan: Plan) -> Plan:
-    """add(x, linear(h)) -> linear(h) that starts from x."""
+    """add(x, linear(h)), or add(linear(h), x), -> linear(h) that starts from x."""
     nodes = dict(enumerate(plan.nodes))
     for i, node in enumerate(plan.nodes):
         if node.op != "add":
             continue
-        x, y = node.ins
-        maker = plan.producer(y)
-        if plan.nodes[maker].op == "linear" and plan.consumers(y) == [i]:
-            nodes[i] = replace(plan.nodes[maker], ins=(*plan.nodes[maker].ins, x), outs=node.outs)
-            del nodes[maker]
+        for x, y in (node.ins, node.ins[::-1]):  # a sum is the same bits either way
+            maker = plan.producer(y)
+            if plan.nodes[maker].op == "linear" and plan.consumers(y) == [i]:
+                nodes[i] = replace(plan.nodes[maker], ins=(*plan.nodes[maker].ins, x), outs=node.outs)
+                del nodes[maker]
+                break
     return plan.with_nodes([nodes[i] for i in sorted(nodes)])
 
 
@@ -92,19 +113,36 @@ def group_linears(plan: Plan) -> Plan:
     return plan.with_nodes(nodes)
 
 
-def rope_into_attend(plan: Plan) -> Plan:
-    """rope(q), rope(k), attend -> rope_store (in place, appends to the cache) and attend (reads it)."""
-    ropes = {node.outs[0]: node for node in plan.nodes if node.op == "rope"}
+def into_store(plan: Plan) -> Plan:
+    """rope, head_norm and temper of q and k, attend -> store (in place, appends to the cache), attend (reads).
+
+    `store` does to queries and keys whatever of the three their layer has, in the order of _BEFORE_ATTEND.
+    """
+    makers = {node.outs[0]: node for node in plan.nodes if node.op in _BEFORE_ATTEND}
     nodes: list[Node] = []
     for node in plan.nodes:
         if node.op == "attend":
             q, k, v = node.ins
-            raw = (ropes[q].ins[0], ropes[k].ins[0], v)
-            nodes.append(Node("rope_store", raw, (), attrs={"layer": node.attrs["layer"]}))
-            nodes.append(replace(node, ins=raw[:1]))
-        elif node.op != "rope":
+            (q, q_steps), (k, k_steps) = _steps(q, makers), _steps(k, makers)
+            assert k_steps == {op: step for op, step in q_steps.items() if op != "temper"}
+            attrs = {"layer": node.attrs["layer"], **q_steps}
+            nodes.append(Node("store", (q, k, v), (), attrs=attrs))
+            nodes.append(replace(node, ins=(q,)))
+        elif node.op not in _BEFORE_ATTEND:
             nodes.append(node)
     return plan.with_nodes(nodes)
+
+
+def _steps(value: Value, makers: dict[Value, Node]) -> tuple[Value, dict[str, Any]]:
+    """The value at the beginning of a chain of ops of _BEFORE_ATTEND, and the argument of each op."""
+    steps: dict[str, Any] = {}
+    while (node := makers.get(value)) is not None:
+        argument = {"rope": "table", "head_norm": "eps", "temper": "temperature"}[node.op]
+        assert node.op not in steps
+        steps = {node.op: node.attrs[argument], **steps}
+        (value,) = node.ins
+    assert tuple(steps) == tuple(op for op in _BEFORE_ATTEND if op in steps)
+    return value, steps
 
 
 def assign_buffers(plan: Plan) -> tuple[list[tuple[int, str]], dict[Value, int]]:

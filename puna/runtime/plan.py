@@ -103,6 +103,12 @@ class Recorder:
     def rope(self, x_THC: Value, n_heads: int, freqs_C2: Any) -> Value:
         return self._node("rope", (x_THC,), x_THC.cols, n_heads=n_heads, table=freqs_C2)
 
+    def head_norm(self, x_THC: Value, head_dim: int, eps: float) -> Value:
+        return self._node("head_norm", (x_THC,), x_THC.cols, head_dim=head_dim, eps=eps)
+
+    def temper(self, q_THC: Value, temperature: Any) -> Value:
+        return self._node("temper", (q_THC,), q_THC.cols, temperature=temperature)
+
     def attend(
         self,
         q_THC: Value,
@@ -113,17 +119,29 @@ class Recorder:
         scale: float,
         chunk: int | None = None,
     ) -> Value:
-        assert chunk is None, "chunked attention is refused before anything is recorded"
         attrs: dict[str, Any] = {
             "layer": layer,
             "n_heads": q_THC.cols // head_dim,
             "head_dim": head_dim,
             "scale": scale,
+            "chunk": chunk,
         }
         return self._node("attend", (q_THC, k_TKC, v_TKC), q_THC.cols, **attrs)
 
     def swiglu(self, gate_TF: Value, up_TF: Value) -> Value:
         return self._node("swiglu", (gate_TF, up_TF), gate_TF.cols)
+
+    def experts(
+        self,
+        x_TD: Value,
+        router_ED: WeightRef,
+        w1_EFD: WeightRef,
+        w2_EDF: WeightRef,
+        w3_EFD: WeightRef,
+        n_active: int,
+    ) -> Value:
+        weights = (router_ED, w1_EFD, w2_EDF, w3_EFD)
+        return self._node("experts", (x_TD,), x_TD.cols, *weights, n_active=n_active)
 
     def select(self, x_TD: Value) -> Value:
         return self._node("select", (x_TD,), x_TD.cols, rows="wanted")

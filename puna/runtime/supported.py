@@ -11,13 +11,7 @@ _NOWHERE = {
     "vision": "an image encoder",
 }
 # and those that the numpy and the torch executor compute, but the compiled one does not
-_NOT_NATIVE = {
-    "experts": "a mixture of experts",
-    "attention_chunk": "chunked attention",
-    "no_rope_every": "layers without rotary positions",
-    "qk_norm": "normalized queries and keys",
-    "query_temperature": "a query temperature",
-}
+_NOT_NATIVE: dict[str, str] = {}
 
 
 def refuse_uncomputed(cfg: ModelConfig, *, native: bool) -> None:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from puna.core import BadValue, Unsupported, closest
 from puna.model import names
 from puna.model.config import ModelConfig
-from puna.model.incoming import is_llama4
 from puna.weights.describe import gguf_metadata, rope_factors
 from puna.weights.formats import FORMATS
 from puna.weights.load import Checkpoint
@@ -53,8 +52,20 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
     near 1. Equal arguments give equal bytes. Raises BadValue for an unknown `quant`, Unsupported for a rope
     scaling that the file format cannot state, and for experts or images.
     """
-    if is_llama4(config) or config.cross_attention:
-        raise Unsupported("synthetic checkpoints are dense text models; choose a shape of Llama 1 to 3.3")
+    tensors = synthetic_tensors(config, quant, seed)
+    factors = rope_factors(config)
+    if factors is not None:
+        data = quantize(factors, "F32")
+        tensors["rope_factors"] = RawTensor("rope_factors", "F32", factors.shape, lambda: data)
+    file_type = Value.of(ValueType.UINT32, FILE_TYPES[quant].number)
+    metadata = gguf_metadata(config) | {"general.file_type": file_type}
+    return Checkpoint(config, Metadata(metadata), tensors)
+
+
+def synthetic_tensors(config: ModelConfig, quant: str, seed: int = 0) -> dict[str, RawTensor]:
+    """The random weights of `synthetic_checkpoint`, whatever a file could say of `config`."""
+    if config.vision is not None or config.cross_attention:
+        raise Unsupported("synthetic checkpoints are text models; choose a shape without images")
     if quant not in FILE_TYPES:
         known = tuple(FILE_TYPES)
         raise BadValue(f"unknown quantization {quant!r}{closest(quant, known)}; known: {', '.join(known)}")
@@ -63,13 +74,7 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
         kind = tensor_kind(config, quant, name, shape)
         make = partial(_random_tensor, kind, shape, seed, name)
         tensors[name] = RawTensor(name, kind, shape, make)
-    factors = rope_factors(config)
-    if factors is not None:
-        data = quantize(factors, "F32")
-        tensors["rope_factors"] = RawTensor("rope_factors", "F32", factors.shape, lambda: data)
-    file_type = Value.of(ValueType.UINT32, FILE_TYPES[quant].number)
-    metadata = gguf_metadata(config) | {"general.file_type": file_type}
-    return Checkpoint(config, Metadata(metadata), tensors)
+    return tensors
 
 
 def tensor_kind(config: ModelConfig, quant: str, name: str, shape: tuple[int, ...]) -> str:

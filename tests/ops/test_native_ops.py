@@ -154,7 +154,7 @@ def test_rope(target: str) -> None:
         bench.plan.set_rotation(frequencies.tolist(), case.attention_factor)
         x_THC = case.x_THC()
         q, k, v = (bench.buffer(x_THC.shape[1], x_THC) for _ in range(3))
-        bench.plan.rope_store(q, k, v, 0)
+        bench.plan.store(q, k, v, 0, True)
         step = chunk(case.n_tokens, case.start)
         got = bench.run(q, x_THC.shape[1], [step])
         expected = NumpyOps(Step.of(Batch([step]), Cache(1, last_block + 1, BLOCK_TOKENS, 1))).rope(
@@ -178,14 +178,15 @@ def attend_error(case: AttendCase, cache: str, target: str) -> float:
     widths = [case.n_heads * case.head_dim, *[case.n_kv_heads * case.head_dim] * 2]
     q, k, v = (bench.buffer(width) for width in widths)
     out = bench.buffer(widths[0])
-    bench.plan.rope_store(q, k, v, 0)
-    bench.plan.attend(q, 0, case.n_heads, case.scale, out, 0)
+    bench.plan.store(q, k, v, 0, True)
+    bench.plan.attend(q, 0, case.n_heads, case.scale, case.chunk or 0, out, 0)
     reference = Cache(1, case.n_blocks, case.block_size, widths[1])
     for batch, *values in case.steps():
         for buffer, array in zip((q, k, v), values, strict=True):
             bench.plan.set_values(buffer, array)
         got = bench.run(out, widths[0], batch.chunks)
-        expected = NumpyOps(Step.of(batch, reference)).attend(*values, 0, case.head_dim, case.scale)
+        ops = NumpyOps(Step.of(batch, reference))
+        expected = ops.attend(*values, 0, case.head_dim, case.scale, case.chunk)
     return error(got, expected, case.unit(values[2]))
 
 
@@ -196,8 +197,8 @@ def test_what_a_former_owner_left_in_a_block_does_not_matter(cache: str, target:
     bench = OpBench(target, cache=cache)
     bench.plan.set_rotation([0.0] * 16, 1.0)
     q, k, v, out = (bench.buffer(32) for _ in range(4))
-    bench.plan.rope_store(q, k, v, 0)
-    bench.plan.attend(q, 0, 1, 1.0, out, 0)
+    bench.plan.store(q, k, v, 0, True)
+    bench.plan.attend(q, 0, 1, 1.0, 0, out, 0)
     for buffer in (q, k, v):
         bench.plan.set_values(buffer, np.full((BLOCK_TOKENS, 32), np.inf, np.float32))
     bench.run(out, 32, [chunk(BLOCK_TOKENS)])
@@ -230,8 +231,8 @@ def test_a_cache_of_many_heads(cache: str, target: str) -> None:
     bench.plan.set_rotation([0.0] * 16, 1.0)
     values_TKC = np.repeat(np.arange(1, 521, dtype=np.float32), 32)[None].repeat(3, 0)
     q, k, v, out = (bench.buffer(520 * 32, values_TKC) for _ in range(4))
-    bench.plan.rope_store(q, k, v, 0)
-    bench.plan.attend(q, 0, 520, 1.0, out, 0)
+    bench.plan.store(q, k, v, 0, True)
+    bench.plan.attend(q, 0, 520, 1.0, 0, out, 0)
     np.testing.assert_allclose(bench.run(out, 520 * 32, [chunk(3)]), values_TKC, rtol=1e-2)
 
 

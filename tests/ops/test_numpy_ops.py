@@ -9,6 +9,7 @@ from puna.core import Batch, Chunk
 from puna.model.rope import RopeTable
 from puna.ops import cases
 from puna.ops.cases import TOLERANCES, AttendCase, RmsNormCase, RopeCase, SwigluCase, error
+from puna.ops.cases_llama4 import CHUNKED
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.weights import formats, quant
 
@@ -36,14 +37,14 @@ def attend_by_hand(q_HC, k_PKC, v_PKC, scale: float) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("case", cases.ATTEND, ids=str)
+@pytest.mark.parametrize("case", cases.ATTEND + CHUNKED, ids=str)
 def test_attend(case: AttendCase) -> None:
     cache = Cache(2, case.n_blocks, case.block_size, case.n_kv_heads * case.head_dim)
     seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # first block of a sequence -> its keys and values
     steps = list(case.steps())
     for batch, q, k, v in steps:
         ops = NumpyOps(Step.of(batch, cache))
-        got = ops.attend(q, k, v, 1, case.head_dim, case.scale)
+        got = ops.attend(q, k, v, 1, case.head_dim, case.scale, case.chunk)
         row = 0
         for chunk in batch.chunks:
             rows = slice(row, row + len(chunk.tokens))
@@ -57,9 +58,10 @@ def test_attend(case: AttendCase) -> None:
             heads = (case.n_kv_heads, case.head_dim)
             for i in {0, len(chunk.tokens) - 1, len(chunk.tokens) // 2}:
                 end = chunk.start + i + 1
+                first = (end - 1) // case.chunk * case.chunk if case.chunk else 0
                 expected = attend_by_hand(
-                    q[rows][i].reshape(-1, case.head_dim), ks[:end].reshape(-1, *heads),
-                    vs[:end].reshape(-1, *heads), case.scale,
+                    q[rows][i].reshape(-1, case.head_dim), ks[first:end].reshape(-1, *heads),
+                    vs[first:end].reshape(-1, *heads), case.scale,
                 )  # fmt: skip
                 unit = case.unit(vs)
                 assert error(got[rows][i], expected.ravel(), unit) <= TOLERANCES["attend", "F32"]

@@ -13,9 +13,9 @@ from puna.runtime.reference import ReferenceExecutor
 from puna.runtime.supported import refuse_uncomputed
 
 NATIVE_NEEDS = {
-    "llama-4-scout": "a mixture of experts, chunked attention, layers without rotary positions, normalized",
+    "llama-4-scout": "this model needs an image encoder",
     "llama-3.2-11b-vision": "cross-attention to images, an image encoder",
-    "llama-guard-4-12b": "normalized queries and keys, an image encoder",
+    "llama-guard-4-12b": "this model needs an image encoder",
 }
 
 
