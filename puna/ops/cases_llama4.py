@@ -11,16 +11,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from puna.model.parts import QueryTemperature
 from puna.ops.cases import NARROW_KINDS, WIDE_KINDS, Array, AttendCase, LinearCase
 
-# Experts: rounding of activations by a relative r moves an output three times over, by way of w1, w3 and w2.
+# Experts: rounding of activations by a relative r moves an output three times, by way of w1, w3 and w2, so twice
+# as far as in one linear.
 TOLERANCES = {
     ("head_norm", "float32"): 2e-6,
     ("temper", "float32"): 1e-6,
     ("experts", "float32"): 5e-5,
     ("experts", "bf16"): 2e-2,
-    ("experts", "int8"): 7e-2,
+    ("experts", "int8"): 8e-2,
 }
 
 
@@ -39,11 +39,19 @@ class HeadNormCase:
 
 
 @dataclass(frozen=True, slots=True)
+class Temperature:
+    """Stands for model.parts.QueryTemperature."""
+
+    floor_scale: float = 8192.0
+    attn_scale: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class TemperCase:
     op: ClassVar[str] = "temper"
     n_tokens: int
     start: int  # position of the first token
-    temperature: QueryTemperature
+    temperature: Temperature
     width: int = 96
     seed: int = 0
 
@@ -76,8 +84,9 @@ class ExpertsCase:
     @staticmethod
     def unit(expected_TD: Array) -> Array:
         """The typical size of an output of each token -> [T, 1]."""
-        size_T1: Array = np.sqrt(np.square(expected_TD).mean(axis=1, keepdims=True))
-        return np.maximum(size_T1, np.float32(1e-30))
+        size_T1 = np.sqrt(np.square(expected_TD).mean(axis=1, keepdims=True))
+        unit_T1: Array = np.maximum(size_T1, 1e-30).astype(np.float32)
+        return unit_T1
 
 
 HEAD_NORM = tuple(HeadNormCase(t, h, c) for t in (1, 5) for h, c in ((1, 32), (4, 128)))
@@ -85,19 +94,20 @@ TEMPER = tuple(
     TemperCase(t, start, temperature)
     for t in (1, 5)
     for start, temperature in (
-        (0, QueryTemperature()),
-        (8189, QueryTemperature()),  # floor((position + 1) / 8192) goes from 0 to 1 within five tokens
-        (1_000_000, QueryTemperature(16, 0.5)),
+        (0, Temperature()),
+        (8189, Temperature()),  # floor((position + 1) / 8192) goes from 0 to 1 within five tokens
+        (1_000_000, Temperature(16, 0.5)),
     )
 )
 
 
 def _chunked() -> Iterator[AttendCase]:
     """Around the ends of chunks, whose lengths are or are not whole numbers of blocks or of spans of 256."""
-    for chunk in (1, 16, 40, 256, 512):
+    for chunk in (1, 16, 40, 256):
         yield AttendCase(((chunk - 1, 1), (chunk, 1), (2 * chunk - 1, 2)), 4, 2, 32, chunk=chunk)
+    for chunk in (16, 40):
         yield AttendCase(((0, 2 * chunk + 3), (chunk - 1, 33)), 4, 1, 64, chunk=chunk)
-    yield AttendCase(((700, 1), (1000, 1), (300, 20), (0, 800)), 5, 1, 32, chunk=300)
+    yield AttendCase(((700, 1), (300, 7), (0, 330)), 2, 1, 32, chunk=300)
 
 
 CHUNKED = tuple(_chunked())

@@ -192,7 +192,8 @@ def _pack_all(
     # Large ones first: while one is packed, its pages of the file count as well.
     for name, w in sorted(refs.items(), key=lambda ref: -max(sizes[ref[0]], _SMALL)):
         each = tensors[name].data().reshape(n_matrices(w), -1)
-        matrices = [_native.pack_matrix(arena, w.kind, *w.shape[-2:], data) for data in each]
+        rows, cols = w.shape[-2:]
+        matrices = [_native.pack_matrix(arena, w.kind, rows, cols, data) for data in each]
         packed[name] = matrices if len(w.shape) == 3 else matrices[0]
         del each
         tensors[name].release()

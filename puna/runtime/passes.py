@@ -114,7 +114,7 @@ def group_linears(plan: Plan) -> Plan:
 
 
 def into_store(plan: Plan) -> Plan:
-    """rope, head_norm and temper of q and k, attend -> store (in place, appends to the cache), attend (reads).
+    """rope, head_norm and temper of q and k, attend -> store (in place, appends to the cache), attend.
 
     `store` does to queries and keys whatever of the three their layer has, in the order of _BEFORE_ATTEND.
     """

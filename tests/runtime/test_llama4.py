@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from runtime.test_native_executor import check_mixes
 
 torch = pytest.importorskip("torch")
