@@ -129,6 +129,9 @@ class ModelCost:
     head_is_float: bool
     cache_bytes: float  # of keys and values, per position
     attention_macs: int  # per position looked at, all layers: queries times keys, and weights times values
+    expert_bytes: int = 0  # of one expert of each layer that has some, beside weight_bytes
+    n_experts: int = 1
+    n_active: int = 1  # experts that a token is sent to; their macs are among those above
 
     def work(self, job: Job) -> Work:
         """The timed part of `job`. Every step reads the weights once and all keys and values before it."""
@@ -138,7 +141,7 @@ class ModelCost:
         n_steps = job.output if job.kind == "decode" else job.output - 1
         looked_at = job.streams * (n_steps * first + n_steps * (n_steps - 1) // 2)
         decode = self._work(
-            n_steps * self.weight_bytes + looked_at * self.cache_bytes,
+            n_steps * self._step_bytes(job.streams) + looked_at * self.cache_bytes,
             n_tokens=job.streams * n_steps,
             n_logits=job.streams * n_steps,
             looked_at=looked_at,
@@ -154,11 +157,16 @@ class ModelCost:
 
     def _prefill(self, n: int, streams: int) -> Work:
         return self._work(
-            self.weight_bytes,
+            self._step_bytes(n * streams),
             n_tokens=n * streams,
             n_logits=streams,
             looked_at=streams * n * (n + 1) // 2,
         )
+
+    def _step_bytes(self, n_tokens: int) -> float:
+        """Weights that a step reads: of the experts, as many as an even router sends so many tokens to."""
+        missed = (1 - self.n_active / self.n_experts) ** n_tokens
+        return self.weight_bytes + self.n_experts * (1 - missed) * self.expert_bytes
 
     def _work(self, read_bytes: float, n_tokens: int, n_logits: int, looked_at: int) -> Work:
         """Attention counts with whatever most of the model is multiplied with."""
@@ -177,11 +185,16 @@ class ModelCost:
 
 def cost_of(checkpoint: Checkpoint, cache_type: str) -> ModelCost:
     cfg: ModelConfig = checkpoint.config
+    n_experts, n_active = (cfg.experts.n_experts, cfg.experts.n_active) if cfg.experts else (1, 1)
     head = "tok_embeddings" if cfg.tied else "output"
     macs = {True: 0, False: 0}  # by whether the matrix holds floats
-    weight_bytes = 0
+    weight_bytes = expert_bytes = 0
     for name, tensor in checkpoint.tensors.items():
         if name in ("tok_embeddings", "output") and name != head:
+            continue
+        if len(tensor.shape) == 3:
+            expert_bytes += tensor.n_bytes // n_experts
+            macs[tensor.kind in FLOAT_KINDS] += prod(tensor.shape) // n_experts * n_active
             continue
         weight_bytes += tensor.n_bytes
         if name != head and len(tensor.shape) == 2:
@@ -194,4 +207,7 @@ def cost_of(checkpoint: Checkpoint, cache_type: str) -> ModelCost:
         head_is_float=checkpoint.tensors[head].kind in FLOAT_KINDS,
         cache_bytes=2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * CACHE_BYTES[cache_type],
         attention_macs=2 * cfg.n_layers * cfg.n_heads * cfg.head_dim,
+        expert_bytes=expert_bytes,
+        n_experts=n_experts,
+        n_active=n_active,
     )

@@ -12,12 +12,14 @@ from puna.bench.start import Start
 
 DEFINITIONS = {
     "decode": "share_of_limit is the bytes that the steps must read (every weight matrix once a step, of "
-    "the embedding table only what serves as output head, and all keys and values cached before the token) "
+    "the embedding table only what serves as output head, of experts those that a token is sent to, and all "
+    "keys and values cached before the token) "
     "divided by the time, divided by the read bandwidth of the same round",
     "prefill": "share_of_limit is two operations for every multiply-accumulate of the model (all matrices "
     "for every token of the prompt, the output head for the last one only, causal attention), divided by "
     "the time, divided by the int8 peak of the same round (for matrices of floats: the bf16 peak)",
-    "batch": "share_of_limit is held to reading or to multiplying, whichever takes longer; speedup is the "
+    "batch": "share_of_limit is held to reading or to multiplying, whichever takes longer; of experts, as "
+    "many are counted as an even router sends the tokens of a step to; speedup is the "
     "tokens per second of the batch divided by those of one stream in the same round",
     "peers": "ratio is our tokens per second divided by the peer's in the same round",
     "spread": "a value is the median of all rounds; _min and _max are the extremes",

@@ -20,6 +20,7 @@ from puna.bench.peer import Peer, PeerSpec
 from puna.bench.report import Outcome, PeerInfo
 from puna.bench.rounds import measure
 from puna.bench.start import Start, cold_start
+from puna.core import BadValue
 from puna.engine.config import EngineConfig
 from puna.llm.load import needs_of
 from puna.llm.memory import Needs, available_bytes, fit
@@ -174,13 +175,18 @@ def _format(spec: PeerSpec, model: _Model) -> str:
 
 
 @contextmanager
-def synthetic_file(shape: str, quant: str) -> Iterator[Path]:
+def synthetic_file(shape: str, quant: str, n_layers: int | None = None) -> Iterator[Path]:
     """A file of seeded random weights in the shape of a model of the catalog, for as long as it is needed.
 
-    Raises UnknownModel, BadValue or DiskFull.
+    Without its image encoder, and with its first `n_layers` only if given. Raises UnknownModel, BadValue or
+    DiskFull.
     """
     entry = catalog.find(shape)
+    most = entry.config.n_layers
+    if n_layers is not None and not 1 <= n_layers <= most:
+        raise BadValue(f"--layers must be from 1 to the {most} of {shape}, got {n_layers}")
+    config = replace(entry.config, n_layers=n_layers or most, vision=None)
     with TemporaryDirectory(prefix="puna-bench-") as folder:
         path = Path(folder) / f"{entry.name}-{quant}.gguf"
-        write_checkpoint(synthetic_checkpoint(entry.config, quant), path)
+        write_checkpoint(synthetic_checkpoint(config, quant), path)
         yield path

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vs-quant", metavar="FORMAT", help="also let llama.cpp run the model requantized, for example q4_0")
     add("--peer-python", metavar="PATH", help="interpreter that has the other engine (default: this one)")
     add("--synthetic", metavar="NAME", help="random weights in the shape of a model of the catalog")
+    add("--layers", type=int, metavar="N", help="only the first N layers of the random weights")
     add("--quant", metavar="FORMAT", help="format of the random weights (default: q4_0)")
     add("--ops", action="store_true", help="measure the kernels instead, one thread, every CPU target")
 
@@ -61,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
         name = None
         if args.synthetic:
             quant = args.quant or "q4_0"
-            name = f"{args.synthetic}, random weights in {quant}"
+            layers = f", {args.layers} layers" if args.layers else ""
+            name = f"{args.synthetic}{layers}, random weights in {quant}"
             tick(f"making {name}")
-            path = stack.enter_context(synthetic_file(args.synthetic, quant))
+            path = stack.enter_context(synthetic_file(args.synthetic, quant, args.layers))
         else:
             path = model_path(args)
         outcome = run_bench(path, config, setting, tick, name)
@@ -80,6 +82,8 @@ def _check(args: argparse.Namespace) -> None:
     """Raise BadInput for options that make no sense together."""
     if args.quant and not args.synthetic:
         raise BadInput("--quant is the format of --synthetic weights; a model file has its own")
+    if args.layers is not None and not args.synthetic:
+        raise BadInput("--layers cuts the shape of --synthetic weights; a model file runs whole")
     if args.vs_quant and args.vs != "llama.cpp":
         raise BadInput("--vs-quant needs --vs llama.cpp, whose quantizer makes the file")
     if args.peer_python and not args.vs:

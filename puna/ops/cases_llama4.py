@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import sqrt
 from typing import ClassVar
 
 import numpy as np
 
 from puna.ops.cases import NARROW_KINDS, WIDE_KINDS, Array, AttendCase, LinearCase
 
-# Experts: rounding of activations by a relative r moves an output three times, by way of w1, w3 and w2, so twice
-# as far as in one linear.
+# Experts: rounding of activations by a relative r moves an output three times, by way of w1, w3 and w2, so
+# about twice as far as in one linear.
 TOLERANCES = {
     ("head_norm", "float32"): 2e-6,
     ("temper", "float32"): 1e-6,
@@ -76,7 +77,9 @@ class ExpertsCase:
         return LinearCase(self.kinds[i], self.n_tokens, self.n_experts * rows, cols, self.seed + i)
 
     def router_ED(self) -> Array:
-        return np.random.default_rng(self.seed).standard_normal((self.n_experts, self.dim), np.float32) / 8
+        return np.random.default_rng(self.seed).standard_normal(
+            (self.n_experts, self.dim), np.float32
+        ) / np.float32(8)
 
     def x_TD(self) -> Array:
         return np.random.default_rng((self.seed, 1)).standard_normal((self.n_tokens, self.dim), np.float32)
@@ -84,8 +87,8 @@ class ExpertsCase:
     @staticmethod
     def unit(expected_TD: Array) -> Array:
         """The typical size of an output of each token -> [T, 1]."""
-        size_T1 = np.sqrt(np.square(expected_TD).mean(axis=1, keepdims=True))
-        unit_T1: Array = np.maximum(size_T1, 1e-30).astype(np.float32)
+        size_T1 = np.linalg.norm(expected_TD, axis=1, keepdims=True) / sqrt(expected_TD.shape[1])
+        unit_T1: Array = size_T1.astype(np.float32)
         return unit_T1
 
 

@@ -19,6 +19,7 @@ from puna.model import names
 from puna.model.config import ModelConfig
 from puna.weights.describe import gguf_metadata, rope_factors
 from puna.weights.formats import FORMATS
+from puna.weights.llama4_metadata import llama4_metadata
 from puna.weights.load import Checkpoint
 from puna.weights.quant import quantize, random_blocks
 from puna.weights.tensor import RawTensor
@@ -50,7 +51,7 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
 
     Matrices have a standard deviation of 1 / sqrt(row length), which keeps activations near 1; norms lie
     near 1. Equal arguments give equal bytes. Raises BadValue for an unknown `quant`, Unsupported for a rope
-    scaling that the file format cannot state, and for experts or images.
+    scaling or experts that the file format cannot state, and for images.
     """
     tensors = synthetic_tensors(config, quant, seed)
     factors = rope_factors(config)
@@ -58,7 +59,8 @@ def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Chec
         data = quantize(factors, "F32")
         tensors["rope_factors"] = RawTensor("rope_factors", "F32", factors.shape, lambda: data)
     file_type = Value.of(ValueType.UINT32, FILE_TYPES[quant].number)
-    metadata = gguf_metadata(config) | {"general.file_type": file_type}
+    described = llama4_metadata(config) if config.experts is not None else gguf_metadata(config)
+    metadata = {**described, "general.file_type": file_type}
     return Checkpoint(config, Metadata(metadata), tensors)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from puna.bench.jobs import QUICK, BenchConfig, Job, Limits, ModelCost, Work, cost_of, decode_at, jobs_of
 from puna.core import BadValue
 from puna.model import catalog
-from puna.model.config import ModelConfig
+from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature
 from puna.model.names import shapes
 from puna.weights.synthetic import synthetic_checkpoint
 
@@ -65,6 +66,27 @@ def test_cost_of_a_checkpoint(config: ModelConfig) -> None:
     total = synthetic_checkpoint(config, "q4_1").n_bytes
     table = 0 if config.tied else config.vocab_size * config.dim * 20 // 32  # Q4_1; looked up, not read
     assert cost.weight_bytes == total - table
+
+
+SPARSE = replace(
+    UNTIED, n_layers=4, experts=ExpertsConfig(4, 1, 64, 96, every=2), attention_chunk=8192, no_rope_every=4,
+    qk_norm=True, query_temperature=QueryTemperature(),
+)  # fmt: skip
+
+
+def test_of_experts_the_chosen_ones_count() -> None:
+    cost = cost_of(synthetic_checkpoint(SPARSE, "q8_0"), "bf16")
+    expert = 3 * 64 * 64  # numbers of one expert's three matrices; layers 1 and 3 have experts
+    assert cost.expert_bytes == 2 * expert * 34 // 32
+    everything = synthetic_checkpoint(SPARSE, "q8_0").n_bytes
+    assert cost.weight_bytes == everything - 4 * cost.expert_bytes - 256 * 64 * 34 // 32
+    matrices = sum(prod(s) for name, s in shapes(SPARSE) if len(s) == 2 and "layers" in name)
+    assert cost.int8_macs + cost.float_macs == matrices + 2 * expert
+    one, two, many = (cost.work(decode_at(0, 1, n)).read_bytes - cost.weight_bytes for n in (1, 2, 100))
+    cache = cost.cache_bytes * 2  # positions that the first timed token looks at
+    assert one == pytest.approx(cost.expert_bytes + cache)
+    assert two == pytest.approx((1 + 3 / 4) * cost.expert_bytes + 2 * cache)
+    assert many == pytest.approx(4 * cost.expert_bytes + 100 * cache, rel=1e-6)
 
 
 def test_floats_are_held_to_the_float_peak() -> None:

@@ -137,6 +137,15 @@ def test_synthetic_shape(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert report["peers"] == []
 
 
+def test_fewer_layers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(session.catalog.find("llama-2-7b"), config=TINY["llama3"].config)
+    monkeypatch.setattr(session.catalog, "find", lambda name: entry)
+    quick = ("--quick", "--rounds", "1", "--synthetic", "llama-2-7b")
+    whole, cut = (run_json(capsys, *quick, *more) for more in ((), ("--layers", "1")))
+    assert cut["model"]["name"] == "llama-2-7b, 1 layers, random weights in q4_0"
+    assert cut["model"]["parameters"] < whole["model"]["parameters"]
+
+
 def test_ops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ops.cases()) == 15 * len(ops.TOKENS)
     monkeypatch.setattr(ops, "cases", lambda: [LinearCase("Q4_1", 1, 32, 64), LinearCase("BF16", 5, 32, 64)])
@@ -155,6 +164,8 @@ def test_ops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ("argv", "message"),
     [
         (["--quant", "q4_0"], "--quant is the format of --synthetic weights"),
+        (["--layers", "2"], "--layers cuts the shape of --synthetic weights"),
+        (["--synthetic", "llama-3.2-1b", "--layers", "17"], "--layers must be from 1 to the 16 of llama-3.2"),
         (["--vs-quant", "q4_0"], "--vs-quant needs --vs llama.cpp"),
         (["--peer-python", "python"], "--peer-python needs --vs"),
         (["--threads", "0"], "--threads must be from 1 to"),

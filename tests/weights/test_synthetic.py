@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from puna.core import BadValue, Unsupported
-from puna.model.config import ModelConfig, RopeScaling
+from puna.model.catalog import find
+from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature, RopeScaling
 from puna.model.names import shapes
 from puna.model.rope import rope_table
 from puna.weights.load import open_checkpoint, write_checkpoint
@@ -81,6 +82,22 @@ def test_back_from_a_file(quant: str, tied: bool, tmp_path: Path) -> None:
             assert tensor.data().tobytes() == checkpoint.tensors[name].data().tobytes()
 
 
+SPARSE = replace(
+    CONFIG, n_layers=4, experts=ExpertsConfig(3, 2, 256, 512, every=2), attention_chunk=8192, no_rope_every=4,
+    qk_norm=True, query_temperature=QueryTemperature(),
+)  # fmt: skip
+
+
+def test_experts_come_back(tmp_path: Path) -> None:
+    checkpoint = synthetic_checkpoint(SPARSE, "q4_k_m")
+    write_checkpoint(checkpoint, tmp_path / "m.gguf")
+    with open_checkpoint(tmp_path / "m.gguf") as opened:
+        assert opened.config == SPARSE
+        assert opened.tensors["layers.1.experts_w1"].shape == (3, 256, CONFIG.dim)
+        for name, tensor in opened.tensors.items():
+            assert tensor.data().tobytes() == checkpoint.tensors[name].data().tobytes()
+
+
 SCALINGS = [
     RopeScaling("linear", factor=4.0),
     RopeScaling("linear", factor=4.0, factors=(1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 8.0)),
@@ -104,5 +121,9 @@ def test_rope_scaling_comes_back(scaling: RopeScaling, tmp_path: Path) -> None:
 def test_refusals() -> None:
     with pytest.raises(BadValue, match=r"unknown quantization 'q4_k'; did you mean 'q4_k_m'\?; known: f32"):
         synthetic_checkpoint(CONFIG, "q4_k")
+    with pytest.raises(Unsupported, match="stands for attention_chunk 8192, and this model has 16"):
+        synthetic_checkpoint(replace(SPARSE, attention_chunk=16), "q4_0")
+    with pytest.raises(Unsupported, match="choose a shape without images"):
+        synthetic_checkpoint(find("llama-3.2-11b-vision").config, "q4_0")
     with pytest.raises(Unsupported, match="cannot state 'dynamic' rope scaling"):
         synthetic_checkpoint(replace(CONFIG, rope_scaling=RopeScaling("dynamic", factor=2.0)), "q4_0")
