@@ -69,14 +69,14 @@ def test_cost_of_a_checkpoint(config: ModelConfig) -> None:
 
 
 SPARSE = replace(
-    UNTIED, n_layers=4, experts=ExpertsConfig(4, 1, 64, 96, every=2), attention_chunk=8192, no_rope_every=4,
+    UNTIED, n_layers=4, experts=ExpertsConfig(4, 1, 96, 96, every=2), attention_chunk=8192, no_rope_every=4,
     qk_norm=True, query_temperature=QueryTemperature(),
 )  # fmt: skip
 
 
 def test_of_experts_the_chosen_ones_count() -> None:
     cost = cost_of(synthetic_checkpoint(SPARSE, "q8_0"), "bf16")
-    expert = 3 * 64 * 64  # numbers of one expert's three matrices; layers 1 and 3 have experts
+    expert = 3 * 64 * 96  # numbers of one expert's three matrices; layers 1 and 3 have experts
     assert cost.expert_bytes == 2 * expert * 34 // 32
     everything = synthetic_checkpoint(SPARSE, "q8_0").n_bytes
     assert cost.weight_bytes == everything - 4 * cost.expert_bytes - 256 * 64 * 34 // 32

@@ -83,7 +83,7 @@ def test_back_from_a_file(quant: str, tied: bool, tmp_path: Path) -> None:
 
 
 SPARSE = replace(
-    CONFIG, n_layers=4, experts=ExpertsConfig(3, 2, 256, 512, every=2), attention_chunk=8192, no_rope_every=4,
+    CONFIG, n_layers=4, experts=ExpertsConfig(3, 2, 256, 256, every=2), attention_chunk=8192, no_rope_every=4,
     qk_norm=True, query_temperature=QueryTemperature(),
 )  # fmt: skip
 
@@ -123,6 +123,8 @@ def test_refusals() -> None:
         synthetic_checkpoint(CONFIG, "q4_k")
     with pytest.raises(Unsupported, match="stands for attention_chunk 8192, and this model has 16"):
         synthetic_checkpoint(replace(SPARSE, attention_chunk=16), "q4_0")
+    with pytest.raises(Unsupported, match="as wide as the others, 256, and this model's is 64 wide"):
+        synthetic_checkpoint(replace(SPARSE, experts=ExpertsConfig(3, 2, 256, 64, every=2)), "q4_0")
     with pytest.raises(Unsupported, match="choose a shape without images"):
         synthetic_checkpoint(find("llama-3.2-11b-vision").config, "q4_0")
     with pytest.raises(Unsupported, match="cannot state 'dynamic' rope scaling"):
