@@ -30,8 +30,8 @@ def llama4_metadata(config: ModelConfig) -> Mapping[str, Value]:
             raise Unsupported(f"a GGUF file of Llama 4 stands for {name} {value}, and this model has {found}")
     if experts.shared_ffn_dim != experts.expert_ffn_dim:
         raise Unsupported(
-            f"a GGUF file of Llama 4 stands for a shared expert as wide as the others, {experts.expert_ffn_dim}, "
-            f"and this model's is {experts.shared_ffn_dim} wide"
+            "a GGUF file of Llama 4 stands for a shared expert as wide as the others, "
+            f"{experts.expert_ffn_dim}, and this model's is {experts.shared_ffn_dim} wide"
         )
     entries = gguf_metadata(config)
     own = {
