@@ -1,4 +1,4 @@
-"""A Llama 4 file today: shown in full, and refused by one sentence where it would have to run."""
+"""A Llama 4 file: shown in full, and run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llm.tiny_llm import write_tiny_llm
 
 from puna.cli.main import main
 from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature
@@ -63,11 +64,16 @@ def test_it_is_shown(scout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 of 4 in every 2. layer" in capsys.readouterr().out
 
 
-def test_it_is_refused_where_it_would_run(scout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(scout), "hello"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "this model needs a mixture of experts, chunked attention" in captured.err
+def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ("experts", "attention_chunk", "no_rope_every", "qk_norm", "query_temperature")
+    changes = {part: getattr(CONFIG, part) for part in parts} | {"n_layers": 4}
+    path = write_tiny_llm(tmp_path / "scout.gguf", **changes)
+    ask = ["run", str(path), "hello", "--max-tokens", "8", "--temperature", "0"]
+    assert main(ask) == 0
+    answer = capsys.readouterr().out
+    assert answer
+    assert main([*ask, "--threads", "1"]) == 0
+    assert capsys.readouterr().out == answer
 
 
 def test_the_catalog_shows_one_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from puna.model.config import ModelConfig
 from puna.weights.load import write_checkpoint
@@ -19,9 +21,9 @@ _NORMAL, _CONTROL = 1, 3
 
 
 def write_tiny_llm(
-    path: Path, *, template: str | None = TEMPLATE, context: int = 512, pre: str = "gpt-2"
+    path: Path, *, template: str | None = TEMPLATE, context: int = 512, pre: str = "gpt-2", **changes: Any
 ) -> Path:
-    """Write the file; a random model says random bytes, the same ones everywhere."""
+    """Write the file; a random model says the same random bytes everywhere. `changes`: of ModelConfig."""
     letters = _alphabet()
     merges = ["t h", "th e", "Ġ the"]
     tokens = [*CONTROL, *letters, *(merge.replace(" ", "") for merge in merges)]
@@ -43,7 +45,7 @@ def write_tiny_llm(
         dim=64, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96, vocab_size=len(tokens),
         norm_eps=1e-5, rope_theta=1e4, context_length=context, tied=True,
     )  # fmt: skip
-    write_checkpoint(synthetic_checkpoint(config, "q8_0", seed=3), path, metadata)
+    write_checkpoint(synthetic_checkpoint(replace(config, **changes), "q8_0", seed=3), path, metadata)
     return path
 
 
