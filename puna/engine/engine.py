@@ -102,11 +102,11 @@ class Engine:
         last = -1
         for placed in request.images:
             expected, positions = self._executor.n_image_positions(placed.image), placed.positions
-            if not all(isinstance(position, int) for position in positions):
-                raise BadValue(f"positions of images must be whole numbers, got {positions!r}")
             if len(positions) != expected:
                 raise BadValue(f"this image takes {expected} positions of the prompt, got {len(positions)}")
             for position in positions:
+                if not isinstance(position, int):
+                    raise BadValue(f"positions of images must be whole numbers, got {position!r} among them")
                 if not last < position < len(request.prompt):
                     raise BadValue(
                         f"positions of images must rise and lie within the prompt of {len(request.prompt)} "

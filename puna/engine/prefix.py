@@ -2,8 +2,8 @@
 
 A block's contents depend on every token and every image before it, so an entry is keyed by the entry of the
 block before it, by the exact tokens of its own block, and by the images with positions there. Entries have
-serial numbers that are never used again: two chains are equal only if their tokens and images are, and no hash
-collision can hand a caller somebody else's context.
+serial numbers that are never used again: two chains are equal only if their tokens and images are, and no
+hash collision can hand a caller somebody else's context.
 
 Knows no reference counts and no eviction order: blocks.py does.
 """

@@ -4,8 +4,8 @@ An encoder is a fixed list of ops for an image of so many tiles. What depends on
 its grid) is prepared in numpy by `tiles` and `positions`, and reaches the ops as `Tiles`, unseen by `encode`.
 
 Llama 3.2 Vision encodes all tiles of an image together, missing ones included, and gives every
-cross-attention layer keys and values (llama-models, llama3/multimodal). Llama 4 encodes each tile by itself and
-gives embeddings that take the place of tokens (llama-models, llama4/vision).
+cross-attention layer keys and values (llama-models, llama3/multimodal). Llama 4 encodes each tile by itself
+and gives embeddings that take the place of tokens (llama-models, llama4/vision).
 
 Shapes: N tiles, P patches of one, T rows of a tile (class token, and padding in Llama 3.2), X = N * T rows, Q
 values of a patch, D width of the encoder, I positions of the image that the decoder sees, E width of the
@@ -263,11 +263,12 @@ def cross_keys(ops: Any, cfg: ModelConfig, layers: Sequence[Any], y_IE: Any) -> 
 
 
 def seen_from(positions: Sequence[int]) -> list[tuple[int, int | None]]:
-    """For images that stand at rising `positions`: first position that sees each, and the first that does not.
+    """For images at rising `positions`: the first position that sees each, and the first that does not.
 
-    A token sees the last image before it, and those that stand directly before that one; None is the end of
-    the sequence. (llama-models, create_vision_mask. With several images Meta's code lets the mask of the last
-    ones end with the prompt, against its own comment; transformers extends it over the answer, and so do we.)
+    A token sees the last image at or before it, and those that stand directly before that one; None is the
+    end of the sequence (llama-models, create_vision_mask). With several images Meta's code lets the mask of
+    the last ones end with the prompt, against its own comment; transformers extends it over the answer, and
+    so do we.
     """
     ends: list[int | None] = [None] * len(positions)
     for i in range(len(positions) - 2, -1, -1):
@@ -292,7 +293,7 @@ def n_positions(cfg: ModelConfig, image: Image) -> int:
     expected = (n, 3, v.tile_size, v.tile_size)
     if not good or found != expected:
         raise BadValue(
-            f"an image of this model is a grid of {grids}, each 3 x {v.tile_size} x {v.tile_size}; found a grid "
-            f"of {grid[0]} x {grid[1]} with pixels of shape {found}; prepare it for this model"
+            f"an image of this model is a grid of {grids}, each 3 x {v.tile_size} x {v.tile_size}; found a "
+            f"grid of {grid[0]} x {grid[1]} with pixels of shape {found}; prepare it for this model"
         )
     return 1 if isinstance(v, Llama32VisionConfig) else n * v.tokens_per_tile

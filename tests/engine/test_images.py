@@ -52,7 +52,7 @@ def test_marks_say_which_part_of_an_image_lies_where() -> None:
         ([placed("a", 2, 1)], r"got 1 after 2"),
         ([placed("a", 1), placed("b", 1)], r"got 1 after 1"),
         ([PlacedImage(image("a", 2), [1])], r"takes 2 positions of the prompt, got 1"),
-        ([PlacedImage(image("a"), [1.5])], r"must be whole numbers, got \[1.5\]"),
+        ([PlacedImage(image("a"), [1.5])], r"must be whole numbers, got 1.5"),
     ],
 )
 def test_misplaced_images_are_refused(images: list[PlacedImage], said: str) -> None:
