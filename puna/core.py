@@ -262,13 +262,18 @@ class Executor(Protocol):
     """Runs steps of one model. The engine knows nothing else of a model.
 
     The cache has `n_blocks` blocks of `block_size` positions each. Contents of a block are a function of the
-    tokens that precede and fill it, so blocks of equal prefixes may be shared.
+    tokens and images that precede and fill it, so blocks of equal prefixes may be shared.
     """
 
     block_size: int
     n_blocks: int
     vocab_size: int
+    n_token_ids: int  # that may be read: those from vocab_size on stand for images and are never predicted
     context_length: int
+
+    def n_image_positions(self, image: Image) -> int:
+        """Positions that an image takes; raises BadValue if this model cannot see it. Safe in any thread."""
+        ...
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Run the batch, writing keys and values to its blocks; returns logits [sum of n_logits, vocab_size].

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from puna.engine.prefix import ROOT, PrefixCache
+from puna.engine.prefix import ROOT, PrefixCache, marks
 from puna.engine.sequence import Sequence
 
 
@@ -35,7 +35,7 @@ class BlockManager:
         False, and nothing has changed, where too few are free.
         """
         assert not seq.blocks
-        cached = self._prefix.match(seq.tokens, seq.n_reusable)
+        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images)
         n_new = self._n_needed(len(seq.tokens)) - len(cached)
         if self.n_free - sum(not self._n_holders[block] for block in cached) < n_new + reserve:
             return False
@@ -65,8 +65,9 @@ class BlockManager:
         size = self.block_size
         while (seq.n_shared + 1) * size <= seq.n_computed:
             i = seq.n_shared
-            own = seq.blocks[i]
-            kept = self._prefix.insert(seq.parent, seq.tokens[i * size : (i + 1) * size], own)
+            own, start, end = seq.blocks[i], i * size, (i + 1) * size
+            seen = marks(seq.request.images, start, end)
+            kept = self._prefix.insert(seq.parent, seq.tokens[start:end], own, seen)
             if kept != own:
                 self._hold(kept)
                 seq.blocks[i] = kept

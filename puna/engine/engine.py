@@ -66,7 +66,8 @@ class Engine:
             max_len = min(max_len, len(prompt) + params.max_tokens)
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         known_stops = [i for i in stop_ids if i < self._executor.vocab_size]
-        sampling = SamplingState(params, prompt, known_stops, seed)
+        words = (token for token in prompt if token < self._executor.vocab_size)  # images have no logits
+        sampling = SamplingState(params, words, known_stops, seed)
         seq = Sequence(request, max_len, stop_ids, sampling, Guesser())
         self._live[request.id] = seq
         self._scheduler.add(seq)
@@ -84,13 +85,34 @@ class Engine:
             )
         if not n_prompt:
             raise BadValue("the prompt must have at least one token, got none")
-        named_ids = {"prompt": request.prompt, "logit_bias": params.logit_bias, "stop_ids": params.stop_ids}
-        for name, ids in named_ids.items():
-            if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
+        named_ids = {
+            "prompt": (request.prompt, self._executor.n_token_ids),
+            "logit_bias": (params.logit_bias, n_vocab),
+            "stop_ids": (params.stop_ids, n_vocab),
+        }
+        for name, (ids, n_ids) in named_ids.items():
+            if ids and not 0 <= min(ids) <= max(ids) < n_ids:
                 found = f"{min(ids)} to {max(ids)}"
-                raise BadValue(f"{name} must be token ids from 0 to {n_vocab - 1}, got {found}")
+                raise BadValue(f"{name} must be token ids from 0 to {n_ids - 1}, got {found}")
+        self._check_images(request)
         if params.stop and request.sink is None:
             raise BadValue("stop strings need a request with a text sink, got none; use stop_ids or give one")
+
+    def _check_images(self, request: Request) -> None:
+        last = -1
+        for placed in request.images:
+            expected, positions = self._executor.n_image_positions(placed.image), placed.positions
+            if len(positions) != expected:
+                raise BadValue(f"this image takes {expected} positions of the prompt, got {len(positions)}")
+            for position in positions:
+                if not isinstance(position, int):
+                    raise BadValue(f"positions of images must be whole numbers, got {position!r} among them")
+                if not last < position < len(request.prompt):
+                    raise BadValue(
+                        f"positions of images must rise and lie within the prompt of {len(request.prompt)} "
+                        f"tokens, got {position} after {last}"
+                    )
+                last = position
 
     def cancel(self, request_id: int) -> None:
         """End a request between steps; its last result says so. Nothing happens if it has ended already."""

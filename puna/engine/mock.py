@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.core import Batch, Chunk
+from puna.core import Batch, Chunk, Image, PlacedImage
 
 _N_ROWS = 509  # different rows of logits before the bonus
 
@@ -25,7 +25,8 @@ def _noise(vocab_size: int) -> NDArray[np.float32]:
 class MockExecutor:
     """Runs steps whose logits are a function of what is really in the cache blocks.
 
-    A hash of a token and all before it stands for the keys and values of a position. A step writes those
+    A hash of a token, of the part of an image there, and of all before it stands for the keys and values of a
+    position. A step writes those
     of each chunk to its slots and reads all earlier ones back through the block table, so that a block
     that is shared too early, shared at another place, used twice or freed too soon gives other logits.
     The model likes to count upwards, so that guesses are right now and then.
@@ -35,6 +36,7 @@ class MockExecutor:
         self, vocab_size: int = 64, context_length: int = 256, n_blocks: int = 64, block_size: int = 4
     ) -> None:
         self.vocab_size = vocab_size
+        self.n_token_ids = vocab_size
         self.context_length = context_length
         self.n_blocks = n_blocks
         self.block_size = block_size
@@ -50,18 +52,21 @@ class MockExecutor:
         rows: list[NDArray[np.float32]] = []
         for chunk, cache in zip(batch.chunks, caches, strict=True):
             n_silent = len(chunk.tokens) - chunk.n_logits
-            _append(cache, chunk.tokens[:n_silent])
+            _append(cache, chunk.tokens[:n_silent], chunk.images)
             for token in chunk.tokens[n_silent:]:
-                _append(cache, [token])
+                _append(cache, [token], chunk.images)
                 rows.append(self._row(cache, token))
             self._write(chunk, cache, written)
         return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, tokens: Sequence[int], images: Sequence[PlacedImage] = ()) -> NDArray[np.float32]:
         """What step() must give after these tokens: [vocab_size]."""
         cache = array("I")
-        _append(cache, tokens)
+        _append(cache, tokens, images)
         return self._row(cache, tokens[-1])
+
+    def n_image_positions(self, image: Image) -> int:
+        return len(image.pixels)
 
     def close(self) -> None:
         self.is_closed = True
@@ -85,7 +90,7 @@ class MockExecutor:
     def _write(self, chunk: Chunk, cache: array[int], written: set[tuple[int, int]]) -> None:
         end = chunk.start + len(chunk.tokens)
         assert len(cache) == end <= min(self.context_length, len(chunk.blocks) * self.block_size)
-        assert all(0 <= token < self.vocab_size for token in chunk.tokens)
+        assert all(0 <= token < self.n_token_ids for token in chunk.tokens)
         for position in range(chunk.start, end):
             block, offset = chunk.blocks[position // self.block_size], position % self.block_size
             assert 0 <= block < self.n_blocks
@@ -94,7 +99,11 @@ class MockExecutor:
             self._blocks[block][offset] = cache[position]
 
 
-def _append(cache: array[int], tokens: Sequence[int]) -> None:
+def _append(cache: array[int], tokens: Sequence[int], images: Sequence[PlacedImage]) -> None:
     """Extend the cache of a sequence by the positions of `tokens`."""
     for token in tokens:
-        cache.append(crc32(token.to_bytes(4, "little"), cache[-1] if cache else 0))
+        contents = token.to_bytes(4, "little")
+        for placed in images:
+            if len(cache) in placed.positions:
+                contents += placed.image.digest + bytes([placed.positions.index(len(cache))])
+        cache.append(crc32(contents, cache[-1] if cache else 0))

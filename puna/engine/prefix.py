@@ -1,9 +1,9 @@
 """Prefix cache: which full blocks hold the keys and values of which beginnings of sequences.
 
-A block's contents depend on every token before it, so an entry is keyed by the entry of the block before
-it and by the exact tokens of its own block. Entries have serial numbers that are never used again: two
-chains are equal only if their tokens are, and no hash collision can hand a caller somebody else's
-context.
+A block's contents depend on every token and every image before it, so an entry is keyed by the entry of the
+block before it, by the exact tokens of its own block, and by the images with positions there. Entries have
+serial numbers that are never used again: two chains are equal only if their tokens and images are, and no
+hash collision can hand a caller somebody else's context.
 
 Knows no reference counts and no eviction order: blocks.py does.
 """
@@ -11,34 +11,53 @@ Knows no reference counts and no eviction order: blocks.py does.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from puna.core import PlacedImage
 
 ROOT = 0  # serial of the empty prefix
+
+Mark = tuple[bytes, int, tuple[int, ...]]  # digest, how many positions lie before the block, those in it
+Key = tuple[int, bytes, tuple[Mark, ...]]  # serial of the parent, tokens, images
+
+
+def marks(images: Sequence[PlacedImage], start: int, end: int) -> tuple[Mark, ...]:
+    """The images with positions in start..end-1, and where: relative to `start`, and to the image."""
+    found: list[Mark] = []
+    for placed in images:
+        first, last = bisect_left(placed.positions, start), bisect_left(placed.positions, end)
+        if first < last:
+            here = tuple(p - start for p in placed.positions[first:last])
+            found.append((placed.image.digest, first, here))
+    return tuple(found)
 
 
 class PrefixCache:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._block_of: dict[tuple[int, bytes], int] = {}  # (serial of the parent, tokens) -> block
-        self._key_of: dict[int, tuple[int, bytes]] = {}  # block -> its key
+        self._block_of: dict[Key, int] = {}
+        self._key_of: dict[int, Key] = {}  # block -> its key
         self._serial_of: dict[int, int] = {}  # block -> serial
         self._n_serials = ROOT
 
-    def match(self, tokens: array[int], limit: int) -> list[int]:
+    def match(self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = ()) -> list[int]:
         """The cached blocks that hold the longest beginning of tokens[:limit], in order."""
         size, parent = self._block_size, ROOT
         blocks: list[int] = []
         for end in range(size, limit + 1, size):
-            block = self._block_of.get((parent, tokens[end - size : end].tobytes()))
+            seen = marks(images, end - size, end)
+            block = self._block_of.get((parent, tokens[end - size : end].tobytes(), seen))
             if block is None:
                 break
             blocks.append(block)
             parent = self._serial_of[block]
         return blocks
 
-    def insert(self, parent: int, tokens: array[int], block: int) -> int:
-        """Offer `block`, which follows entry `parent` and is filled with `tokens`; returns the block that
-        is kept: an older one where the same contents were cached already."""
-        key = (parent, tokens.tobytes())
+    def insert(self, parent: int, tokens: array[int], block: int, images: tuple[Mark, ...] = ()) -> int:
+        """Offer `block`, which follows entry `parent` and is filled with `tokens` and `images`; returns the
+        block that is kept: an older one where the same contents were cached already."""
+        key = (parent, tokens.tobytes(), images)
         known = self._block_of.setdefault(key, block)
         if known == block:
             self._n_serials += 1

@@ -15,7 +15,7 @@ ids seen so far, G groups of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isfinite, log
+from math import inf, isfinite, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +131,10 @@ class Sampler:
         return self._draw(logits_V, largest, state.params, uniform(state.seed, position))
 
     def logprob(self, logits_V: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
-        """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first)."""
+        """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first).
+
+        A token that stands for an image has no logit: it is never predicted.
+        """
         largest = float(logits_V.max())
         np.subtract(logits_V, largest, out=self._wide_V, dtype=np.float64)
         np.exp(self._wide_V, out=self._wide_V)
@@ -142,7 +145,8 @@ class Sampler:
             x_N = logits_V[ids_N]
             order_N = np.argsort(-x_N, kind="stable")
             top = [(int(ids_N[i]), float(x_N[i]) - offset) for i in order_N]
-        return TokenLogprob(token, float(logits_V[token]) - offset, tuple(top))
+        own = float(logits_V[token]) if token < len(logits_V) else -inf
+        return TokenLogprob(token, own - offset, tuple(top))
 
     def _draw(self, logits_V: NDArray[np.float32], largest: float, p: SamplingParams, u: float) -> int:
         """Draw from the row cut down by top-k, top-p, min-p and typical, in this order.

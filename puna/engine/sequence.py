@@ -44,7 +44,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = array("i", self.request.prompt)
         self.n_prompt = len(self.tokens)
-        self.chunk = Chunk(self.tokens, 0, self.blocks, 0)
+        self.chunk = Chunk(self.tokens, 0, self.blocks, 0, self.request.images)
 
     @property
     def n_to_score(self) -> int:

@@ -3,8 +3,8 @@
 `Weights` mirrors Meta's checkpoint: an implementation of the ops decides what an entry is (an array, a packed
 matrix, a name while recording). Executors may fuse; the golden vectors hold them to this definition.
 
-Shapes: T tokens, D dim, H heads, K key/value heads, C head_dim, F ffn_dim, E experts, V vocabulary, R wanted
-rows.
+Shapes: T tokens, D dim, H heads, K key/value heads, C head_dim, F ffn_dim, E experts, V vocabulary, M
+embeddings behind it, R wanted rows.
 """
 
 from __future__ import annotations
@@ -43,18 +43,44 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossLayerWeights:
+    attention_norm: Any  # [D]
+    wq: Any  # [H*C, D]
+    wk: Any  # [K*C, D], of images, as wv
+    wv: Any  # [K*C, D]
+    wo: Any  # [D, H*C]
+    q_norm: Any  # [C]
+    k_norm: Any  # [C]
+    gate_attn: Any  # [1], before tanh, as gate_ffn
+    ffn_norm: Any  # [D]
+    w1: Any  # [F, D]
+    w2: Any  # [D, F]
+    w3: Any  # [F, D]
+    gate_ffn: Any  # [1]
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     tok_embeddings: Any  # [V, D]
     layers: tuple[LayerWeights, ...]
     norm: Any  # [D]
     output: Any  # [V, D]; the same object as tok_embeddings where tied
     rope: Any  # rope.RopeTable
+    image_embeddings: Any = None  # [M, D] of the tokens behind the vocabulary
+    cross_layers: tuple[CrossLayerWeights, ...] = ()  # before the layers of cfg.cross_attention
+    vision: Any = None  # vision.VisionWeights
 
 
-def decoder(ops: Any, cfg: ModelConfig, w: Weights) -> Any:
-    """Logits [R, V] of the rows that the step wants."""
-    x_TD = ops.embed(w.tok_embeddings)
+def decoder(ops: Any, cfg: ModelConfig, w: Weights, with_images: bool = False) -> Any:
+    """Logits [R, V] of the rows that the step wants.
+
+    A step in which no token sees an image leaves cross-attention layers out: they would add zero.
+    """
+    x_TD = ops.embed(w.tok_embeddings, w.image_embeddings)
+    crosses = dict(zip(cfg.cross_attention, w.cross_layers, strict=True)) if with_images else {}
     for i, layer in enumerate(w.layers):
+        if i in crosses:
+            x_TD = cross_layer(ops, cfg, crosses[i], cfg.cross_attention.index(i), x_TD)
         h_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
         x_TD = ops.add(x_TD, attention(ops, cfg, layer, i, w.rope, h_TD))
         h_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
@@ -78,6 +104,19 @@ def attention(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any
         q_THC = ops.temper(q_THC, cfg.query_temperature)
     o_THC = ops.attend(q_THC, k_TKC, v_TKC, i, cfg.head_dim, cfg.head_dim**-0.5, cfg.chunk(i))
     return ops.linear(o_THC, layer.wo)
+
+
+def cross_layer(ops: Any, cfg: ModelConfig, w: CrossLayerWeights, i: int, x_TD: Any) -> Any:
+    """Cross-attention to images and a feed-forward network, both gated -> [T, D].
+
+    Nothing changes for tokens that see no image (llama-models, llama3/multimodal/model.py).
+    """
+    q_THC = ops.linear(ops.rms_norm(x_TD, w.attention_norm, cfg.norm_eps), w.wq)
+    q_THC = ops.head_norm(q_THC, cfg.head_dim, cfg.norm_eps, w.q_norm)
+    o_THC = ops.cross_attend(q_THC, i, cfg.head_dim, cfg.head_dim**-0.5)
+    x_TD = ops.add(x_TD, ops.linear(o_THC, w.wo), w.gate_attn)
+    h_TD = gated(ops, w.w1, w.w2, w.w3, ops.rms_norm(x_TD, w.ffn_norm, cfg.norm_eps))
+    return ops.add(x_TD, ops.mask_rows(h_TD), w.gate_ffn)
 
 
 def feed_forward(ops: Any, cfg: ModelConfig, layer: LayerWeights, h_TD: Any) -> Any:

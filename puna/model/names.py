@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import BadFile, Unsupported
-from puna.model.block import ExpertWeights, LayerWeights, Weights
+from puna.model.block import CrossLayerWeights, ExpertWeights, LayerWeights, Weights
 from puna.model.config import ModelConfig
 from puna.model.names_vision import vision_shapes
 
@@ -267,13 +267,28 @@ def assemble(cfg: ModelConfig, tensors: Mapping[str, Any], rope: Any) -> Weights
     The mapping must hold every name of `shapes(cfg)`; `rope` is the RopeTable, or what stands for it.
     """
     layers = (_layer(cfg, tensors, i) for i in range(cfg.n_layers))
+    crosses = (_cross_layer(cfg, tensors, i) for i in range(len(cfg.cross_attention)))
     embeddings = tensors["tok_embeddings"]
+    vision = None
+    if cfg.vision is not None:
+        from puna.model.vision import assemble_vision  # most models see nothing
+
+        vision = assemble_vision(cfg.vision, cfg.dim, tensors)
     return Weights(
         tok_embeddings=embeddings,
         layers=tuple(layers),
         norm=tensors["norm"],
         output=embeddings if cfg.tied else tensors["output"],
         rope=rope,
+        image_embeddings=tensors["image_embeddings"] if cfg.n_image_embeddings else None,
+        cross_layers=tuple(crosses),
+        vision=vision,
+    )
+
+
+def _cross_layer(cfg: ModelConfig, tensors: Mapping[str, Any], i: int) -> CrossLayerWeights:
+    return CrossLayerWeights(
+        **{part: tensors[f"cross_attention_layers.{i}.{part}"] for part in _cross_shapes(cfg)}
     )
 
 

@@ -45,6 +45,8 @@ TOLERANCES = {
     ("rms_norm", "float32"): 2e-6,
     ("rope", "float32"): 1e-6,
     ("swiglu", "float32"): 2e-6,
+    ("layer_norm", "float32"): 4e-6,  # of x's own size: the mean is subtracted first
+    ("gelu", "float32"): 1e-6,  # of |x|
     ("attend", "F32"): 1e-5,
     ("attend", "F16"): 2e-3,  # the cases' keys and values are exact in F16 and BF16: this is for q
     ("attend", "BF16"): 1e-2,
@@ -182,6 +184,44 @@ class SwigluCase:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNormCase:
+    op: ClassVar[str] = "layer_norm"
+    n_rows: int
+    dim: int
+    mean: float = 0.0
+    eps: float = 1e-5
+    seed: int = 0
+
+    def inputs(self) -> tuple[Array, Array, Array]:
+        """x [X, D], the weight [D] and the bias [D]."""
+        rng = np.random.default_rng(self.seed)
+        x_XD = _activations(rng, self.n_rows, self.dim) + np.float32(self.mean)
+        w_D: Array = 1 + rng.standard_normal(self.dim, np.float32) / np.float32(4)
+        return x_XD, w_D, rng.standard_normal(self.dim, np.float32)
+
+    @staticmethod
+    def unit(x_XD: Array) -> float:
+        return max(1.0, float(np.abs(x_XD).max() / x_XD.std()))
+
+
+@dataclass(frozen=True, slots=True)
+class GeluCase:
+    op: ClassVar[str] = "gelu"
+    n_rows: int
+    ffn_dim: int
+    magnitude: float = 1.0
+    seed: int = 0
+
+    def x_XF(self) -> Array:
+        rng = np.random.default_rng(self.seed)
+        return _activations(rng, self.n_rows, self.ffn_dim) * np.float32(self.magnitude)
+
+    @staticmethod
+    def unit(x_XF: Array) -> Array:
+        return np.maximum(np.abs(x_XF), np.float32(1e-30))
+
+
+@dataclass(frozen=True, slots=True)
 class AttendCase:
     """One step over several sequences; each has `past` positions in the cache and brings `new` ones."""
 
@@ -299,3 +339,10 @@ ROPE = tuple(
     for start, theta, factor in ((0, 1e4, 1.0), (8190, 5e5, 1.0), (131000, 5e5, 1.25))
 )
 SWIGLU = tuple(SwigluCase(t, f, m) for t in (1, 3, 33) for f in (32, 1536) for m in (1.0, 30.0))
+LAYER_NORM = tuple(
+    LayerNormCase(x, dim, mean, eps)
+    for x in (1, 33)
+    for dim in (48, 1280)
+    for mean, eps in ((0.0, 1e-5), (9.0, 1e-6))
+)
+GELU = tuple(GeluCase(x, f, m) for x in (1, 33) for f in (48, 5120) for m in (1.0, 30.0))

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import Batch
+from puna.ops.images import NO_IMAGES, StepImages
 
 Array = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -60,9 +61,10 @@ class Step:
     spans: tuple[Span, ...]
     wanted_R: Indices  # rows of the step after which logits are wanted
     cache: Cache
+    images: StepImages = NO_IMAGES
 
     @classmethod
-    def of(cls, batch: Batch, cache: Cache) -> Step:
+    def of(cls, batch: Batch, cache: Cache, images: StepImages = NO_IMAGES) -> Step:
         tokens, positions, wanted, spans, row = [], [], [], [], 0
         for chunk in batch.chunks:
             n = len(chunk.tokens)
@@ -77,7 +79,12 @@ class Step:
             spans.append(Span(slice(row, row + n), chunk.start, slots_P))
             row += n
         return cls(
-            np.concatenate(tokens), np.concatenate(positions), tuple(spans), np.concatenate(wanted), cache
+            np.concatenate(tokens),
+            np.concatenate(positions),
+            tuple(spans),
+            np.concatenate(wanted),
+            cache,
+            images,
         )
 
 
@@ -86,16 +93,24 @@ class NumpyOps:
 
     def __init__(self, step: Step) -> None:
         self.step = step
+        self.positions_T = step.positions_T
         self._angles: dict[int, tuple[Array, Array]] = {}  # by identity of the table; every layer asks
 
-    def embed(self, w_VD: Array) -> Array:
-        return w_VD[self.step.tokens_T]
+    def embed(self, w_VD: Array, more_MD: Array | None = None) -> Array:
+        ids_T, n = self.step.tokens_T, len(w_VD)
+        x_TD: Array = w_VD[np.minimum(ids_T, n - 1)] if more_MD is not None else w_VD[ids_T]
+        if more_MD is not None:
+            x_TD[ids_T >= n] = more_MD[ids_T[ids_T >= n] - n]
+        for image in self.step.images.fused:
+            x_TD[image.rows_N] = image.image_ID[image.parts_N]
+        return x_TD
 
-    def linear(self, x_TD: Array, w_ED: Array) -> Array:
-        return x_TD @ w_ED.T
+    def linear(self, x_TD: Array, w_ED: Array, bias_E: Array | None = None) -> Array:
+        y_TE: Array = x_TD @ w_ED.T
+        return y_TE if bias_E is None else y_TE + bias_E
 
-    def add(self, a_TD: Array, b_TD: Array) -> Array:
-        return a_TD + b_TD
+    def add(self, a_TD: Array, b_TD: Array, gate_1: Array | None = None) -> Array:
+        return a_TD + (b_TD if gate_1 is None else np.tanh(gate_1) * b_TD)
 
     def rms_norm(self, x_TD: Array, w_D: Array, eps: float) -> Array:
         mean_T1 = np.mean(np.square(x_TD, dtype=np.float64), axis=1, keepdims=True)
@@ -104,7 +119,7 @@ class NumpyOps:
 
     def rope(self, x_THC: Array, n_heads: int, freqs_C2: Any) -> Array:
         if id(freqs_C2) not in self._angles:
-            self._angles[id(freqs_C2)] = freqs_C2.angles(self.step.positions_T)
+            self._angles[id(freqs_C2)] = freqs_C2.angles(self.positions_T)
         cos_TC2, sin_TC2 = self._angles[id(freqs_C2)]
         x_THC22 = x_THC.reshape(len(x_THC), n_heads, -1, 2)
         a, b = x_THC22[..., 0], x_THC22[..., 1]
@@ -112,9 +127,9 @@ class NumpyOps:
         turned: Array = np.stack((a * cos - b * sin, a * sin + b * cos), axis=-1)
         return turned.reshape(x_THC.shape)
 
-    def head_norm(self, x_THC: Array, head_dim: int, eps: float) -> Array:
-        heads_XC = x_THC.reshape(-1, head_dim)
-        return self.rms_norm(heads_XC, np.ones(head_dim, np.float32), eps).reshape(x_THC.shape)
+    def head_norm(self, x_THC: Array, head_dim: int, eps: float, w_C: Array | None = None) -> Array:
+        heads_XC, w_C = x_THC.reshape(-1, head_dim), np.ones(head_dim, np.float32) if w_C is None else w_C
+        return self.rms_norm(heads_XC, w_C, eps).reshape(x_THC.shape)
 
     def temper(self, q_THC: Array, temperature: Any) -> Array:
         steps_T = np.floor((self.step.positions_T + 1) / temperature.floor_scale)
@@ -141,6 +156,19 @@ class NumpyOps:
             o_THC[span.rows] = attention(q_THC[span.rows], k_PKC, v_PKC, head_dim, scale, chunk)
         return o_THC
 
+    def cross_attend(self, q_THC: Array, layer: int, head_dim: int, scale: float) -> Array:
+        o_THC = np.zeros_like(q_THC)
+        for seen in self.step.images.seen:
+            k_IKC, v_IKC = (np.concatenate([image[layer][i] for image in seen.images]) for i in (0, 1))
+            o_THC[seen.rows] = full_attention(q_THC[seen.rows], k_IKC, v_IKC, head_dim, scale)
+        return o_THC
+
+    def mask_rows(self, x_TD: Array) -> Array:
+        y_TD = np.zeros_like(x_TD)
+        for seen in self.step.images.seen:
+            y_TD[seen.rows] = x_TD[seen.rows]
+        return y_TD
+
     def swiglu(self, gate_TF: Array, up_TF: Array) -> Array:
         with np.errstate(over="ignore"):  # below about -88 exp gives inf, and silu -0, as it should be
             y_TF: Array = gate_TF / (1 + np.exp(-gate_TF)) * up_TF
@@ -161,6 +189,20 @@ class NumpyOps:
 
     def select(self, x_TD: Array) -> Array:
         return x_TD[self.step.wanted_R]
+
+
+def full_attention(q_THC: Array, k_PKC: Array, v_PKC: Array, head_dim: int, scale: float) -> Array:
+    """Attention of each of T rows over all of P positions -> [T, H*C]."""
+    n_positions = len(k_PKC)
+    k_KCP = k_PKC.reshape(n_positions, -1, head_dim).transpose(1, 2, 0)
+    v_KPC = v_PKC.reshape(n_positions, -1, head_dim).transpose(1, 0, 2)
+    n_grouped = q_THC.shape[1] // k_PKC.shape[1]
+    q_TKGC = q_THC.reshape(len(q_THC), len(k_KCP), n_grouped, head_dim)
+    o_TKGC = np.empty_like(q_TKGC)
+    for rows in _blocks(len(q_THC)):
+        scores_KGTP = q_TKGC[rows].transpose(1, 2, 0, 3) @ k_KCP[:, None] * np.float32(scale)
+        o_TKGC[rows] = (_softmax(scores_KGTP) @ v_KPC[:, None]).transpose(2, 0, 1, 3)
+    return o_TKGC.reshape(q_THC.shape)
 
 
 def attention(
@@ -197,6 +239,11 @@ def _causal_softmax(scores_KGTP: Array, chunk: int) -> Array:
     positions_P = np.arange(n_positions)
     hidden_TP = (positions_P > positions_T1) | (positions_P < positions_T1 // chunk * chunk)
     scores_KGTP[..., hidden_TP] = -np.inf
+    return _softmax(scores_KGTP)
+
+
+def _softmax(scores_KGTP: Array) -> Array:
+    """Over the last axis, in place."""
     scores_KGTP -= scores_KGTP.max(axis=-1, keepdims=True)
     np.exp(scores_KGTP, out=scores_KGTP)
     scores_KGTP /= scores_KGTP.sum(axis=-1, keepdims=True, dtype=np.float64)

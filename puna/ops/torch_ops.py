@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.core import Batch, Chunk
+from puna.ops.images import NO_IMAGES, StepImages
 
 
 class Cache:
@@ -83,9 +84,10 @@ class Step:
     spans: tuple[Span, ...]
     wanted_R: Tensor  # rows of the step after which logits are wanted
     cache: Cache
+    images: StepImages = NO_IMAGES
 
     @classmethod
-    def of(cls, batch: Batch, cache: Cache) -> Step:
+    def of(cls, batch: Batch, cache: Cache, images: StepImages = NO_IMAGES) -> Step:
         chunks = batch.chunks
         starts = np.cumsum([0, *(len(c.tokens) for c in chunks)])
         positions = [np.arange(c.start, c.start + len(c.tokens)) for c in chunks]
@@ -108,6 +110,7 @@ class Step:
             ),
             wanted_R=_tensor(np.concatenate(wanted), cache.device),
             cache=cache,
+            images=images,
         )
 
 
@@ -145,17 +148,27 @@ class TorchOps:
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._visible: dict[tuple[int, int | None], Tensor | None] = {}
 
-    def embed(self, w_VD: Tensor) -> Tensor:
-        return F.embedding(self.step.tokens_T, w_VD).to(self.dtype)
+    def embed(self, w_VD: Tensor, more_MD: Tensor | None = None) -> Tensor:
+        ids_T, n = self.step.tokens_T, len(w_VD)
+        if more_MD is None:
+            x_TD = F.embedding(ids_T, w_VD).to(self.dtype)
+        else:
+            x_TD = F.embedding(ids_T.clamp(max=n - 1), w_VD)
+            more_TD = F.embedding((ids_T - n).clamp(min=0), more_MD)
+            x_TD = torch.where((ids_T < n)[:, None], x_TD, more_TD).to(self.dtype)
+        for image in self.step.images.fused:
+            rows_N, parts_N = (_tensor(i, x_TD.device) for i in (image.rows_N, image.parts_N))
+            x_TD[rows_N] = image.image_ID[parts_N].to(self.dtype)
+        return x_TD
 
-    def linear(self, x_TD: Tensor, w_ED: Any) -> Tensor:
+    def linear(self, x_TD: Tensor, w_ED: Any, bias_E: Tensor | None = None) -> Tensor:
         if isinstance(w_ED, Tensor):
-            return F.linear(x_TD, w_ED.to(x_TD.dtype))
+            return F.linear(x_TD, w_ED.to(x_TD.dtype), None if bias_E is None else bias_E.to(x_TD.dtype))
         y_TE: Tensor = w_ED.linear(x_TD)
-        return y_TE
+        return y_TE if bias_E is None else y_TE + bias_E.to(x_TD.dtype)
 
-    def add(self, a_TD: Tensor, b_TD: Tensor) -> Tensor:
-        return a_TD + b_TD
+    def add(self, a_TD: Tensor, b_TD: Tensor, gate_1: Tensor | None = None) -> Tensor:
+        return a_TD + (b_TD if gate_1 is None else gate_1.tanh().to(b_TD.dtype) * b_TD)
 
     def rms_norm(self, x_TD: Tensor, w_D: Tensor, eps: float) -> Tensor:
         x = x_TD.float()
@@ -164,11 +177,14 @@ class TorchOps:
 
     def rope(self, x_THC: Tensor, n_heads: int, freqs_C2: Any) -> Tensor:
         if id(freqs_C2) not in self._angles:
-            self._angles[id(freqs_C2)] = _angles(freqs_C2, self.step.positions_T)
+            self._angles[id(freqs_C2)] = self._turns(freqs_C2)
         cos_T1C2, sin_T1C2 = self._angles[id(freqs_C2)]
         a, b = x_THC.float().reshape(len(x_THC), n_heads, -1, 2).unbind(-1)
         turned = torch.stack((a * cos_T1C2 - b * sin_T1C2, a * sin_T1C2 + b * cos_T1C2), dim=-1)
         return turned.reshape(x_THC.shape).to(x_THC.dtype)
+
+    def _turns(self, table: Any) -> tuple[Tensor, Tensor]:
+        return _angles(table, self.step.positions_T)
 
     def attend(
         self,
@@ -202,9 +218,27 @@ class TorchOps:
             self._visible[span, chunk] = self.step.spans[span].visible(chunk)
         return self._visible[span, chunk]
 
-    def head_norm(self, x_THC: Tensor, head_dim: int, eps: float) -> Tensor:
+    def cross_attend(self, q_THC: Tensor, layer: int, head_dim: int, scale: float) -> Tensor:
+        o_THC = torch.zeros_like(q_THC)
+        for seen in self.step.images.seen:
+            parts = [image[layer] for image in seen.images]
+            k_IKC, v_IKC = (
+                parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+            )
+            o_THC[seen.rows] = full_attention(q_THC[seen.rows], k_IKC, v_IKC, head_dim, scale)
+        return o_THC
+
+    def mask_rows(self, x_TD: Tensor) -> Tensor:
+        y_TD = torch.zeros_like(x_TD)
+        for seen in self.step.images.seen:
+            y_TD[seen.rows] = x_TD[seen.rows]
+        return y_TD
+
+    def head_norm(self, x_THC: Tensor, head_dim: int, eps: float, w_C: Tensor | None = None) -> Tensor:
         x_TXC = x_THC.float().view(len(x_THC), -1, head_dim)
         y_TXC = x_TXC * torch.rsqrt(x_TXC.square().mean(-1, keepdim=True) + eps)
+        if w_C is not None:
+            y_TXC = y_TXC * w_C.float()
         return y_TXC.view(x_THC.shape).to(x_THC.dtype)
 
     def temper(self, q_THC: Tensor, temperature: Any) -> Tensor:
@@ -231,6 +265,17 @@ class TorchOps:
 
     def select(self, x_TD: Tensor) -> Tensor:
         return x_TD[self.step.wanted_R]
+
+
+def full_attention(q_XHC: Tensor, k_PKC: Tensor, v_PKC: Tensor, head_dim: int, scale: float) -> Tensor:
+    """Attention of each of X rows over all of P positions -> [X, H*C]; a leading axis is a batch."""
+    q, k, v = (
+        x.view(*x.shape[:-1], -1, head_dim).transpose(-2, -3).to(q_XHC.dtype) for x in (q_XHC, k_PKC, v_PKC)
+    )
+    if q.ndim == 3:  # the fast kernels want a batch
+        q, k, v = q[None], k[None], v[None]
+    o = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=True)
+    return o.transpose(-2, -3).reshape(q_XHC.shape)
 
 
 def _angles(table: Any, positions_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna import _native
-from puna.core import BadValue, Batch, EngineClosed, Unsupported, WorkFailed, closest
+from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
@@ -97,7 +97,7 @@ class NativeExecutor:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         _check(cfg, target, cache_type)
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size = self.n_token_ids = cfg.vocab_size
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self.max_tokens = max_tokens
@@ -123,6 +123,10 @@ class NativeExecutor:
         self.ops = [node.op for node in plan.nodes]
         vectors = _vectors(plan, tensors)
         self._result = _lower(plan, self._plan, _pack_all(plan, tensors, progress), vectors)
+
+    def n_image_positions(self, image: Image) -> int:
+        """Images are refused: see supported.py."""
+        raise BadValue("the native backend sees no images yet; use backend torch")
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.step."""

@@ -88,7 +88,8 @@ class Recorder:
         self.nodes.append(Node(op, ins, (out,), weights, attrs))
         return out
 
-    def embed(self, w_VD: WeightRef) -> Value:
+    def embed(self, w_VD: WeightRef, more_MD: WeightRef | None = None) -> Value:
+        assert more_MD is None, "embeddings behind the vocabulary are refused before anything is recorded"
         return self._node("embed", (), w_VD.shape[1], w_VD)
 
     def linear(self, x_TD: Value, w_ED: WeightRef) -> Value:

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.core import Batch
+from puna.core import Batch, Image
 from puna.model.block import decoder
 from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import rope_table
 from puna.ops.reference import Cache, NumpyOps, Step
-from puna.runtime.supported import refuse_uncomputed
+from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore
 
 
 class ReferenceExecutor:
     """A core.Executor over float32 arrays keyed by our names (model/names.py).
+
+    Encoded images are kept up to `image_bytes`, and longer while a step needs them.
 
     `context_length` (default: the checkpoint's own) bounds the positions and fixes the rotary table. Rows
     equal those of another mix of chunks up to float32 rounding, not bit by bit: BLAS sums in an order of
@@ -32,23 +34,33 @@ class ReferenceExecutor:
         n_blocks: int,
         block_size: int = 16,
         context_length: int | None = None,
+        image_bytes: int = IMAGE_BYTES,
     ) -> None:
-        refuse_uncomputed(cfg, native=False)
         self.n_blocks = n_blocks
         self.block_size = block_size
         self.vocab_size = cfg.vocab_size
+        self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.context_length = context_length or cfg.context_length
         self._cfg = cfg
         self._weights = assemble(cfg, tensors, rope_table(cfg, self.context_length))
         self._cache = Cache(cfg.n_layers, n_blocks, block_size, cfg.n_kv_heads * cfg.head_dim)
+        self._images = ImageStore(cfg, self._encode, image_bytes)
+
+    def n_image_positions(self, image: Image) -> int:
+        return self._images.n_positions(image)
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         ends = [chunk.start + len(chunk.tokens) for chunk in batch.chunks]
         assert max(ends) <= self.context_length, (ends, self.context_length)
-        logits_RV: NDArray[np.float32] = decoder(
-            NumpyOps(Step.of(batch, self._cache)), self._cfg, self._weights
-        )
+        images = self._images.of(batch)
+        ops = NumpyOps(Step.of(batch, self._cache, images))
+        logits_RV: NDArray[np.float32] = decoder(ops, self._cfg, self._weights, bool(images.seen))
         return logits_RV
 
+    def _encode(self, image: Image) -> Encoded:
+        from puna.ops.reference_vision import NumpyVisionOps  # with what it needs: most models see nothing
+
+        return self._images.encode(image, self._weights, lambda tiles: NumpyVisionOps(tiles), np.asarray)
+
     def close(self) -> None:
-        del self._weights, self._cache
+        del self._weights, self._cache, self._images

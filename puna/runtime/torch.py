@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from puna.core import BadValue, Batch, EngineClosed, closest
+from puna.core import BadValue, Batch, EngineClosed, Image, closest
 from puna.model.block import decoder
 from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import RopeTable
 from puna.ops.torch_ops import Cache, Step, TorchOps
-from puna.runtime.supported import refuse_uncomputed
+from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore
 from puna.weights.quant import dequantize
 from puna.weights.tensor import RawTensor
 
@@ -63,6 +64,7 @@ class TorchExecutor:
     `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once. Activations and
     matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. Block formats
     are decoded to it. `threads` (for CPU work; default: torch's own choice) holds for the whole process.
+    Encoded images are kept up to `image_bytes`, and longer while a step needs them.
     """
 
     block_size = BLOCK_TOKENS
@@ -79,14 +81,15 @@ class TorchExecutor:
         dtype: str = "",
         threads: int | None = None,
         progress: Callable[[int], None] | None = None,
+        image_bytes: int = IMAGE_BYTES,
     ) -> None:
-        refuse_uncomputed(cfg, native=False)
         self.device = choose_device(device)
         self.dtype = _dtype("dtype", dtype or default_dtype(self.device))
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
         self.vocab_size = cfg.vocab_size
+        self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self._cfg = cfg
@@ -101,19 +104,36 @@ class TorchExecutor:
         self._cache = Cache(
             cfg.n_layers, self.n_blocks, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
         )
+        self._images = ImageStore(cfg, self._encode, image_bytes)
+
+    def n_image_positions(self, image: Image) -> int:
+        """See core.Executor.n_image_positions."""
+        return self._images.n_positions(image)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.step; rows depend on the rest of the batch in their last bits."""
         if self._weights is None:
             raise EngineClosed("the executor is closed: make a new LLM")
-        ops = TorchOps(Step.of(batch, self._cache), self.dtype)
-        logits: NDArray[np.float32] = decoder(ops, self._cfg, self._weights).float().cpu().numpy()
+        images = self._images.of(batch)
+        ops = TorchOps(Step.of(batch, self._cache, images), self.dtype)
+        logits_RV = decoder(ops, self._cfg, self._weights, bool(images.seen))
+        logits: NDArray[np.float32] = logits_RV.float().cpu().numpy()
         return logits
+
+    def _encode(self, image: Image) -> Encoded:
+        from puna.ops.torch_vision import TorchVisionOps
+
+        def numbers(part: torch.Tensor) -> NDArray[np.float32]:
+            array: NDArray[np.float32] = part.float().cpu().numpy()
+            return array
+
+        ops = partial(TorchVisionOps, dtype=self.dtype, device=self.device)
+        return self._images.encode(image, self._weights, ops, numbers)
 
     def close(self) -> None:
         self._weights = None
-        del self._cache
+        del self._cache, self._images
 
 
 def _dtype(what: str, name: str) -> torch.dtype:

@@ -9,7 +9,6 @@ from puna.model.catalog import CATALOG, find
 from puna.model.rope import rope_table
 from puna.model.sizes import CACHE_BYTES, kv_bytes
 from puna.runtime.native import CACHE_TYPES, NativeExecutor, cache_bytes_per_token
-from puna.runtime.reference import ReferenceExecutor
 from puna.runtime.supported import refuse_uncomputed
 
 NATIVE_NEEDS = {
@@ -24,8 +23,7 @@ def test_executors_refuse(name: str, said: str) -> None:
     cfg = find(name).config
     with pytest.raises(Unsupported, match=said):
         NativeExecutor(cfg, {}, rope_table(cfg), cache_tokens=64)
-    with pytest.raises(Unsupported, match=r"this model needs .*an image encoder"):
-        ReferenceExecutor(cfg, {}, n_blocks=1)
+    refuse_uncomputed(cfg, native=False)
 
 
 def test_dense_text_models_are_not_refused() -> None:
@@ -45,12 +43,3 @@ def test_bytes_of_the_catalog_are_those_of_the_executor(cache_type: str) -> None
     for name in ("llama-2-13b", "llama-3.1-405b", "llama-3.2-1b"):
         cfg = find(name).config
         assert kv_bytes(cfg, 1, cache_type) == cache_bytes_per_token(cfg, cache_type)
-
-
-def test_the_torch_executor_refuses_too() -> None:
-    pytest.importorskip("torch")
-    from puna.runtime.torch import TorchExecutor
-
-    cfg = find("llama-guard-4-12b").config  # without a refusal it would run, and see no image
-    with pytest.raises(Unsupported, match="an image encoder"):
-        TorchExecutor(cfg, {}, rope_table(cfg), cache_tokens=64, device="cpu")
