@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from puna.model.config import ModelConfig
@@ -19,13 +20,21 @@ _NORMAL, _CONTROL = 1, 3
 
 
 def write_tiny_llm(
-    path: Path, *, template: str | None = TEMPLATE, context: int = 512, pre: str = "gpt-2"
+    path: Path,
+    *,
+    template: str | None = TEMPLATE,
+    context: int = 512,
+    pre: str = "gpt-2",
+    control: Sequence[str] = (),
 ) -> Path:
-    """Write the file; a random model says random bytes, the same ones everywhere."""
+    """Write the file; a random model says random bytes, the same ones everywhere; `control` are more
+    tokens.
+    """
     letters = _alphabet()
     merges = ["t h", "th e", "Ġ the"]
-    tokens = [*CONTROL, *letters, *(merge.replace(" ", "") for merge in merges)]
-    types = [_CONTROL] * len(CONTROL) + [_NORMAL] * (len(tokens) - len(CONTROL))
+    normal = [*letters, *(merge.replace(" ", "") for merge in merges)]
+    tokens = [*CONTROL, *normal, *control]
+    types = [_CONTROL] * len(CONTROL) + [_NORMAL] * len(normal) + [_CONTROL] * len(control)
     entries = {
         "model": Value.of(ValueType.STRING, "gpt2"),
         "pre": Value.of(ValueType.STRING, pre),
