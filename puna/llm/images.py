@@ -7,7 +7,7 @@ from typing import Any
 
 from puna.core import BadFile, BadInput, Image, PlacedImage, PromptTooLong, Request
 from puna.model.config import ModelConfig
-from puna.model.vision_config import Llama4VisionConfig
+from puna.model.vision_config import Llama4VisionConfig, VisionConfig
 from puna.text.tokenizer import Tokenizer
 
 # Each takes 0.2 GB of keys and values of the 11B, 0.5 GB of the 90B; both were trained on one.
@@ -51,14 +51,20 @@ def take_images(
 
 def prepared(source: Any, config: ModelConfig, name: str) -> Image:
     """Raises BadInput for a model that sees no images, and what prepare() raises."""
+    vision = encoder_of(config, name)
+    from puna.images import prepare  # Pillow, which takes a while
+
+    return prepare(source, vision)
+
+
+def encoder_of(config: ModelConfig, name: str) -> VisionConfig:
+    """Raises BadInput for a model that has none."""
     if config.vision is None:
         raise BadInput(
             f"{name} is a text model and sees no images, it was given one; use a vision model (Llama 3.2 "
             "Vision, Llama 4)"
         )
-    from puna.images import prepare  # Pillow, which takes a while
-
-    return prepare(source, config.vision)
+    return config.vision
 
 
 def place(

@@ -10,35 +10,18 @@ import asyncio
 import base64
 from collections.abc import Iterator
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from llm.tiny_llm import write_tiny_llm
-from PIL import Image as pil
+from llm.tiny_vision import LLAMA4, LLAMA32, TEMPLATE, TOKENS, picture, png
 
 from puna import LLM
 from puna.core import BadFile, BadInput, Image, PromptTooLong, Request
 from puna.images import prepare
 from puna.llm.images import MOST_CROSS_ATTENDED
-from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig
-
-TOKENS = {
-    "llama4": ["<|image_start|>", "<|image_end|>", "<|tile_x_separator|>", "<|tile_y_separator|>",
-               "<|image|>", "<|patch|>"],
-    "llama3.2": ["<|image|>"],
-}  # fmt: skip
-TEMPLATE = """\
-{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}
-{%- if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}
-{%- if part.type == 'image' %}{{ '<|image|>' }}{% else %}{{ part.text }}{% endif %}
-{%- endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"""
-
-# four tokens a tile, and one for each picture
-LLAMA4 = Llama4VisionConfig(tile_size=56, dim=16, n_layers=1, n_heads=2, ffn_dim=8, adapter_dim=8)
-LLAMA32 = Llama32VisionConfig(28, dim=16, n_layers=2, n_heads=2, ffn_dim=8, intermediate_layers=(0,))
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +39,6 @@ def llama32(tmp_path: Path) -> Iterator[LLM]:
     with LLM(path, threads=1) as llm:
         llm.config = replace(llm.config, vision=LLAMA32, cross_attention=(0,))
         yield llm
-
-
-def picture(width: int = 100, height: int = 50) -> pil.Image:
-    y, x, c = np.ogrid[:height, :width, :3]
-    return pil.fromarray(((x * 3 + y * 5 + c * 60) % 256).astype(np.uint8))
-
-
-def png(drawn: pil.Image | None = None) -> bytes:
-    out = BytesIO()
-    (drawn or picture()).save(out, "PNG")
-    return out.getvalue()
 
 
 def asked(llm: LLM, *parts: Any) -> Request:
