@@ -2,8 +2,8 @@
 
 Four formats are read, each by its own class of Pillow, so that no other decoder ever sees foreign bytes. The
 size is known before anything is decoded. Nothing is fetched: an address is refused. Animations are refused
-rather than cut to a frame. Transparency is put on white, as Meta does; colour profiles are not applied,
-as the models were trained without them.
+rather than cut to a frame; of a JPEG with further pictures behind it (MPO) the photo is read. Transparency is
+put on white, as Meta does; colour profiles are not applied, as the models were trained without them.
 """
 
 from __future__ import annotations

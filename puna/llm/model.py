@@ -167,7 +167,8 @@ class LLM:
 
         Content may be a list of parts, {"type": "text", "text"} and pictures {"type": "image", "image": …}: a
         path, the bytes of a JPEG, PNG, WebP or GIF file, a picture of Pillow, or one of image(); or OpenAI's
-        {"type": "image_url", "image_url": {"url": "data:image/…;base64,…"}}. Nothing is fetched.
+        {"type": "image_url", "image_url": {"url": "data:image/…;base64,…"}}. Nothing is fetched, but
+        a path is opened: of messages of strangers, let only texts and image_urls through.
         """
         return self._answer(self._chat_request(messages, tools, self._params(params, options))).result()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_a_text_model_is_not_loaded(
         "puna: seeing is a text model and sees no images, it was given one; use a vision model (Llama 3.2 "
         "Vision, Llama 4)\n"
     )
+
+
+def test_without_an_image_nothing_of_it_is_imported(model: Path) -> None:
+    code = (
+        "import sys; from puna.cli.main import main\n"
+        f"main(['run', {str(model)!r}, 'Hi', '--max-tokens', '2'])\n"
+        "print('modules:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("modules:")[2].split())
+    assert loaded & {"PIL", "puna.images", "puna.llm.images", "puna.text.formats"} == set()
+    assert "puna.llm.model" in loaded
 
 
 def chat_of(llm: LLM, inputs: list[str] | None = None) -> Chat:

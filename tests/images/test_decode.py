@@ -133,6 +133,12 @@ def test_animations_are_refused(kind: str) -> None:
     assert open_picture(frame).size == frame.size
 
 
+def test_of_several_pictures_in_a_jpeg_the_first_is_seen() -> None:
+    """Phones put previews and depth behind a photo (MPO); every viewer shows the first."""
+    raw = encoded(gradient(), "MPO", save_all=True, append_images=[pil.new("RGB", (9, 9))])
+    assert open_picture(raw).size == gradient().size
+
+
 def claimed(width: int, height: int) -> bytes:
     """A PNG of one pixel that says to have many."""
     raw = bytearray(encoded(pil.new("L", (1, 1))))
