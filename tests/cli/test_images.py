@@ -27,6 +27,7 @@ from puna.cli.slash import Chat
 from puna.core import BadFile, BadInput, Image, Request
 from puna.engine.bridge import EngineThread
 from puna.images import prepare
+from puna.runtime.native import NativeExecutor
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4)
 RUN = ["--temperature", "0", "--max-tokens", "4", "--threads", "1"]
@@ -61,6 +62,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
     monkeypatch.setattr(EngineThread, "stream", noted)
     monkeypatch.setattr(puna.llm.images, "encoder_of", lambda *_: LLAMA32)
+    monkeypatch.setattr(NativeExecutor, "n_image_positions", lambda *_: 1, raising=False)
     return made
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llm.tiny_llm import write_tiny_llm
-from llm.tiny_vision import LLAMA4, LLAMA32, TEMPLATE, TOKENS, picture, png
+from llm.tiny_vision import LLAMA4, LLAMA32, TEMPLATE, TOKENS, let_see, picture, png
 
 from puna import LLM
 from puna.core import BadFile, BadInput, Image, PromptTooLong, Request
@@ -29,7 +29,7 @@ def llama4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     path = tmp_path_factory.mktemp("models") / "llama4.gguf"
     write_tiny_llm(path, template=TEMPLATE, control=TOKENS["llama4"])
     with LLM(path, threads=1) as llm:
-        llm.config = replace(llm.config, vision=LLAMA4)
+        let_see(llm, LLAMA4)
         yield llm
 
 
@@ -37,7 +37,7 @@ def llama4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 def llama32(tmp_path: Path) -> Iterator[LLM]:
     path = write_tiny_llm(tmp_path / "llama32.gguf", template=TEMPLATE, control=TOKENS["llama3.2"])
     with LLM(path, threads=1) as llm:
-        llm.config = replace(llm.config, vision=LLAMA32, cross_attention=(0,))
+        let_see(llm, LLAMA32, cross_attention=(0,))
         yield llm
 
 
