@@ -19,7 +19,7 @@ from puna.weights.load import Checkpoint
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("runtime.tiny_vision")  # needs the executors of images
-from runtime.tiny_vision import IMAGE_TOKEN, PATCH_TOKEN, VOCAB, model, oracle, stored  # noqa: E402
+from runtime.tiny_vision import IMAGE_TOKEN, PATCH_TOKEN, VOCAB, model, oracle, stored
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = {"<|image_start|>": 84, "<|image_end|>": 85, "<|tile_x_separator|>": 86, "<|tile_y_separator|>": 87,
