@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "env": {"core"},
     "model": {"core"},
+    "images": {"core", "model"},
     "ops": {"core"},
     "weights": {"core", "model", "env"},
     "text": {"core"},

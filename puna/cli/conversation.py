@@ -5,6 +5,9 @@ A saved chat is one JSON object:
     {"puna_chat": 1, "model": "smollm2",
      "messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...],
      "params": {"temperature": 0.6, ...}}     fields of SamplingParams that differ from the defaults
+
+Content of a message with images is a list in the form of OpenAI's API: the files themselves as data URLs,
+then the text. So a saved chat needs no other file, and a foreign one opens none.
 """
 
 from __future__ import annotations
@@ -14,7 +17,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.core import BadFile, BadInput, BadValue, Completion, PromptTooLong, SamplingParams, WorkFailed
+from puna.core import (
+    BadFile,
+    BadInput,
+    BadValue,
+    Completion,
+    Image,
+    PromptTooLong,
+    SamplingParams,
+    WorkFailed,
+)
 from puna.llm import DEFAULT_PARAMS, sampling_params
 from puna.weights.disk import write_atomically
 
@@ -51,16 +63,18 @@ class Conversation:
         self.llm = llm
         self.model = model
         self.params = params
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
+        self.attached: list[str] = []  # images that go with the next message, as data URLs
+        self._prepared: dict[str, Image] = {}  # data URL -> what the model sees
         self._n_tokens: dict[int, int] = {}  # messages but for system's -> tokens of the context they took
         self.totals = Totals()
-        self._asked: str | None = None  # a message whose answer is being made
+        self._asked: str | list[dict[str, Any]] | None = None  # a message whose answer is being made
         self.set_system(system)
 
     @property
     def system(self) -> str | None:
         first = self.messages[0] if self.messages else None
-        return first["content"] if first and first["role"] == "system" else None
+        return _text(first["content"]) if first and first["role"] == "system" else None
 
     @property
     def n_context(self) -> int:
@@ -78,14 +92,37 @@ class Conversation:
         if text is not None:
             self.messages.insert(0, {"role": "system", "content": text})
 
+    def attach(self, path: Path) -> Image:
+        """Let the image in a file go with the next message. Raises what LLM.image() raises."""
+        from puna.images.decode import read_file, to_data_url
+
+        raw = read_file(path)
+        image = self.llm.image(raw)
+        url = to_data_url(raw)
+        self._prepared[url] = image
+        self.attached.append(url)
+        return image
+
     def ask(self, text: str) -> Answer:
         """Begin to answer a message; read the answer, then call `keep`. A refused message changes nothing."""
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in self.attached]
+        content: str | list[dict[str, Any]] = text
+        if images:
+            content = [*images, {"type": "text", "text": text}]
+        messages = [*self.messages, {"role": "user", "content": content}]
         try:
-            answer = self.llm.stream([*self.messages, {"role": "user", "content": text}], self.params)
+            answer = self.llm.stream([*map(self._seen, messages)], self.params)
         except PromptTooLong as error:
             raise PromptTooLong(f"{error}. Nothing was dropped; /undo or /reset makes room") from None
-        self._asked = text
+        self._asked = content
         return answer
+
+    def _seen(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with the images that were prepared in the place of their files."""
+        if isinstance(message["content"], str):
+            return message
+        prepared = [{"type": "image", "image": self._prepared[url]} for url in _urls(message["content"])]
+        return {**message, "content": [*prepared, {"type": "text", "text": _text(message["content"])}]}
 
     def keep(self, answer: Answer) -> Completion:
         """Add message and answer to the conversation; neither if there is no text."""
@@ -94,24 +131,30 @@ class Conversation:
             assert self._asked is not None
             self.messages.append({"role": "user", "content": self._asked})
             self.messages.append({"role": "assistant", "content": result.text})
+            self.attached.clear()
             self._n_tokens[self._n_said] = result.n_prompt + len(result.token_ids)
         self.totals.add(result, answer.timing)
         self._asked = None
         return result
 
     def undo(self) -> str:
-        """Take back the last message of the user and all after it; returns that message."""
+        """Take back the last message of the user and all after it; returns what it said, and its images go
+        with the next one.
+        """
         last = next((i for i, m in reversed([*enumerate(self.messages)]) if m["role"] == "user"), None)
         if last is None:
             raise BadInput("there is no message to take back yet")
-        text = self.messages[last]["content"]
+        content = self.messages[last]["content"]
         del self.messages[last:]
-        return text
+        self.attached[:0] = _urls(content)
+        return _text(content)
 
     def reset(self) -> None:
         """Forget all messages but the system message."""
         system = self.system
         self.messages.clear()
+        self.attached.clear()
+        self._prepared.clear()
         self._n_tokens.clear()
         self.set_system(system)
 
@@ -138,11 +181,32 @@ class Conversation:
         chat = _read(path)
         try:
             params = params_of_json(chat.get("params", {}))
+            prepared = self._prepare(chat["messages"])
         except BadInput as error:
             raise BadFile(f"{path}: {error}") from None
         self.params = params
         self.messages = chat["messages"]
+        self.attached.clear()
+        self._prepared = prepared
         self._n_tokens.clear()
+
+    def _prepare(self, messages: list[dict[str, Any]]) -> dict[str, Image]:
+        urls = [url for message in messages for url in _urls(message["content"])]
+        if not urls:
+            return {}
+        from puna.images.decode import from_data_url
+
+        return {url: self.llm.image(from_data_url(url)) for url in urls}
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
+    """What a message says."""
+    return content if isinstance(content, str) else str(content[-1]["text"])
+
+
+def _urls(content: str | list[dict[str, Any]]) -> list[str]:
+    """The images of a message."""
+    return [] if isinstance(content, str) else [part["image_url"]["url"] for part in content[:-1]]
 
 
 def changed_params(params: SamplingParams) -> dict[str, Any]:
@@ -182,7 +246,28 @@ def _are_messages(chat: dict[str, Any]) -> bool:
             isinstance(message, dict)
             and message.keys() == {"role", "content"}
             and message["role"] in _ROLES
-            and isinstance(message["content"], str)
+            and (isinstance(message["content"], str) or _has_images(message))
             for message in messages
+        )
+    )
+
+
+def _has_images(message: dict[str, Any]) -> bool:
+    """Whether the content is images and then a text, as `ask` writes it."""
+    content = message["content"]
+    if message["role"] != "user" or not isinstance(content, list) or len(content) < 2:
+        return False
+    *images, text = content
+    return (
+        isinstance(text, dict)
+        and text == {"type": "text", "text": text.get("text")}
+        and isinstance(text["text"], str)
+        and all(
+            isinstance(part, dict)
+            and part.keys() == {"type", "image_url"}
+            and part["type"] == "image_url"
+            and isinstance(part["image_url"], dict)
+            and isinstance(part["image_url"].get("url"), str)
+            for part in images
         )
     )

@@ -30,6 +30,7 @@ PACKAGES = (
     "prompt_toolkit",
     "platformdirs",
     "huggingface_hub",
+    "pillow",
 )
 _READ_BYTES = 1 << 29  # more than the caches of nearly every processor
 _SECONDS = 0.2  # for each limit

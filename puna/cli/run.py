@@ -3,6 +3,7 @@
     puna run smollm2 "Why is the sky blue?"
     puna run smollm2 < question.txt           or: some command | puna run smollm2 -
     puna run "Why is the sky blue?"           a single argument with a space in it is a prompt for smollm2
+    puna run MODEL "What is this?" --image photo.jpg         a vision model looks at it; or - from a pipe
 
 The prompt is one user message, put to the model by its chat template; with --raw the text itself is
 continued. The text comes out as it is made. With --json, one object when it is complete.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text; - or nothing: from stdin")
     parser.add_argument("-y", "--yes", action="store_true", help="pull a missing model without asking")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        default=[],
+        dest="images",
+        help="a JPEG, PNG, WebP or GIF picture for the model to see, - from stdin; may be repeated",
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text itself, without chat template")
     parser.add_argument(
         "--special", action="store_true", help="with --raw: names of control tokens are control tokens"
@@ -53,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     params = read_sampling(args, logprobs=args.logprobs)
     args.model, prompt = _model_and_prompt(args.model, args.prompt)
+    if prompt is None and "-" in args.images:
+        raise BadInput("stdin can be the prompt or an image, not both; give the prompt as an argument")
     path = _path(args, prompt)
+    images = _images(path, args.images)
     if prompt is None:
         prompt = _read_stdin()
     with load(path, args) as llm:
@@ -61,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
             answer = llm.stream(prompt, params, special=args.special)
         else:
             system = [] if args.system is None else [{"role": "system", "content": args.system}]
-            answer = llm.stream([*system, {"role": "user", "content": prompt}], params)
+            content = [*images, {"type": "text", "text": prompt}] if images else prompt
+            answer = llm.stream([*system, {"role": "user", "content": content}], params)
         if args.json:
             print_json(_report(args.model, llm, answer))
         else:
@@ -78,6 +92,10 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput("--special needs --raw: a chat template has its own control tokens; add it")
     if args.raw and args.system is not None:
         raise BadInput("--system needs a chat template, which --raw leaves out; use one of the two")
+    if args.raw and args.images:
+        raise BadInput("--image needs a chat template, which --raw leaves out; use one of the two")
+    if args.images.count("-") > 1:
+        raise BadInput("stdin is one image, it is named twice; name files")
 
 
 def _model_and_prompt(model: str | None, prompt: str | None) -> tuple[str, str | None]:
@@ -99,6 +117,20 @@ def _path(args: argparse.Namespace, prompt: str | None) -> Path:
 def _is_prompt(text: str) -> bool:
     """No name of a model has a space in it, and files that do exist."""
     return any(map(str.isspace, text)) and not Path(text).exists()
+
+
+def _images(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Parts of a message; what is wrong with them is known before the model is loaded."""
+    if not names:
+        return []
+    from puna.images.decode import open_picture
+    from puna.llm.images import encoder_of
+    from puna.weights.load import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        encoder_of(checkpoint.config, path.stem)
+    pictures = [open_picture(sys.stdin.buffer.read() if name == "-" else name) for name in names]
+    return [{"type": "image", "image": picture} for picture in pictures]
 
 
 def _read_stdin() -> str:

@@ -30,8 +30,10 @@ PROMPT = "> "
 class Screen(Protocol):
     forgives: bool  # whether the chat goes on after an error
 
-    def read(self, draft: str = "") -> str | None:
-        """The next message or command, None at the end; `draft` is put there to be edited."""
+    def read(self, draft: str = "", n_images: int = 0) -> str | None:
+        """The next message or command, None at the end; `draft` is put there to be edited. `n_images` go with
+        the message.
+        """
 
     def show(self, answer: Answer) -> None:
         """Show an answer as it comes, to its end or until it is interrupted."""
@@ -48,7 +50,7 @@ class Pipe:
 
     forgives = False
 
-    def read(self, draft: str = "") -> str | None:
+    def read(self, draft: str = "", n_images: int = 0) -> str | None:
         try:
             return self._read()
         except UnicodeDecodeError as error:
@@ -92,10 +94,11 @@ class Terminal:
         self._paper = Paper(self._console)
         self._session = _session(history, words)
 
-    def read(self, draft: str = "") -> str | None:
+    def read(self, draft: str = "", n_images: int = 0) -> str | None:
+        carried = f"[{n_images} image{'s' * (n_images > 1)}] " if n_images else ""
         while True:
             try:
-                text: str = self._session.prompt(default=draft)
+                text: str = self._session.prompt(carried + PROMPT, default=draft)
             except KeyboardInterrupt:
                 self.whisper("Ctrl-D or /quit leaves")
             except EOFError:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # "/undo" and "/system Be brief." are commands; "/etc/hosts is what?" and "//undo" are messages.
 _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?", re.DOTALL)
-_PYTHONS_WORDS = {"True": "true", "False": "false", "None": "null"}
+_NAME = re.compile(r"([^\s=]+)=")  # of a parameter
+_PYTHONS_WORDS = {"True": True, "False": False, "None": None}
 
 
 class Chat:
@@ -40,7 +41,7 @@ class Chat:
         llm = self.conversation.llm
         self.screen.whisper(f"{self.conversation.model}, context of {llm.context:,} tokens. /help for help")
         while not self.is_over:
-            text = self.screen.read(self.draft)
+            text = self.screen.read(self.draft, len(self.conversation.attached))
             if text is None:
                 return
             self.draft = ""
@@ -118,11 +119,12 @@ def _reset(chat: Chat, _: str) -> None:
 
 def _retry(chat: Chat, _: str) -> None:
     talk = chat.conversation
-    before = [*talk.messages]
-    text = talk.undo()
+    before, attached = [*talk.messages], [*talk.attached]
+    talk.attached.clear()  # they are for the next message
     try:
-        chat.answer(text)
+        chat.answer(talk.undo())
     finally:
+        talk.attached[:] = attached
         if len(talk.messages) < len(before):  # there is no other answer: keep the one there was
             talk.messages[:] = before
             chat.draft = ""
@@ -131,6 +133,21 @@ def _retry(chat: Chat, _: str) -> None:
 def _undo(chat: Chat, _: str) -> None:
     chat.draft = chat.conversation.undo()
     chat.screen.say(f"taken back; {len(chat.conversation.messages)} messages are left")
+
+
+def _image(chat: Chat, name: str) -> None:
+    """Add a picture to the next message; - takes all of them back."""
+    talk = chat.conversation
+    if name == "-":
+        talk.attached.clear()
+    elif name:
+        quote = (
+            name[0] if name[0] in "'\"" and name.endswith(name[0]) else ""
+        )  # of a file dropped on a terminal
+        image = talk.attach(_path(name.removeprefix(quote).removesuffix(quote)))
+        chat.screen.whisper(f"{image.columns} by {image.rows} tiles")
+    n = len(talk.attached)
+    chat.screen.say(f"{n or 'no'} image{'s' * (n != 1)} with the next message")
 
 
 def _save(chat: Chat, name: str) -> None:
@@ -150,25 +167,48 @@ def _path(name: str) -> Path:
 
 
 def _params(chat: Chat, text: str) -> None:
-    """Show the parameters, or set those of `name=value …`; values are JSON or plain words."""
+    """Show the parameters, or set those of `name=value …`."""
     talk = chat.conversation
     if text:
-        pairs = [part.partition("=") for part in text.split()]
-        wrong = next((name for name, equals, _ in pairs if not equals), None)
-        if wrong is not None:
-            raise BadInput(f"parameters are set as in /params temperature=0.2 top_p=1, got {wrong!r}")
-        talk.params = params_of_json({name: _value(value) for name, _, value in pairs}, talk.params)
+        talk.params = params_of_json(_assignments(text), talk.params)
     changed = changed_params(talk.params)
     for field in fields(talk.params):
         mark = "  (set)" if field.name in changed else ""
         chat.screen.say(f"{field.name} = {json.dumps(getattr(talk.params, field.name))}{mark}")
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(_PYTHONS_WORDS.get(text, text))
-    except (ValueError, RecursionError):  # the last of thousands of brackets
-        return text
+def _assignments(text: str) -> dict[str, Any]:
+    """The values of `name=value …`: JSON, which may have spaces, a text between single quotes, or a word."""
+    values: dict[str, Any] = {}
+    at = 0
+    while at < len(text):
+        name = _NAME.match(text, at)
+        if name is None:
+            wrong = text[at:].split()[0]
+            raise BadInput(f"parameters are set as in /params temperature=0.2 top_p=1, got {wrong!r}")
+        values[name[1]], at = _value(text, name.end())
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return values
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins there, and where it ends."""
+    first = text[at : at + 1]
+    end = text.find("'", at + 1) + 1
+    value: Any = text[at + 1 : end - 1]
+    if first != "'":
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError):  # the last of thousands of brackets
+            end = 0
+    if end and (end == len(text) or text[end].isspace()):
+        return value, end
+    if first and first in "'\"":
+        raise BadInput(
+            f'a value between quotes must end with one, as in /params stop="a b", got {text[at:]!r:.80}'
+        )
+    end = next((i for i in range(at, len(text)) if text[i].isspace()), len(text))
+    return _PYTHONS_WORDS.get(text[at:end], text[at:end]), end
 
 
 def _stats(chat: Chat, _: str) -> None:
@@ -209,6 +249,7 @@ COMMANDS = {
     "reset": Command(_reset, "", "begin a new conversation"),
     "retry": Command(_retry, "", "another answer to the last message"),
     "undo": Command(_undo, "", "take the last message back, to edit it"),
+    "image": Command(_image, "[FILE]", "show a picture with the next message; - takes it back"),
     "save": Command(_save, "FILE", "write messages and parameters to a JSON file"),
     "load": Command(_load, "FILE", "go on with a saved chat"),
     "params": Command(_params, "[NAME=VALUE ...]", "show or set sampling parameters"),

@@ -144,7 +144,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     from puna.text.tokenizer import Tokenizer
 
     if checkpoint.folder is not None:
-        return Tokenizer.from_folder(checkpoint.folder, checkpoint.config.vocab_size)
+        rows = checkpoint.config.vocab_size + checkpoint.config.n_image_embeddings
+        return Tokenizer.from_folder(checkpoint.folder, rows)
     return Tokenizer.from_gguf(checkpoint.metadata)
 
 

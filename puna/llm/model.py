@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self, overload
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
 
 from puna.core import (
     BadInput,
     BadValue,
     Completion,
+    Image,
+    PlacedImage,
+    PromptTooLong,
     Request,
     SamplingParams,
     TokenLogprob,
@@ -32,9 +35,10 @@ if TYPE_CHECKING:
     from puna.model.config import ModelConfig
     from puna.text.tokenizer import Tokenizer
 
-Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, whatever else the chat template reads
+Message = Mapping[str, Any]  # {"role": "user", "content": text or parts}, what else the template reads
 Prompt = str | Sequence[int]  # text, or token ids
 Batch = list[str] | list[list[int]]
+_Begun = TypeVar("_Begun")
 
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
@@ -160,6 +164,11 @@ class LLM:
         Nothing that a message says becomes a control token. The beginning that a conversation has in common
         with earlier ones comes out of the cache (`n_cached` of the result). Raises BadInput for a model
         without a template and for messages that it refuses, and what generate() raises.
+
+        Content may be a list of parts, {"type": "text", "text"} and pictures {"type": "image", "image": …}: a
+        path, the bytes of a JPEG, PNG, WebP or GIF file, a picture of Pillow, or one of image(); or OpenAI's
+        {"type": "image_url", "image_url": {"url": "data:image/…;base64,…"}}. Nothing is fetched, but
+        a path is opened: of messages of strangers, let only texts and image_urls through.
         """
         return self._answer(self._chat_request(messages, tools, self._params(params, options))).result()
 
@@ -196,8 +205,25 @@ class LLM:
         **options: Any,
     ) -> Completion:
         """chat() for an event loop."""
-        request = self._chat_request(messages, tools, self._params(params, options))
+        chosen = self._params(params, options)
+        if not isinstance(messages, str) and _has_parts(messages):
+            from asyncio import to_thread
+
+            # pictures take a while to decode
+            request = await to_thread(self._chat_request, messages, tools, chosen)
+        else:
+            request = self._chat_request(messages, tools, chosen)
         return await self._async_answer(request).result()
+
+    def image(self, source: Any) -> Image:
+        """A picture as this model sees it, to be used in several requests: in chat(), pictures are prepared
+        anew each time.
+
+        `source` is what a message may have under "image". Raises what chat() raises for it.
+        """
+        from puna.llm.images import prepared
+
+        return prepared(source, self.config, self.path.stem)
 
     def astream(
         self,
@@ -248,12 +274,12 @@ class LLM:
     def _answer(self, request: Request) -> Answer:
         from puna.llm.answer import Answer
 
-        return Answer(self, self._engine.stream(request))
+        return Answer(self, _begun(self._engine.stream, request))
 
     def _async_answer(self, request: Request) -> AsyncAnswer:
         from puna.llm.answer import AsyncAnswer
 
-        return AsyncAnswer(self, self._engine.astream(request))
+        return AsyncAnswer(self, _begun(self._engine.astream, request))
 
     def _request(
         self,
@@ -288,15 +314,30 @@ class LLM:
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        return self._request_of(encode_chat(self.tokenizer, turns, tools=tools), params, continuing=False)
+        if not _has_parts(turns):
+            return self._request_of(encode_chat(self.tokenizer, turns, tools=tools), params, continuing=False)
+        from puna.llm.images import place, take_images
+
+        plain, images = take_images(turns, self.config, self.path.stem)
+        patches = self.config.vision.tokens_per_tile if self.config.vision else None
+        ids = encode_chat(self.tokenizer, plain, tools=tools, patches=patches)
+        ids, placed = place(self.config, self.tokenizer, ids, images)
+        return self._request_of(ids, params, continuing=False, images=placed)
 
     def _request_of(
-        self, ids: list[int], params: SamplingParams, *, continuing: bool, is_scored: bool = False
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        *,
+        continuing: bool,
+        is_scored: bool = False,
+        images: Sequence[PlacedImage] = (),
     ) -> Request:
         from puna.llm.answer import TimedText
 
         sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
-        return Request(ids, params, self.tokenizer.end_ids, prompt_logprobs=is_scored, sink=sink)
+        end_ids = self.tokenizer.end_ids
+        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)
 
     def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """`params` or the defaults, with `options` in their place and a seed."""
@@ -304,6 +345,23 @@ class LLM:
         if chosen.seed is not None:
             return chosen
         return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
+
+
+def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
+    """What `start` makes of a request; a prompt that is too long is told how much of it is images."""
+    try:
+        return start(request)
+    except PromptTooLong as error:
+        if not request.images:
+            raise
+        from puna.llm.images import explained
+
+        raise explained(error, request) from None
+
+
+def _has_parts(messages: Sequence[Any]) -> bool:
+    """Whether there could be images: some content is a list."""
+    return any(isinstance(m, Mapping) and isinstance(m.get("content"), list | tuple) for m in messages)
 
 
 def _random_seed() -> int:

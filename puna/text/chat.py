@@ -31,6 +31,7 @@ Message = Mapping[str, Any]
 
 _ROLE = re.compile(r"[\w.-]+")
 _TEXT_KEYS = ("content", "text")
+_IMAGE_TYPES = ("image", "image_url")
 
 _Guard = Callable[[str, str], str]  # a string, and the key it is found under
 _compiled = lru_cache(maxsize=8)(ChatTemplate)
@@ -46,6 +47,7 @@ def encode_chat(
     variables: Mapping[str, Any] | None = None,
     chat_format: str | None = None,
     builtin_tools: Sequence[str] = (),
+    patches: int | None = None,
 ) -> list[int]:
     """Token ids of the prompt for `messages` ({"role", "content", …}), up to where the answer begins.
 
@@ -54,19 +56,30 @@ def encode_chat(
     are the tools that 3.1 and later 3.x know without definition; a template gets them as a variable. The
     other arguments are those of ChatTemplate.render; `variables` are for templates only.
 
+    Parts {"type": "image"} of a message's content, for Llama 4 with "tiles": (across, down), become the
+    tokens of that generation, for which templates write one <|image|> each; `patches` are those of a tile.
+    formats.image_positions says where they stand. What such a part has beside is not looked at.
+
     Raises BadInput for a file that has neither template nor known control tokens, for messages that are not
     plain data or have a role that is no word, and where the template or the format refuses them.
     """
     if chat_format is None and tokenizer.chat_template is not None:
         if builtin_tools:
             variables = {**(variables or {}), "builtin_tools": list(builtin_tools)}
-        return _encode_by_template(tokenizer, messages, tools, add_generation_prompt, date, variables)
+        if not any(_is_image(part) for message in messages for part in _parts(message)):
+            return _encode_by_template(tokenizer, messages, tools, add_generation_prompt, date, variables)
+        from puna.text.formats.images import PATCHES, expand_images
+
+        plain, grids = _without_grids(messages)
+        ids = _encode_by_template(tokenizer, plain, tools, add_generation_prompt, date, variables)
+        return expand_images(tokenizer, ids, grids, patches=patches or PATCHES)
     if variables:
         raise BadInput(
             f"variables are for a file's chat template, found {', '.join(variables)} for a prompt without "
             "one; take them out"
         )
     from puna.text.formats import build_prompt  # most files have a template
+    from puna.text.formats.images import PATCHES
 
     return build_prompt(
         tokenizer,
@@ -76,7 +89,31 @@ def encode_chat(
         builtin_tools=builtin_tools,
         add_generation_prompt=add_generation_prompt,
         date=date,
+        patches=patches or PATCHES,
     )
+
+
+def _parts(message: Any) -> Sequence[Any]:
+    """The parts of a message's content; none of a text."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return content if isinstance(content, list | tuple) else ()
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _IMAGE_TYPES
+
+
+def _without_grids(messages: Sequence[Message]) -> tuple[list[Message], list[tuple[int, int]]]:
+    """The messages as templates know them, and the tiles of each picture in turn."""
+    from puna.text.formats.base import image_of
+
+    plain, grids = [*messages], []
+    for i, message in enumerate(messages):
+        if parts := _parts(message):
+            grids += [image_of(i, part).tiles for part in parts if _is_image(part)]
+            content = [{"type": "image"} if _is_image(part) else part for part in parts]
+            plain[i] = {**message, "content": content}
+    return plain, grids
 
 
 def _guessed(tokenizer: Tokenizer) -> str:

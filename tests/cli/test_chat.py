@@ -49,11 +49,13 @@ class Recorder:
     def __init__(self, inputs: list[str] | None = None) -> None:
         self.inputs = inputs or []
         self.drafts: list[str] = []
+        self.attached: list[int] = []
         self.said: list[str] = []
         self.interrupts = False
 
-    def read(self, draft: str = "") -> str | None:
+    def read(self, draft: str = "", n_images: int = 0) -> str | None:
         self.drafts.append(draft)
+        self.attached.append(n_images)
         return self.inputs.pop(0) if self.inputs else None
 
     def show(self, answer: Answer) -> None:
@@ -189,6 +191,33 @@ def test_params(chat: Chat) -> None:
         with pytest.raises(BadValue, match="top_p must be a number"):
             chat.obey(f"/params top_p={value}")
     assert chat.conversation.params == params
+
+
+@pytest.mark.parametrize(
+    ("text", "stop"),
+    [
+        ('"Human: "', ("Human: ",)),
+        ("'Human: '", ("Human: ",)),
+        (r'"a\n\n"', ("a\n\n",)),
+        (r"'a\n'", (r"a\n",)),
+        ('["a b", "c"]', ("a b", "c")),
+        ("two", ("two",)),
+        ('a"b', ('a"b',)),
+        ("[x", ("[x",)),
+        ("5x", ("5x",)),
+    ],
+)
+def test_values_with_spaces(chat: Chat, text: str, stop: tuple[str, ...]) -> None:
+    chat.obey(f"/params min_p=0.5 stop={text}   top_p=1")
+    params = chat.conversation.params
+    assert (params.min_p, params.stop, params.top_p) == (0.5, stop, 1)
+
+
+@pytest.mark.parametrize("text", ['"a b', "'a b", '"a"b', "'a'b", "'"])
+def test_quotes_that_do_not_end(chat: Chat, text: str) -> None:
+    with pytest.raises(BadInput, match=r"a value between quotes must end with one, as in /params stop=.a b"):
+        chat.obey(f"/params stop={text}")
+    assert chat.conversation.params == PARAMS
 
 
 def test_stats_and_help(chat: Chat) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,22 @@ _NORMAL, _CONTROL = 1, 3
 
 
 def write_tiny_llm(
-    path: Path, *, template: str | None = TEMPLATE, context: int = 512, pre: str = "gpt-2", **changes: Any
+    path: Path,
+    *,
+    template: str | None = TEMPLATE,
+    context: int = 512,
+    pre: str = "gpt-2",
+    control: Sequence[str] = (),
+    **changes: Any,
 ) -> Path:
-    """Write the file; a random model says the same random bytes everywhere. `changes`: of ModelConfig."""
+    """Write the file; a random model says random bytes, the same ones everywhere; `control` are more tokens,
+    `changes` those of ModelConfig.
+    """
     letters = _alphabet()
     merges = ["t h", "th e", "Ġ the"]
-    tokens = [*CONTROL, *letters, *(merge.replace(" ", "") for merge in merges)]
-    types = [_CONTROL] * len(CONTROL) + [_NORMAL] * (len(tokens) - len(CONTROL))
+    normal = [*letters, *(merge.replace(" ", "") for merge in merges)]
+    tokens = [*CONTROL, *normal, *control]
+    types = [_CONTROL] * len(CONTROL) + [_NORMAL] * len(normal) + [_CONTROL] * len(control)
     entries = {
         "model": Value.of(ValueType.STRING, "gpt2"),
         "pre": Value.of(ValueType.STRING, pre),

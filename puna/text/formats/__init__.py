@@ -15,9 +15,10 @@ from typing import Any, Literal
 from puna.core import BadInput, closest
 from puna.text.formats import headers, inst
 from puna.text.formats.base import Builtins, Options, Parts, ToolStyle, read_messages
+from puna.text.formats.images import PATCHES, image_positions
 from puna.text.tokenizer import Tokenizer
 
-__all__ = ["FORMATS", "ToolStyle", "build_prompt", "find", "guess", "meaning_of_end"]
+__all__ = ["FORMATS", "ToolStyle", "build_prompt", "find", "guess", "image_positions", "meaning_of_end"]
 
 Builder = Callable[[Tokenizer, Options], Parts]
 
@@ -57,11 +58,13 @@ def build_prompt(
     tool_style: ToolStyle | None = None,
     add_generation_prompt: bool = True,
     date: date | None = None,
+    patches: int = PATCHES,
 ) -> list[int]:
     """Token ids of the prompt for `messages` ({"role", "content", …}), up to where the answer begins.
 
     Roles are system, user, assistant, and tool (or ipython) for a result. `content` is a text, or parts
-    {"type": "text", "text"} and {"type": "image"}, for Llama 4 with "tiles": (across, down). An assistant's
+    {"type": "text", "text"} and {"type": "image"}, for Llama 4 with "tiles": (across, down), each of which
+    takes `patches` tokens; images.image_positions says where they stand in the result. An assistant's
     "tool_calls" are those of OpenAI's API; its "stop_reason", "end_of_turn" or "end_of_message", overrules
     how the format ends such a message. Texts are taken as they are (Llama 2 strips them, as Meta does).
 
@@ -82,6 +85,7 @@ def build_prompt(
         tool_style=tool_style,
         add_generation_prompt=add_generation_prompt,
         date=date,
+        patches=patches,
     )
     return tokenizer.encode_parts(build(tokenizer, options), bos=False)
 

@@ -21,6 +21,7 @@ StopReason = Literal["end_of_turn", "end_of_message"]
 ROLES: Mapping[str, Role] = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "ipython": "tool",
 }  # fmt: skip
+IMAGE_TYPES = ("image", "image_url")  # of parts of messages
 _STOP_REASONS = ("end_of_turn", "end_of_message")
 _NAME = re.compile(r"[\w.-]+")
 
@@ -59,6 +60,7 @@ class Options:
     tool_style: ToolStyle | None
     add_generation_prompt: bool
     date: date | None
+    patches: int  # tokens of a tile, where pictures are tiles
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
@@ -107,21 +109,21 @@ def _part(i: int, part: Mapping[str, Any]) -> str | Image:
     kind = part["type"]
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    if kind in ("image", "image_url"):
-        tiles = part.get("tiles", (1, 1))
-        if (
-            not isinstance(tiles, list | tuple)
-            or len(tiles) != 2
-            or not all(type(n) is int and n > 0 for n in tiles)
-        ):
-            raise BadInput(
-                f"message {i}: tiles must be (across, down), two numbers from 1, found {tiles!r:.80}"
-            )
-        return Image((tiles[0], tiles[1]))
+    if kind in IMAGE_TYPES:
+        return image_of(i, part)
     raise BadInput(
         f'message {i}: a part must be {{"type": "text", "text": …}} or {{"type": "image"}}, found '
         f"{part!r:.80}"
     )
+
+
+def image_of(i: int, part: Mapping[str, Any]) -> Image:
+    """The place of the picture that a part of message `i` is."""
+    tiles = part.get("tiles", (1, 1))
+    is_grid = isinstance(tiles, list | tuple) and len(tiles) == 2
+    if not is_grid or not all(type(n) is int and n > 0 for n in tiles):
+        raise BadInput(f"message {i}: tiles must be (across, down), two numbers from 1, found {tiles!r:.80}")
+    return Image((tiles[0], tiles[1]))
 
 
 def _call(i: int, call: Any) -> Call:

@@ -96,7 +96,9 @@ class HeaderFormat:
     def _image(self, tokenizer: Tokenizer, image: Image, options: Options) -> Parts:
         if self.images == "none":
             text_of(Turn("user", (image,)), options)
-        return [tokenizer.id("<|image|>")] if self.images == "mark" else [*image_ids(tokenizer, *image.tiles)]
+        if self.images == "mark":
+            return [tokenizer.id("<|image|>")]
+        return [*image_ids(tokenizer, *image.tiles, patches=options.patches)]
 
     def _header(self, tokenizer: Tokenizer, role: str) -> Parts:
         before, after = self.header

@@ -1,0 +1,121 @@
+"""Pictures in messages: prepared for the model, and placed in its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from puna.core import BadFile, BadInput, Image, PlacedImage, PromptTooLong, Request
+from puna.model.config import ModelConfig
+from puna.model.vision_config import Llama4VisionConfig, VisionConfig
+from puna.text.tokenizer import Tokenizer
+
+# Each takes 0.2 GB of keys and values of the 11B, 0.5 GB of the 90B; both were trained on one.
+MOST_CROSS_ATTENDED = 8
+
+_TYPES = ("image", "image_url")
+
+
+def take_images(
+    messages: Sequence[Mapping[str, Any]], config: ModelConfig, name: str
+) -> tuple[list[Mapping[str, Any]], list[Image]]:
+    """The messages with {"type": "image", "tiles"} for each picture, and the pictures, prepared.
+
+    `name` is the model's, for errors. Raises BadInput for a model that sees no images, for too many of them,
+    and for parts that are none; what prepare() raises, with the number of the message.
+    """
+    images: list[Image] = []
+
+    def plain(i: int, part: Any) -> Any:
+        if not isinstance(part, Mapping) or part.get("type") not in _TYPES:
+            return part
+        try:
+            image = prepared(_source(part), config, name)
+        except BadInput as error:
+            raise type(error)(f"message {i}: {error}") from None
+        images.append(image)
+        return {"type": "image", "tiles": (image.columns, image.rows)}
+
+    turns = [*messages]
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, list | tuple):
+            turns[i] = {**message, "content": [plain(i, part) for part in content]}
+    if config.cross_attention and len(images) > MOST_CROSS_ATTENDED:
+        raise BadInput(
+            f"messages for {name} must have at most {MOST_CROSS_ATTENDED} images together, found "
+            f"{len(images)}; take some out (Llama 3.2 Vision was trained on one)"
+        )
+    return turns, images
+
+
+def prepared(source: Any, config: ModelConfig, name: str) -> Image:
+    """Raises BadInput for a model that sees no images, and what prepare() raises."""
+    vision = encoder_of(config, name)
+    from puna.images import prepare  # Pillow, which takes a while
+
+    return prepare(source, vision)
+
+
+def encoder_of(config: ModelConfig, name: str) -> VisionConfig:
+    """Raises BadInput for a model that has none."""
+    if config.vision is None:
+        raise BadInput(
+            f"{name} is a text model and sees no images, it was given one; use a vision model (Llama 3.2 "
+            "Vision, Llama 4)"
+        )
+    return config.vision
+
+
+def place(
+    config: ModelConfig, tokenizer: Tokenizer, ids: list[int], images: Sequence[Image]
+) -> tuple[list[int], tuple[PlacedImage, ...]]:
+    """The ids that the model reads, and where in them its images stand.
+
+    Meta's tokenizer of Llama 3.2 calls 128011 <|image|>, a token that its code replaces by the first row
+    behind the vocabulary, 128256, which is the id in other files. Raises BadFile where the tokens are not of
+    this model.
+    """
+    from puna.text.formats import image_positions
+
+    positions = image_positions(tokenizer, ids)
+    vision = config.vision
+    per_tile = vision.tokens_per_tile if isinstance(vision, Llama4VisionConfig) else None
+    expected = [1 if per_tile is None else per_tile * len(image.pixels) for image in images]
+    if [len(places) for places in positions] != expected:
+        raise BadFile(
+            "the tokens of images must be those of the model's generation, the tokenizer has others; bring "
+            "the tokenizer of this model"
+        )
+    if config.n_image_embeddings:
+        ids = [*ids]
+        for places in positions:
+            ids[places[0]] = config.vocab_size
+    placed = tuple(PlacedImage(*pair) for pair in zip(images, positions, strict=True))
+    return ids, placed
+
+
+def explained(error: PromptTooLong, request: Request) -> PromptTooLong:
+    """The error, saying how much of the prompt is images where that is most of what can be saved."""
+    n_tokens = sum(len(placed.positions) for placed in request.images)
+    if n_tokens <= len(request.images):
+        return error
+    return PromptTooLong(f"{error}; {n_tokens} of the tokens are images")
+
+
+def _source(part: Mapping[str, Any]) -> Any:
+    """The picture of a part of a message, as prepare() takes it."""
+    if part["type"] == "image":
+        if part.get("image") is None:
+            raise BadInput('an image must be given as {"type": "image", "image": path or bytes}, it has none')
+        return part["image"]
+    from puna.images.decode import from_data_url
+
+    inner = part.get("image_url")
+    url = inner.get("url") if isinstance(inner, Mapping) else None
+    if not isinstance(url, str):
+        raise BadInput(
+            'an image_url must be {"type": "image_url", "image_url": {"url": "data:image/…;base64,…"}}, '
+            f"found {part!r:.80}"
+        )
+    return from_data_url(url)
