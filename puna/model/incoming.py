@@ -139,6 +139,8 @@ _PREFIXES = {
         (r"vision\.global_transformer\.resblocks\.", "vision.global_layers."),
     ),
     "gguf": (
+        # gguf 0.17 and later give a name of Gemma's to one of Llama 4's norms (its tensor_mapping.py)
+        (r"v\.blk\.(\d{1,9})\.attn_post_norm\.", r"vision.layers.\1.ln2."),
         (r"v\.blk\.", "vision.layers."),
         (r"v\.global\.blk\.", "vision.global_layers."),
         (r"v\.", "vision."),

@@ -158,9 +158,8 @@ def _common_params(config: ModelConfig) -> dict[str, Any]:
 
 def _in_params(scaling: RopeScaling, llama4: bool) -> bool:
     """Whether params.json can state a scaling; Meta's code for Llama 3 has the numbers in itself."""
-    if scaling.kind != "llama3" or scaling.low_freq_factor != 1:
-        return False
-    return scaling.original_context == 8192 and (llama4 or scaling.high_freq_factor == 4)
+    is_rule = scaling.kind == "llama3" and scaling.low_freq_factor == 1
+    return is_rule and (llama4 or scaling.high_freq_factor == 4)
 
 
 def _ffn_rule(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]:
