@@ -50,7 +50,7 @@ def _text(config: ModelConfig, common: dict[str, Any]) -> dict[str, Any]:
         "moe_layers": [i for i in layers if config.has_experts(i)],
     }
     if config.query_temperature is not None:
-        text["floor_scale"] = config.query_temperature.floor_scale
+        text["floor_scale"] = _whole(config.query_temperature.floor_scale)
         text["attn_scale"] = config.query_temperature.attn_scale
     if experts is not None:
         if experts.shared_ffn_dim != experts.expert_ffn_dim:
@@ -65,6 +65,11 @@ def _text(config: ModelConfig, common: dict[str, Any]) -> dict[str, Any]:
             "interleave_moe_layer_step": experts.every,
         }
     return text
+
+
+def _whole(value: float) -> float:
+    """A whole number as one: transformers takes no other for this key."""
+    return int(value) if value == int(value) else value
 
 
 def _vision(vision: Llama4VisionConfig) -> dict[str, Any]:

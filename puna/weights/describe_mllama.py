@@ -13,6 +13,8 @@ from puna.model.read_mllama import N_IMAGE_EMBEDDINGS
 from puna.model.vision_config import Llama32VisionConfig
 from puna.weights.values import Value, ValueType
 
+_PADDING = 128004  # of the released vocabulary
+
 
 def _crossed(config: ModelConfig) -> list[int]:
     """Cross-attention layers numbered among the others."""
@@ -41,6 +43,8 @@ def hf_mllama_config(config: ModelConfig, common: dict[str, Any]) -> dict[str, A
         "model_type": "mllama_text_model",
         "num_hidden_layers": config.n_layers + len(config.cross_attention),
         "cross_attention_layers": _crossed(config),
+        # transformers' default is the id of the release, which it looks for in a smaller table too
+        "pad_token_id": _PADDING if config.vocab_size > _PADDING else None,
     }
     # transformers looks for the rotary base among the settings of the scaling alone
     scaling = text.get("rope_scaling") or {"rope_type": "default"}

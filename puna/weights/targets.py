@@ -96,7 +96,7 @@ def plan(
     sources = foreign.to_foreign(form, held, {tensor.name: tensor for tensor in tensors})
     if form == "hf":
         layouts, index = safetensors.sharded_layouts([Slice(s.name, s) for s in sources], shard_bytes)
-        files = {**texts.files, "config.json": _json({**hf_config(config, kind), **texts.hf_keys})}
+        files = {**texts.files, "config.json": _json(_with_keys(hf_config(config, kind), texts.hf_keys))}
         if index is not None:
             files[INDEX] = _json(index)
         return Target("hf", checkpoint, config, tensors, sources, layouts, files)
@@ -110,6 +110,13 @@ def plan(
             f"{read_back.context_length:,}"
         )
     return Target("meta", checkpoint, config, tensors, sources, layouts, files, notes)
+
+
+def _with_keys(described: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the ids of special tokens, also where it describes the text decoder by itself."""
+    if "text_config" in described:
+        described = {**described, "text_config": {**described["text_config"], **keys}}
+    return {**described, **keys}
 
 
 def _params(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
