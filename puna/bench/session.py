@@ -177,9 +177,16 @@ def _format(spec: PeerSpec, model: _Model) -> str:
 def synthetic_file(shape: str, quant: str) -> Iterator[Path]:
     """A file of seeded random weights in the shape of a model of the catalog, for as long as it is needed.
 
-    Raises UnknownModel, BadValue or DiskFull.
+    Raises UnknownModel, BadValue, DoesNotFit or DiskFull.
     """
     entry = catalog.find(shape)
+    # before gigabytes are written: the cache of the jobs is looked at when they are known
+    fit(
+        needs_of(shape, synthetic_checkpoint(entry.config, quant), "bf16", EngineConfig()),
+        1,
+        1,
+        available_bytes(),
+    )
     with TemporaryDirectory(prefix="puna-bench-") as folder:
         path = Path(folder) / f"{entry.name}-{quant}.gguf"
         write_checkpoint(synthetic_checkpoint(entry.config, quant), path)

@@ -77,13 +77,17 @@ class LLM:
         speculate: bool = LLMConfig.speculate,
         backend: BackendName = LLMConfig.backend,
         device: str = LLMConfig.device,
+        mmproj: str | os.PathLike[str] | None = LLMConfig.mmproj,
+        chat_format: str | None = LLMConfig.chat_format,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
         known = [field.name for field in fields(LLMConfig)]
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
-        asked = LLMConfig(context, cache_type, threads, batch, seed, speculate, backend, device)
+        asked = LLMConfig(
+            context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format
+        )
         from puna.llm.load import load
         from puna.weights import store
 
@@ -93,6 +97,7 @@ class LLM:
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
         self._engine: EngineThread = loaded.engine
+        self._chat_format = _chat_format(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
 
@@ -288,7 +293,8 @@ class LLM:
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        return self._request_of(encode_chat(self.tokenizer, turns, tools=tools), params, continuing=False)
+        ids = encode_chat(self.tokenizer, turns, tools=tools, chat_format=self._chat_format)
+        return self._request_of(ids, params, continuing=False)
 
     def _request_of(
         self, ids: list[int], params: SamplingParams, *, continuing: bool, is_scored: bool = False
@@ -304,6 +310,16 @@ class LLM:
         if chosen.seed is not None:
             return chosen
         return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
+
+
+def _chat_format(model: str, tokenizer: Tokenizer, asked: str | None) -> str | None:
+    """The format to build prompts in; None where the template or the control tokens of the file tell it."""
+    if asked is not None or tokenizer.chat_template is not None:
+        return asked
+    from puna.model import catalog  # most files have a template
+
+    entry = catalog.get(model)
+    return None if entry is None or entry.chat_format == "none" else entry.chat_format
 
 
 def _random_seed() -> int:

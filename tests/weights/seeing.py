@@ -96,7 +96,7 @@ def inputs(kind: str) -> dict[str, torch.Tensor]:
 
 def logits(model: Any, kind: str) -> torch.Tensor:
     with torch.inference_mode():
-        text = model.model.language_model if kind == "llama4" else model
+        text = model.language_model if kind == "llama4" else model
         return text(**inputs(kind))[0]
 
 
@@ -104,6 +104,5 @@ def pictures(model: Any) -> torch.Tensor:
     """What a Llama 4 puts in place of a picture's tokens."""
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        inner = model.model
-        seen = inner.vision_model(pixels).last_hidden_state
-        return inner.multi_modal_projector(seen.view(-1, seen.size(-1)))
+        seen = model.vision_model(pixels).last_hidden_state
+        return model.multi_modal_projector(seen.view(-1, seen.size(-1)))
