@@ -120,15 +120,18 @@ def _texts(checkpoint: Checkpoint, form: Format) -> Texts:
     if folder is None:
         metadata = {k: v for k, v in checkpoint.metadata.items() if k.startswith("tokenizer.")}
     elif files.has_tokenizer(folder):
-        metadata = files.read_folder(folder, checkpoint.config.vocab_size)
+        rows = checkpoint.config.vocab_size + checkpoint.config.n_image_embeddings
+        metadata = files.read_folder(folder, rows)
     keys = {name: value for name, value in files.hf_keys(metadata).items() if value is not None}
     if form == "gguf":
         return Texts(metadata, {}, {})
+    pictures = files.stored_files(folder, files.PICTURE_FILES) if folder else {}
     if form == "meta":
-        return Texts(metadata, files.meta_files(metadata, context, folder) if metadata else {}, {})
+        made = files.meta_files(metadata, context, folder) if metadata else {}
+        return Texts(metadata, {**made, **pictures}, {})
     is_hf = folder is not None and (folder / "config.json").is_file()
     small = files.stored_files(folder) if folder and is_hf else files.hf_files(metadata, context)
-    return Texts(metadata, small, keys)
+    return Texts(metadata, {**small, **pictures}, keys)
 
 
 def _print(report: dict[str, Any]) -> None:
