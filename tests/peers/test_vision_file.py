@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.peers
-
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("llama_cpp")
@@ -23,6 +21,8 @@ from weights import seeing
 
 from puna.cli.main import main
 from puna.text.files import hf_files
+
+pytestmark = pytest.mark.peers
 
 SIDE = 28  # pixels of the tiny encoder's tile
 CONTROL = [

@@ -234,6 +234,19 @@ def test_missing_shards_of_meta(saved: Saved, tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "meta")
 
 
+def test_states_of_other_software_are_passed_over(saved: Saved, tmp_path: Path) -> None:
+    """What torch saves for Transformer Engine beside the tensors; llama-models' load hooks drop it."""
+    convert_to(saved("llama4 text", "BF16"), tmp_path / "meta", "meta")
+    path = tmp_path / "meta" / "consolidated.00.pth"
+    stored = torch.load(path, weights_only=True)
+    stored["layers.0.attention.wo._extra_state"] = torch.zeros(4, dtype=torch.uint8)
+    stored["layers.1.attention.wo._extra_state"] = None
+    stored["layers.1.feed_forward.running_gate_stats_3E"] = torch.zeros(3, 4)
+    torch.save(stored, path)
+    convert_to(tmp_path / "meta", tmp_path / "back", "hf")
+    assert_same_folder(saved("llama4 text", "BF16"), tmp_path / "back")
+
+
 def test_fused_tensors_of_two_kinds(saved: Saved, tmp_path: Path) -> None:
     from dataclasses import replace
 
