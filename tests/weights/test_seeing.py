@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
         return made[kind, dtype]
 
     return save
+
+
+@pytest.fixture
+def checkpoint_code(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """llama-models' checkpoint.py, which needs fairscale for two numbers that these tests give themselves."""
+    pytest.importorskip("llama_models")
+    name = ""
+    for part in ("fairscale", "nn", "model_parallel", "initialize"):
+        name = f"{name}.{part}".lstrip(".")
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for number in ("get_model_parallel_rank", "get_model_parallel_world_size"):
+        setattr(sys.modules[name], number, lambda: 1)
+    monkeypatch.delitem(sys.modules, "llama_models.checkpoint", raising=False)
+    return import_module("llama_models.checkpoint")
 
 
 def assert_same_folder(a: Path, b: Path) -> None:
@@ -91,9 +108,10 @@ def test_transformers_reads_what_comes_back(kind: str, saved: Saved, tmp_path: P
 
 
 @pytest.mark.parametrize("n_files", [1, 2])
-def test_metas_code_puts_its_shards_together(n_files: int, saved: Saved, tmp_path: Path) -> None:
+def test_metas_code_puts_its_shards_together(
+    n_files: int, checkpoint_code: Any, saved: Saved, tmp_path: Path
+) -> None:
     """llama-models (checkpoint.py, reshard_mp) makes one file of several as ours is in one."""
-    checkpoint_code = pytest.importorskip("llama_models.checkpoint")
     convert_to(saved("llama4", "F32"), tmp_path / "one", "meta")
     convert_to(saved("llama4", "F32"), tmp_path / "cut", "meta", n_files=n_files)
     parts = [
@@ -108,6 +126,21 @@ def test_metas_code_puts_its_shards_together(n_files: int, saved: Saved, tmp_pat
     assert merged.keys() == whole.keys()
     for name, tensor in whole.items():
         assert torch.equal(merged[name].reshape(tensor.shape), tensor), name
+
+
+def test_shards_that_metas_code_cuts(checkpoint_code: Any, saved: Saved, tmp_path: Path) -> None:
+    """Two files cut by llama-models (reshard_mp of a whole one) are the checkpoint that they were cut of."""
+    convert_to(saved("llama4", "BF16"), tmp_path / "one", "meta")
+    whole = torch.load(tmp_path / "one" / "consolidated.00.pth", weights_only=True)
+    by_expert = checkpoint_code.convert_moe_weights(dict(whole), 4)
+    (tmp_path / "cut").mkdir()
+    for rank in range(2):
+        part = checkpoint_code.reshard_mp([by_expert], size=2, rank=rank)
+        part = {name: t.flatten(0, 1) if ".moe_w_" in name else t for name, t in part.items()}
+        torch.save(part, tmp_path / "cut" / f"consolidated.{rank:02d}.pth")
+    (tmp_path / "cut" / "params.json").write_bytes((tmp_path / "one" / "params.json").read_bytes())
+    convert_to(tmp_path / "cut", tmp_path / "back", "hf")
+    assert_same_folder(saved("llama4", "BF16"), tmp_path / "back")
 
 
 def test_metas_layout_of_llama_32_vision(saved: Saved, tmp_path: Path) -> None:
