@@ -178,14 +178,16 @@ def _format(spec: PeerSpec, model: _Model) -> str:
 def synthetic_file(shape: str, quant: str, n_layers: int | None = None) -> Iterator[Path]:
     """A file of seeded random weights in the shape of a model of the catalog, for as long as it is needed.
 
-    Without its image encoder, and with its first `n_layers` only if given. Raises UnknownModel, BadValue or
-    DiskFull.
+    Without its image encoder, and with its first `n_layers` only if given. Raises UnknownModel, BadValue,
+    DoesNotFit or DiskFull.
     """
     entry = catalog.find(shape)
     most = entry.config.n_layers
     if n_layers is not None and not 1 <= n_layers <= most:
         raise BadValue(f"--layers must be from 1 to the {most} of {shape}, got {n_layers}")
     config = replace(entry.config, n_layers=n_layers or most, vision=None)
+    # before gigabytes are written: the cache of the jobs is looked at when they are known
+    fit(needs_of(shape, synthetic_checkpoint(config, quant), "bf16", EngineConfig()), 1, 1, available_bytes())
     with TemporaryDirectory(prefix="puna-bench-") as folder:
         path = Path(folder) / f"{entry.name}-{quant}.gguf"
         write_checkpoint(synthetic_checkpoint(config, quant), path)

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import ProgressBar, add_json, print_facts, print_json, size
-from puna.core import BadInput, BadValue
+from puna.core import BadInput, BadValue, DoesNotFit
 
 if TYPE_CHECKING:
     from puna.weights.folder import Format
     from puna.weights.load import Checkpoint
-    from puna.weights.targets import Texts
+    from puna.weights.targets import Target, Texts
 
 HELP = "convert a checkpoint: GGUF, Hugging Face's folder, Meta's files"
 
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--shards", type=int, metavar="N", help="meta: files to share the weights out to (default: 1)")
     add("--shard-size", type=float, metavar="GB", help=f"hf: the most of one file (default: {_SHARD_GB:g})")
+    add("--mmproj", metavar="FILE", help="vision file of a GGUF source (default: the one beside it)")
     add("--no-verify", action="store_true", help="do not read the output back and compare it")
     add_json(parser)
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.weights.targets import plan
 
     form, destination = _format(args), Path(args.destination).expanduser()
-    with open_checkpoint(store.resolve(args.source)) as checkpoint, ProgressBar() as bar:
+    with open_checkpoint(store.resolve(args.source), args.mmproj) as checkpoint, ProgressBar() as bar:
         target = plan(
             checkpoint,
             form,
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             n_files=1 if args.shards is None else args.shards,
             shard_bytes=int((args.shard_size or _SHARD_GB) * 1e9),
         )
+        _check_memory(target)
         try:
             result = convert(target, destination, verify=not args.no_verify, progress=bar)
         except KeyboardInterrupt:
@@ -77,6 +79,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0
+
+
+def _check_memory(target: Target) -> None:
+    """Raise DoesNotFit where the largest tensor, with what making it takes, is more than there is."""
+    from puna.llm.memory import available_bytes
+
+    largest = max(target.sources, key=lambda source: source.n_bytes)
+    needed, available = 3 * largest.n_bytes, available_bytes()  # read, made, and a part of it to write
+    if available is not None and needed > available:
+        raise DoesNotFit(
+            f"converting takes {size(needed)} of memory for the tensor {largest.name!r}, and "
+            f"{size(available)} are available; use a machine with more"
+        )
 
 
 def _format(args: argparse.Namespace) -> Format:
@@ -105,15 +120,18 @@ def _texts(checkpoint: Checkpoint, form: Format) -> Texts:
     if folder is None:
         metadata = {k: v for k, v in checkpoint.metadata.items() if k.startswith("tokenizer.")}
     elif files.has_tokenizer(folder):
-        metadata = files.read_folder(folder, checkpoint.config.vocab_size)
+        rows = checkpoint.config.vocab_size + checkpoint.config.n_image_embeddings
+        metadata = files.read_folder(folder, rows)
     keys = {name: value for name, value in files.hf_keys(metadata).items() if value is not None}
     if form == "gguf":
         return Texts(metadata, {}, {})
+    pictures = files.stored_files(folder, files.PICTURE_FILES) if folder else {}
     if form == "meta":
-        return Texts(metadata, files.meta_files(metadata, context, folder) if metadata else {}, {})
+        made = files.meta_files(metadata, context, folder) if metadata else {}
+        return Texts(metadata, {**made, **pictures}, {})
     is_hf = folder is not None and (folder / "config.json").is_file()
     small = files.stored_files(folder) if folder and is_hf else files.hf_files(metadata, context)
-    return Texts(metadata, small, keys)
+    return Texts(metadata, {**small, **pictures}, keys)
 
 
 def _print(report: dict[str, Any]) -> None:

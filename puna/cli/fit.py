@@ -85,6 +85,9 @@ def _print(found: Fit) -> None:
             "runs on": f"{found.backend.device}, {found.backend.name} backend",
             "weights": size(asked.weights),
             "keys, values": f"{size(asked.cache)}, {asked.context:,} tokens{times}",
+            "still seen": f"{size(asked.seen_cache)} of them, by chunked attention"
+            if asked.seen_cache < 0.9 * asked.cache
+            else None,
             "activations": size(asked.activations),
             "process": size(asked.process),
             "together": size(asked.total),

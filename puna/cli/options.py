@@ -52,7 +52,7 @@ def read_sampling(args: argparse.Namespace, **more: Any) -> SamplingParams:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """--context, --threads, --cache-type, --backend, --device, --no-speculation, for `load`."""
+    """--context, --threads, --cache-type, --backend, --device, --mmproj and others, for `load`."""
     group = parser.add_argument_group("loading")
     group.add_argument(
         "--context",
@@ -87,6 +87,14 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="cpu, cuda, cuda:1 or another of torch's (default: an accelerator if torch sees one, else cpu)",
     )
     group.add_argument(
+        "--mmproj", metavar="FILE", help="vision file of a GGUF model (default: the *mmproj*.gguf beside it)"
+    )
+    group.add_argument(
+        "--chat-format",
+        metavar="NAME",
+        help="build prompts for this generation, llama3.1 say (default: by the model's template)",
+    )
+    group.add_argument(
         "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"
     )
 
@@ -107,6 +115,8 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
             speculate=not args.no_speculation,
             backend=args.backend,
             device=args.device,
+            mmproj=args.mmproj,
+            chat_format=args.chat_format,
             progress=progress,
         )
 

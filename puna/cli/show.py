@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _show_prompt(args: argparse.Namespace, name: str) -> int:
     from puna.cli.prompts import compare, print_comparison
+    from puna.llm.load import read_tokenizer
     from puna.text.formats import FORMATS
-    from puna.text.tokenizer import Tokenizer
     from puna.weights.load import open_checkpoint
 
     known = catalog.get(name)
     chat_format = known.chat_format if known and known.chat_format in FORMATS else None
     with open_checkpoint(store.resolve(args.model)) as checkpoint:
-        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+        tokenizer = read_tokenizer(checkpoint)
     report = compare(tokenizer, args.chat_format or chat_format)
     if args.json:
         print_json(report)

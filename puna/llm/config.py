@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -86,6 +87,10 @@ class LLMConfig:
     speculate: bool = True  # guess tokens from the text so far where that saves time; never changes answers
     backend: BackendName = "auto"  # native: the compiled CPU executor; torch: any device of torch
     device: str = "auto"  # cpu, cuda, cuda:1, …; auto: an accelerator if torch sees one, else the CPU
+    mmproj: str | os.PathLike[str] | None = None  # vision file of a GGUF model; None: the one beside it
+    chat_format: str | None = (
+        None  # how prompts are built (text/formats); None: by the file's template, if any
+    )
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
@@ -96,6 +101,10 @@ class LLMConfig:
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")
+        if self.chat_format is not None:
+            from puna.text.formats import find  # most models build no prompt by it
+
+            find(self.chat_format)
         for name, known in (("cache_type", CACHE_TYPES), ("backend", BACKENDS)):
             value = getattr(self, name)
             if value not in known:

@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from puna.core import BadValue, Unsupported
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.core import BadValue
 from puna.engine.config import EngineConfig
 from puna.llm import backend
 from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
 from puna.llm.load import needs_of
 from puna.llm.memory import Needs
-from puna.model import catalog
-from puna.model.config import ModelConfig
+from puna.model import catalog, names
+from puna.model.config import Llama32VisionConfig, ModelConfig
+from puna.model.sizes import kv_bytes
 from puna.weights import store
+from puna.weights.footprint import weight_bytes
 from puna.weights.load import Checkpoint, open_checkpoint
-from puna.weights.synthetic import synthetic_checkpoint
+from puna.weights.synthetic import tensor_kind
+from puna.weights.tensor import RawTensor
+from puna.weights.values import Metadata
 
 # Measured: the interpreter with our libraries, torch beside them, a word of a tokenizer.
 PROCESS_BYTES, TORCH_BYTES, WORD_BYTES = 40_000_000, 250_000_000, 340
@@ -36,7 +43,8 @@ class Estimate:
     context: int
     batch: int
     weights: int
-    cache: int  # keys and values
+    cache: int  # keys and values, of one picture in each sequence where they are kept apart
+    seen_cache: int  # those that a token at the end still sees: less than `cache` with chunked attention
     activations: int
     process: int  # interpreter, libraries, tokenizer
     available: int | None  # None: the system does not tell
@@ -86,12 +94,30 @@ def estimate(model: str, asked: LLMConfig, quant: str | None = None, available: 
 def _checkpoint(model: str, quant: str | None) -> Checkpoint:
     entry = catalog.get(model) if store.find(model) is None else None
     if entry is not None:
-        return synthetic_checkpoint(entry.config, quant or "q4_k_m")
+        return described(entry.config, quant or "q4_k_m")
     checkpoint = open_checkpoint(store.resolve(model))
     if quant is None:
         return checkpoint
     with checkpoint:
-        return synthetic_checkpoint(checkpoint.config, quant)
+        return described(checkpoint.config, quant)
+
+
+def described(config: ModelConfig, quant: str) -> Checkpoint:
+    """A checkpoint of any Llama in a GGUF file type whose tensors have sizes only. Raises BadValue for
+    another type.
+
+    An image encoder takes two bytes for each number, as in the vision files (mmproj) beside such files.
+    """
+    weight_bytes(config, quant)  # knows the types
+    tensors = {}
+    for name, shape in names.shapes(config):
+        kind = "F16" if name.startswith("vision") else tensor_kind(config, quant, name, shape)
+        tensors[name] = RawTensor(name, kind, shape, _unread)
+    return Checkpoint(config, Metadata({}), tensors)
+
+
+def _unread() -> NDArray[np.uint8]:
+    raise AssertionError("a tensor that only has a size was read")
 
 
 def _estimate(
@@ -103,18 +129,28 @@ def _estimate(
     batch: int,
     available: int | None,
 ) -> Estimate:
+    config = checkpoint.config
     needs = _needs(checkpoint, asked, chosen)
-    words = checkpoint.config.vocab_size * WORD_BYTES
+    words = config.vocab_size * WORD_BYTES
+    pictures = _picture_bytes(config, asked.cache_type) * batch
     return Estimate(
         quant=quant,
         context=context,
         batch=batch,
         weights=needs.weight_bytes,
-        cache=needs.padded(context) * batch * needs.token_bytes,
-        activations=_activations(checkpoint.config, context, batch),
+        cache=needs.padded(context) * batch * needs.token_bytes + pictures,
+        seen_cache=kv_bytes(config, context, asked.cache_type) * batch + pictures,
+        activations=_activations(config, context, batch),
         process=PROCESS_BYTES + words + (TORCH_BYTES if chosen.is_torch else 0),
         available=available,
     )
+
+
+def _picture_bytes(config: ModelConfig, cache_type: str) -> int:
+    """Keys and values of one picture in the cross-attention layers of Llama 3.2 Vision."""
+    if not isinstance(config.vision, Llama32VisionConfig):
+        return 0
+    return kv_bytes(config, 0, cache_type, n_images=1)
 
 
 def _activations(config: ModelConfig, context: int, batch: int) -> int:
@@ -124,8 +160,12 @@ def _activations(config: ModelConfig, context: int, batch: int) -> int:
     """
     engine = EngineConfig()
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    floats = 2 * config.dim + 2 * queries + 2 * keys + config.ffn_dim
-    multiplied = config.dim + 2 * queries + config.ffn_dim
+    wide = config.ffn_dim
+    if config.experts is not None:  # of all experts that a token is sent to, and the one that they share
+        experts = config.experts
+        wide = max(wide, experts.n_active * experts.expert_ffn_dim + experts.shared_ffn_dim)
+    floats = 2 * config.dim + 2 * queries + 2 * keys + wide
+    multiplied = config.dim + 2 * queries + wide
     rows = min(batch, engine.max_rows(config.vocab_size))
     tokens = min(engine.max_step_tokens, context * batch)
     return tokens * (4 * floats + 3 * multiplied // 2) + 4 * rows * config.vocab_size
@@ -142,11 +182,7 @@ def _alternatives(
     """The same weights with the context that fits, then smaller formats with as much of it as fits."""
     assert found.available is not None
     tried: list[tuple[str, Checkpoint]] = [(found.quant, checkpoint)]
-    for quant in _BY_QUALITY:
-        try:
-            tried.append((quant, synthetic_checkpoint(checkpoint.config, quant)))
-        except Unsupported:  # a rope scaling that no file can state
-            continue
+    tried += [(quant, described(checkpoint.config, quant)) for quant in _BY_QUALITY]
     seen: set[int] = set()
     for quant, other in tried:
         whole = _estimate(other, asked, chosen, quant, found.context, found.batch, found.available)

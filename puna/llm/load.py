@@ -55,7 +55,7 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     """
     began_at = perf_counter()
     engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, asked.mmproj) as checkpoint:
         chosen = backend.choose(asked)
         # before the memory of what will not run is asked for
         refuse_uncomputed(checkpoint.config, native=not chosen.is_torch)

@@ -81,13 +81,17 @@ class LLM:
         speculate: bool = LLMConfig.speculate,
         backend: BackendName = LLMConfig.backend,
         device: str = LLMConfig.device,
+        mmproj: str | os.PathLike[str] | None = LLMConfig.mmproj,
+        chat_format: str | None = LLMConfig.chat_format,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
         known = [field.name for field in fields(LLMConfig)]
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
-        asked = LLMConfig(context, cache_type, threads, batch, seed, speculate, backend, device)
+        asked = LLMConfig(
+            context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format
+        )
         from puna.llm.load import load
         from puna.weights import store
 
@@ -97,6 +101,7 @@ class LLM:
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
         self._engine: EngineThread = loaded.engine
+        self._chat_format = _chat_format(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
 
@@ -314,13 +319,14 @@ class LLM:
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
+        options: dict[str, Any] = {"tools": tools, "chat_format": self._chat_format}
         if not _has_parts(turns):
-            return self._request_of(encode_chat(self.tokenizer, turns, tools=tools), params, continuing=False)
+            return self._request_of(encode_chat(self.tokenizer, turns, **options), params, continuing=False)
         from puna.llm.images import place, take_images
 
         plain, images = take_images(turns, self.config, self.path.stem)
         patches = self.config.vision.tokens_per_tile if self.config.vision else None
-        ids = encode_chat(self.tokenizer, plain, tools=tools, patches=patches)
+        ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
         ids, placed = place(self.config, self.tokenizer, ids, images)
         return self._request_of(ids, params, continuing=False, images=placed)
 
@@ -362,6 +368,16 @@ def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
 def _has_parts(messages: Sequence[Any]) -> bool:
     """Whether there could be images: some content is a list."""
     return any(isinstance(m, Mapping) and isinstance(m.get("content"), list | tuple) for m in messages)
+
+
+def _chat_format(model: str, tokenizer: Tokenizer, asked: str | None) -> str | None:
+    """The format to build prompts in; None where the template or the control tokens of the file tell it."""
+    if asked is not None or tokenizer.chat_template is not None:
+        return asked
+    from puna.model import catalog  # most files have a template
+
+    entry = catalog.get(model)
+    return None if entry is None or entry.chat_format == "none" else entry.chat_format
 
 
 def _random_seed() -> int:

@@ -24,8 +24,9 @@ from puna.model.config import (
 )
 
 ChatFormat = Literal[
-    "none", "chatml", "llama2", "codellama-70b", "llama3", "llama3.1", "llama3.2", "llama3.2-vision",
-    "llama4", "llama-guard-1", "llama-guard-2", "llama-guard-3", "llama-guard-3-vision", "llama-guard-4",
+    "none", "chatml", "llama2", "codellama", "codellama-70b", "llama3", "llama3.1", "llama3.2",
+    "llama3.2-vision", "llama3.3", "llama4", "llama-guard-1", "llama-guard-2", "llama-guard-3",
+    "llama-guard-3-vision", "llama-guard-4",
 ]  # fmt: skip
 Tokenizer = Literal["smollm2", "llama1", "codellama", "llama3", "llama4"]
 WeightFormat = Literal["bf16", "f16", "q4_1", "fp8", "int8", "int4-qlora", "int4-spinquant", "int4"]
@@ -212,18 +213,18 @@ CATALOG: tuple[CatalogEntry, ...] = (
            "none", "CodeLlama-7b-hf", infill=True),
     _llama("codellama-7b-python", _code(_L2_7B, 32000), "llama1", "llama2", "none", "CodeLlama-7b-Python-hf"),
     _llama("codellama-7b-instruct", _code(_L2_7B, 32016), "codellama", "llama2",
-           "llama2", "CodeLlama-7b-Instruct-hf", infill=True),
+           "codellama", "CodeLlama-7b-Instruct-hf", infill=True),
     _llama("codellama-13b", _code(_L2_13B, 32016), "codellama", "llama2",
            "none", "CodeLlama-13b-hf", infill=True),
     _llama("codellama-13b-python", _code(_L2_13B, 32000), "llama1", "llama2",
            "none", "CodeLlama-13b-Python-hf"),
     _llama("codellama-13b-instruct", _code(_L2_13B, 32016), "codellama", "llama2",
-           "llama2", "CodeLlama-13b-Instruct-hf", infill=True),
+           "codellama", "CodeLlama-13b-Instruct-hf", infill=True),
     _llama("codellama-34b", _code(_CODE_34B, 32000), "llama1", "llama2", "none", "CodeLlama-34b-hf"),
     _llama("codellama-34b-python", _code(_CODE_34B, 32000), "llama1", "llama2",
            "none", "CodeLlama-34b-Python-hf"),
     _llama("codellama-34b-instruct", _code(_CODE_34B, 32000), "llama1", "llama2",
-           "llama2", "CodeLlama-34b-Instruct-hf"),
+           "codellama", "CodeLlama-34b-Instruct-hf"),
     _llama("codellama-70b", _code(_L2_70B, 32016), "codellama", "llama2",
            "none", "CodeLlama-70b-hf", infill=True),
     _llama("codellama-70b-python", _CODE_70B_SHORT, "codellama", "llama2",
@@ -261,7 +262,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
     _llama("llama-3.2-90b-vision", _L32_90B, "llama3", "llama3.2", "none", "Llama-3.2-90B-Vision"),
     _llama("llama-3.2-90b-vision-instruct", _L32_90B, "llama3", "llama3.2",
            "llama3.2-vision", "Llama-3.2-90B-Vision-Instruct"),
-    _llama("llama-3.3-70b-instruct", _L31_70B, "llama3", "llama3.3", "llama3.1", "Llama-3.3-70B-Instruct"),
+    _llama("llama-3.3-70b-instruct", _L31_70B, "llama3", "llama3.3", "llama3.3", "Llama-3.3-70B-Instruct"),
     _llama("llama-4-scout", _SCOUT, "llama4", "llama4", "none", "Llama-4-Scout-17B-16E"),
     _llama("llama-4-scout-instruct", _SCOUT, "llama4", "llama4",
            "llama4", "Llama-4-Scout-17B-16E-Instruct", context=10485760, note=_ON_THE_FLY),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from puna.core import Unsupported
 from puna.model import names
 from puna.model.config import ModelConfig
-from puna.model.names import CROSS_TABLE, Scheme, unpermute
-from puna.model.names_vision import LAYER, LLAMA4_TOP, LLAMA32_TOP
+from puna.model.names import CROSS_TABLE, Scheme, permute, unpermute
+from puna.model.names_vision import LAYER, LLAMA4_ENDS, LLAMA4_TOP, LLAMA32_ENDS, LLAMA32_TOP
 from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig
 
 
@@ -48,6 +49,46 @@ class Slice:
             array = unpermute(array, self.heads)
         return array if self.tiles is None else _by_grid(array, self.tiles)
 
+    def into(self, foreign: NDArray[Any], ours: NDArray[Any]) -> None:
+        """Write our tensor to its place in a contiguous foreign one: the inverse of `of`.
+
+        Raises Unsupported where the foreign form cannot hold it.
+        """
+        if self.tiles is not None:
+            ours = _by_tile(ours, self.tiles, foreign.shape)
+        if self.heads:
+            ours = permute(ours, self.heads)
+        if self.swap:
+            ours = ours.swapaxes(-1, -2)
+        place = foreign.reshape(self.view) if self.view else foreign
+        if self.cut is not None:
+            axis, start, stop = self.cut
+            place = place[(slice(None),) * axis + (slice(start, stop),)]
+        place[...] = ours
+
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape that `of` makes of a tensor of `shape`; None where it can make nothing of it."""
+        if self.view:
+            if prod(self.view) != prod(shape):
+                return None
+            shape = self.view
+        if self.cut is not None:
+            axis, start, stop = self.cut
+            if len(shape) <= axis or stop > shape[axis]:
+                return None
+            shape = (*shape[:axis], stop - start, *shape[axis + 1 :])
+        if self.swap:
+            if len(shape) < 2:
+                return None
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        if self.heads and (len(shape) != 2 or shape[0] % (2 * self.heads)):
+            return None
+        if self.tiles is None:
+            return shape
+        n = self.tiles.max_tiles
+        grids = len(self.tiles.aspect_ratios) + 1
+        return (grids, n * shape[2] * shape[3]) if len(shape) == 4 and shape[:2] == (n, n) else None
+
 
 def is_llama4(cfg: ModelConfig) -> bool:
     """Whether a checkpoint uses Llama 4's names and row order, which dense ones without vision do not."""
@@ -60,11 +101,9 @@ def incoming(scheme: Scheme, name: str, cfg: ModelConfig) -> tuple[Slice, ...]:
 
     Shapes are not looked at: names.check_shapes does that for the results.
     """
-    if scheme == "gguf":
-        found = list(_gguf(name, cfg))
-    else:
-        common = _without_prefix(scheme, name)
-        found = list(_vision(scheme, common, cfg) or (_meta if scheme == "meta" else _hf)(common, cfg))
+    common = _without_prefix(scheme, name)
+    others = {"meta": _meta, "hf": _hf, "gguf": _gguf}[scheme]
+    found = list(_vision(scheme, common, cfg) or others(common, cfg))
     if not found and not _DERIVED.search(name):
         raise Unsupported(
             f"tensor {name!r} is not part of the Llama that the configuration describes; "
@@ -98,6 +137,13 @@ _PREFIXES = {
         (r"(?:vision_model|vision_embeddings)\.vision_encoder\.", "vision."),
         (r"vision\.transformer\.resblocks\.", "vision.layers."),
         (r"vision\.global_transformer\.resblocks\.", "vision.global_layers."),
+    ),
+    "gguf": (
+        # gguf 0.17 and later give a name of Gemma's to one of Llama 4's norms (its tensor_mapping.py)
+        (r"v\.blk\.(\d{1,9})\.attn_post_norm\.", r"vision.layers.\1.ln2."),
+        (r"v\.blk\.", "vision.layers."),
+        (r"v\.global\.blk\.", "vision.global_layers."),
+        (r"v\.", "vision."),
     ),
 }
 
@@ -232,35 +278,33 @@ def _expert_view(part: str, cfg: ModelConfig) -> tuple[int, ...]:
     return (n, width, cfg.dim) if part.endswith("eF_D") else (n, cfg.dim, width)
 
 
+_COLUMN: dict[Scheme, int] = {"meta": 0, "hf": 1, "gguf": 2}
+
+
 def _vision(scheme: Scheme, name: str, cfg: ModelConfig) -> tuple[Slice, ...]:
     """A tensor of the image encoder whose prefix is ours already; none for any other."""
     if cfg.vision is None:
         return ()
-    if name in _ENDS:
-        return (Slice(_ENDS[name]),)
-    column = 0 if scheme == "meta" else 1
+    column = _COLUMN[scheme]
+    mllama = cfg.vision if isinstance(cfg.vision, Llama32VisionConfig) else None
+    for ours, foreign in (LLAMA4_ENDS if mllama is None else LLAMA32_ENDS).items():
+        if name == _without_prefix(scheme, foreign[column]):
+            return (Slice(ours),)
     match = re.fullmatch(r"vision\.((?:global_)?layers)\.(\d{1,9})\.(.+)", name)
     if match:
         part = next((ours for ours, foreign in LAYER.items() if foreign[column] == match[3]), None)
         return (Slice(f"vision.{match[1]}.{int(match[2])}.{part}"),) if part else ()
     foreign_name = name.removeprefix("vision.")
-    mllama = cfg.vision if isinstance(cfg.vision, Llama32VisionConfig) else None
     if scheme == "meta" and mllama is not None and foreign_name in _BY_TILE:
         return (Slice(f"vision.{_BY_TILE[foreign_name]}", tiles=mllama),)
     top = LLAMA4_TOP if mllama is None else LLAMA32_TOP
-    ours = next((ours for ours, foreign in top.items() if foreign[column] == foreign_name), None)
-    if ours is None or foreign_name == name:
+    found = next((ours for ours, foreign in top.items() if foreign[column] == foreign_name), None)
+    if found is None or foreign_name == name:
         return ()
     flat = (cfg.vision.dim, 3 * cfg.vision.patch_size**2)
-    return (Slice(f"vision.{ours}", view=flat if ours == "conv1" else ()),)
+    return (Slice(f"vision.{found}", view=flat if found == "conv1" else ()),)
 
 
-_ENDS = {
-    "vision_projection.weight": "vision_projection",
-    "vision_projection.bias": "vision_projection_bias",
-    "vision_adapter.c_fc.weight": "vision_adapter.c_fc",
-    "vision_adapter.c_proj.weight": "vision_adapter.c_proj",
-}
 _BY_TILE = {
     "gated_positional_embedding": "gated_positional_embedding",
     "pre_tile_pos_embed.embedding": "pre_tile_pos_embed",
@@ -277,3 +321,20 @@ def _by_grid(table: NDArray[Any], cfg: Llama32VisionConfig) -> NDArray[Any]:
     for i, (h, w) in enumerate(cfg.aspect_ratios, start=1):
         out[i, : h * w] = table[:h, :w].reshape(h * w, *table.shape[2:])
     return out.reshape(len(out), -1)
+
+
+def _by_tile(grids: NDArray[Any], cfg: Llama32VisionConfig, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The inverse of `_by_grid`: a table of `shape` [N, N, T or 1, D], zero where no grid uses it.
+
+    Raises Unsupported where two grids have different values for one tile, or an unused one has any.
+    """
+    rows = grids.reshape(len(grids), cfg.max_tiles, *shape[2:])
+    table = np.zeros(shape, grids.dtype)
+    for i, (h, w) in enumerate(cfg.aspect_ratios, start=1):
+        table[:h, :w] = rows[i, : h * w].reshape(h, w, *shape[2:])
+    if not np.array_equal(_by_grid(table, cfg), grids):
+        raise Unsupported(
+            "the image encoder's embeddings of tiles differ between grids of tiles, and Meta's table has one "
+            "for each row and column; convert to hf or gguf"
+        )
+    return table

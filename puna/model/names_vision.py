@@ -15,52 +15,112 @@ from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, Vi
 
 Shape = tuple[int, ...]
 
-# ours -> Meta's, Hugging Face's, behind `vision.` in all schemes
+# ours -> Meta's, Hugging Face's and GGUF's, without what stands before all of an encoder's. GGUF's are
+# llama.cpp's of vision files (mmproj); it has none for Llama 3.2's tiles and gates, whose are our own.
 LLAMA32_TOP = {
-    "conv1": ("conv1._linear.weight", "patch_embedding.weight"),
-    "class_embedding": ("class_embedding", "class_embedding"),
-    "positional_embedding": ("positional_embedding", "gated_positional_embedding.embedding"),
+    "conv1": ("conv1._linear.weight", "patch_embedding.weight", "patch_embd.weight"),
+    "class_embedding": ("class_embedding", "class_embedding", "class_embd"),
+    "positional_embedding": (
+        "positional_embedding",
+        "gated_positional_embedding.embedding",
+        "position_embd.weight",
+    ),
     # by grid of tiles as Hugging Face has them; Meta's tables by row and column are read with other shapes
-    "gated_positional_embedding": ("", "gated_positional_embedding.tile_embedding.weight"),
-    "gated_positional_embedding_gate": ("gated_positional_embedding_gate", "gated_positional_embedding.gate"),
-    "pre_tile_pos_embed": ("", "pre_tile_positional_embedding.embedding.weight"),
-    "pre_tile_pos_embed_gate": ("pre_tile_pos_embed.gate", "pre_tile_positional_embedding.gate"),
-    "post_tile_pos_embed": ("", "post_tile_positional_embedding.embedding.weight"),
-    "post_tile_pos_embed_gate": ("post_tile_pos_embed.gate", "post_tile_positional_embedding.gate"),
-    "ln_pre": ("ln_pre.weight", "layernorm_pre.weight"),
-    "ln_pre_bias": ("ln_pre.bias", "layernorm_pre.bias"),
-    "ln_post": ("ln_post.weight", "layernorm_post.weight"),
-    "ln_post_bias": ("ln_post.bias", "layernorm_post.bias"),
+    "gated_positional_embedding": (
+        "",
+        "gated_positional_embedding.tile_embedding.weight",
+        "tile_position_embd.weight",
+    ),
+    "gated_positional_embedding_gate": (
+        "gated_positional_embedding_gate",
+        "gated_positional_embedding.gate",
+        "tile_position_embd.gate",
+    ),
+    "pre_tile_pos_embed": (
+        "",
+        "pre_tile_positional_embedding.embedding.weight",
+        "pre_tile_position_embd.weight",
+    ),
+    "pre_tile_pos_embed_gate": (
+        "pre_tile_pos_embed.gate",
+        "pre_tile_positional_embedding.gate",
+        "pre_tile_position_embd.gate",
+    ),
+    "post_tile_pos_embed": (
+        "",
+        "post_tile_positional_embedding.embedding.weight",
+        "post_tile_position_embd.weight",
+    ),
+    "post_tile_pos_embed_gate": (
+        "post_tile_pos_embed.gate",
+        "post_tile_positional_embedding.gate",
+        "post_tile_position_embd.gate",
+    ),
+    "ln_pre": ("ln_pre.weight", "layernorm_pre.weight", "pre_ln.weight"),
+    "ln_pre_bias": ("ln_pre.bias", "layernorm_pre.bias", "pre_ln.bias"),
+    "ln_post": ("ln_post.weight", "layernorm_post.weight", "post_ln.weight"),
+    "ln_post_bias": ("ln_post.bias", "layernorm_post.bias", "post_ln.bias"),
 }
 LLAMA4_TOP = {
-    "conv1": ("conv1._linear.weight", "patch_embedding.linear.weight"),
-    "class_embedding": ("class_embedding", "class_embedding"),
-    "positional_embedding": ("positional_embedding_vlm", "positional_embedding_vlm"),
-    "ln_pre": ("ln_pre.weight", "layernorm_pre.weight"),
-    "ln_pre_bias": ("ln_pre.bias", "layernorm_pre.bias"),
-    "ln_post": ("ln_post.weight", "layernorm_post.weight"),
-    "ln_post_bias": ("ln_post.bias", "layernorm_post.bias"),
+    "conv1": ("conv1._linear.weight", "patch_embedding.linear.weight", "patch_embd.weight"),
+    "class_embedding": ("class_embedding", "class_embedding", "class_embd"),
+    "positional_embedding": ("positional_embedding_vlm", "positional_embedding_vlm", "position_embd.weight"),
+    "ln_pre": ("ln_pre.weight", "layernorm_pre.weight", "pre_ln.weight"),
+    "ln_pre_bias": ("ln_pre.bias", "layernorm_pre.bias", "pre_ln.bias"),
+    "ln_post": ("ln_post.weight", "layernorm_post.weight", "post_ln.weight"),
+    "ln_post_bias": ("ln_post.bias", "layernorm_post.bias", "post_ln.bias"),
 }
 # of both encoders; Llama 3.2 has no bias in attention, and gates in its global layers only
 LAYER = {
-    "ln_1": ("ln_1.weight", "input_layernorm.weight"),
-    "ln_1_bias": ("ln_1.bias", "input_layernorm.bias"),
-    "wq": ("attn.wq.weight", "self_attn.q_proj.weight"),
-    "wq_bias": ("attn.wq.bias", "self_attn.q_proj.bias"),
-    "wk": ("attn.wk.weight", "self_attn.k_proj.weight"),
-    "wk_bias": ("attn.wk.bias", "self_attn.k_proj.bias"),
-    "wv": ("attn.wv.weight", "self_attn.v_proj.weight"),
-    "wv_bias": ("attn.wv.bias", "self_attn.v_proj.bias"),
-    "wo": ("attn.wo.weight", "self_attn.o_proj.weight"),
-    "wo_bias": ("attn.wo.bias", "self_attn.o_proj.bias"),
-    "ln_2": ("ln_2.weight", "post_attention_layernorm.weight"),
-    "ln_2_bias": ("ln_2.bias", "post_attention_layernorm.bias"),
-    "c_fc": ("mlp.c_fc.weight", "mlp.fc1.weight"),
-    "c_fc_bias": ("mlp.c_fc.bias", "mlp.fc1.bias"),
-    "c_proj": ("mlp.c_proj.weight", "mlp.fc2.weight"),
-    "c_proj_bias": ("mlp.c_proj.bias", "mlp.fc2.bias"),
-    "gate_attn": ("gate_attn", "gate_attn"),
-    "gate_ffn": ("gate_ffn", "gate_ffn"),
+    "ln_1": ("ln_1.weight", "input_layernorm.weight", "ln1.weight"),
+    "ln_1_bias": ("ln_1.bias", "input_layernorm.bias", "ln1.bias"),
+    "wq": ("attn.wq.weight", "self_attn.q_proj.weight", "attn_q.weight"),
+    "wq_bias": ("attn.wq.bias", "self_attn.q_proj.bias", "attn_q.bias"),
+    "wk": ("attn.wk.weight", "self_attn.k_proj.weight", "attn_k.weight"),
+    "wk_bias": ("attn.wk.bias", "self_attn.k_proj.bias", "attn_k.bias"),
+    "wv": ("attn.wv.weight", "self_attn.v_proj.weight", "attn_v.weight"),
+    "wv_bias": ("attn.wv.bias", "self_attn.v_proj.bias", "attn_v.bias"),
+    "wo": ("attn.wo.weight", "self_attn.o_proj.weight", "attn_out.weight"),
+    "wo_bias": ("attn.wo.bias", "self_attn.o_proj.bias", "attn_out.bias"),
+    "ln_2": ("ln_2.weight", "post_attention_layernorm.weight", "ln2.weight"),
+    "ln_2_bias": ("ln_2.bias", "post_attention_layernorm.bias", "ln2.bias"),
+    "c_fc": ("mlp.c_fc.weight", "mlp.fc1.weight", "ffn_up.weight"),
+    "c_fc_bias": ("mlp.c_fc.bias", "mlp.fc1.bias", "ffn_up.bias"),
+    "c_proj": ("mlp.c_proj.weight", "mlp.fc2.weight", "ffn_down.weight"),
+    "c_proj_bias": ("mlp.c_proj.bias", "mlp.fc2.bias", "ffn_down.bias"),
+    "gate_attn": ("gate_attn", "gate_attn", "gate_attn"),
+    "gate_ffn": ("gate_ffn", "gate_ffn", "gate_ffn"),
+}
+
+# the ends, by kind of encoder: ours -> the three others, whole
+LLAMA4_ENDS = {
+    "vision_adapter.c_fc": (
+        "vision_embeddings.vision_adapter.mlp.c_fc.weight",
+        "vision_model.vision_adapter.mlp.fc1.weight",
+        "mm.model.mlp.1.weight",
+    ),
+    "vision_adapter.c_proj": (
+        "vision_embeddings.vision_adapter.mlp.c_proj.weight",
+        "vision_model.vision_adapter.mlp.fc2.weight",
+        "mm.model.mlp.2.weight",
+    ),
+    "vision_projection": (
+        "vision_projection.weight",
+        "multi_modal_projector.linear_1.weight",
+        "mm.model.fc.weight",
+    ),
+}
+LLAMA32_ENDS = {
+    "vision_projection": (
+        "vision_model.vision_projection.weight",
+        "multi_modal_projector.weight",
+        "mm.model.fc.weight",
+    ),
+    "vision_projection_bias": (
+        "vision_model.vision_projection.bias",
+        "multi_modal_projector.bias",
+        "mm.model.fc.bias",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ vocabulary.py reads it, and a GGUF file can carry it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ HF_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+# How pictures become tiles; copied where there is a folder to copy from and one to copy to.
+PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
 _ROLES = ("bos", "eos")
 
 
@@ -263,6 +265,6 @@ def _own_model(metadata: Mapping[str, Any], folder: Path | None) -> bytes | None
     return path.read_bytes() if tokens == metadata[_KEY + "tokens"] else None
 
 
-def stored_files(folder: Path) -> dict[str, bytes]:
-    """The files of HF_FILES that a folder has, as they are."""
-    return {name: (folder / name).read_bytes() for name in HF_FILES if (folder / name).is_file()}
+def stored_files(folder: Path, names: Sequence[str] = HF_FILES) -> dict[str, bytes]:
+    """The files of `names` that a folder has, as they are."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}

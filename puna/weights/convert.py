@@ -76,8 +76,10 @@ def convert(
     nothing behind; DiskFull, OSError and an interruption leave DESTINATION.partial to be continued by the
     same call. Raises WorkFailed where the output does not read back as the source, and deletes it.
     """
-    if destination.exists() or destination.is_symlink():
-        raise BadInput(f"{destination} exists already; remove it, or choose another name")
+    beside = [layout.file_name for layout in target.layouts[1:]] if target.format == "gguf" else []
+    for path in (destination, *(destination.with_name(name) for name in beside)):
+        if path.exists() or path.is_symlink():
+            raise BadInput(f"{path} exists already; remove it, or choose another name")
     if not destination.absolute().parent.is_dir():
         raise BadInput(f"there is no folder {destination.absolute().parent} to write to; make it first")
     work = destination.with_name(destination.name + ".partial")
@@ -257,7 +259,10 @@ def _publish(job: _Job, destination: Path) -> None:
     """Give the complete output its name."""
     (job.work / _JOURNAL).unlink()
     if job.target.format == "gguf":
-        (job.work / job.layouts[0].file_name).rename(destination)
+        text, *others = job.layouts
+        for layout in others:  # the text file comes last: where it is, the model is complete
+            (job.work / layout.file_name).rename(destination.with_name(layout.file_name))
+        (job.work / text.file_name).rename(destination)
         shutil.rmtree(job.work)
     else:
         (job.work / _LOCK).unlink()

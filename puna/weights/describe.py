@@ -6,7 +6,7 @@ What a description cannot say is refused. The readers are from_gguf, from_hf and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from puna.core import Unsupported
 from puna.model.config import ModelConfig, RopeScaling, from_meta
+from puna.model.incoming import is_llama4
 from puna.model.rope import rope_table
 from puna.model.scaling import yarn_mscale
+from puna.weights.describe_llama4 import hf_llama4_config, meta_llama4_params, meta_llama4_widths
+from puna.weights.describe_mllama import hf_mllama_config, meta_mllama_params, mllama_metadata
 from puna.weights.values import Value, ValueType
 
 # Fields of a configuration that a dense text decoder leaves as they are.
@@ -23,19 +26,6 @@ _BEYOND_DENSE = (
     "experts", "attention_chunk", "no_rope_every", "qk_norm", "query_temperature", "cross_attention",
     "n_image_embeddings", "vision",
 )  # fmt: skip
-
-
-def require_dense(config: ModelConfig, what: str) -> None:
-    """Raise Unsupported unless `config` is a dense text decoder of Llama 1 to 3.3.
-
-    `what` is the part of Puna that takes no other.
-    """
-    for name in _BEYOND_DENSE:
-        if getattr(config, name):
-            raise Unsupported(
-                f"{what} takes dense text decoders of Llama 1 to 3.3 only, and this model has {name}; use "
-                "another release of it"
-            )
 
 
 def is_dense(config: ModelConfig) -> bool:
@@ -46,7 +36,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def hf_config(config: ModelConfig, kind: str) -> dict[str, Any]:
-    """The config.json of transformers' LlamaForCausalLM, 4.43 or later; `kind` is that of the matrices.
+    """The config.json of transformers' classes, 4.51 or later; `kind` is that of the matrices.
 
     Special tokens are left to whoever knows the tokenizer. Raises Unsupported for rotary factors of a GGUF
     file that no rule of transformers makes.
@@ -72,7 +62,9 @@ def hf_config(config: ModelConfig, kind: str) -> dict[str, Any]:
     }
     if config.rope_scaling is not None:
         described["rope_scaling"] = _hf_scaling(config, config.rope_scaling)
-    return described
+    if config.cross_attention:
+        return hf_mllama_config(config, described)
+    return hf_llama4_config(config, described) if is_llama4(config) else described
 
 
 def _shortest(value: float) -> float:
@@ -128,6 +120,16 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
     The length of the context is not part of it: where no release of the catalog has this shape, readers
     assume one.
     """
+    params = _common_params(config)
+    if is_llama4(config):
+        params = meta_llama4_params(config, params)
+        return params | meta_llama4_widths(config, params)
+    params |= _ffn_rule(config, params)
+    return meta_mllama_params(config, params) if config.cross_attention else params
+
+
+def _common_params(config: ModelConfig) -> dict[str, Any]:
+    """What all generations state; the widths of feed-forward layers are left out."""
     if config.head_dim * config.n_heads != config.dim:
         raise Unsupported(
             f"params.json has no width of heads of its own: {config.n_heads} heads of {config.head_dim} are "
@@ -136,11 +138,8 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "factors":
         scaling = llama3_of_factors(config)
-    if scaling is not None and (scaling.kind, scaling.low_freq_factor, scaling.high_freq_factor) != (
-        "llama3",
-        1,
-        4,
-    ):
+    llama4 = is_llama4(config)
+    if scaling is not None and not _in_params(scaling, llama4):
         raise Unsupported(f"params.json cannot state {scaling.kind!r} rope scaling; convert to hf or gguf")
     params: dict[str, Any] = {"dim": config.dim, "n_layers": config.n_layers, "n_heads": config.n_heads}
     if config.n_kv_heads != config.n_heads:
@@ -151,7 +150,16 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
         params["rope_theta"] = _shortest(config.rope_theta)
     if scaling is not None:
         params["use_scaled_rope"] = True
-    return params | _ffn_rule(config, params)
+        if llama4:
+            params["rope_scaling_factor"] = _shortest(scaling.factor)
+            params["rope_high_freq_factor"] = scaling.high_freq_factor
+    return params
+
+
+def _in_params(scaling: RopeScaling, llama4: bool) -> bool:
+    """Whether params.json can state a scaling; Meta's code for Llama 3 has the numbers in itself."""
+    is_rule = scaling.kind == "llama3" and scaling.low_freq_factor == 1
+    return is_rule and (llama4 or scaling.high_freq_factor == 4)
 
 
 def _ffn_rule(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,8 +182,11 @@ def same_model(a: ModelConfig, b: ModelConfig) -> str | None:
     Numbers may differ in their 24th bit: GGUF rounds them to float32. The context is not looked at.
     """
     exact = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "vocab_size", "tied")
-    for name in exact:
+    for name in (*exact, *(name for name in _BEYOND_DENSE if name not in ("vision", "query_temperature"))):
         if getattr(a, name) != getattr(b, name):
+            return name
+    for name in ("vision", "query_temperature"):
+        if not _close(getattr(a, name), getattr(b, name)):
             return name
     for name in ("norm_eps", "rope_theta"):
         if np.float32(getattr(a, name)) != np.float32(getattr(b, name)):
@@ -186,12 +197,30 @@ def same_model(a: ModelConfig, b: ModelConfig) -> str | None:
     return None if alike else "rope_scaling"
 
 
+def _close(a: Any, b: Any) -> bool:
+    """Whether two parts of a configuration are equal but for the rounding of their numbers to float32."""
+    if type(a) is not type(b) or a is None:
+        return a is b
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in fields(a)]
+    return all(np.float32(x) == np.float32(y) if isinstance(x, float) else x == y for x, y in pairs)
+
+
 def _u32(value: int) -> Value:
     return Value.of(ValueType.UINT32, value)
 
 
 def _f32(value: float) -> Value:
     return Value.of(ValueType.FLOAT32, value)
+
+
+def text_metadata(config: ModelConfig) -> dict[str, Value]:
+    """GGUF metadata of any Llama's text decoder, by which from_gguf reads it back."""
+    if is_llama4(config):
+        from puna.weights.llama4_metadata import llama4_metadata  # which builds on this file
+
+        return dict(llama4_metadata(config))
+    entries = gguf_metadata(config)
+    return mllama_metadata(config, entries) if config.cross_attention else entries
 
 
 def gguf_metadata(config: ModelConfig) -> dict[str, Value]:

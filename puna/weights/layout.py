@@ -22,13 +22,17 @@ from puna.weights.tensor import RawTensor
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The `index`th of `count` equal parts of a tensor along `axis`, to be stored as `name`."""
+    """The `index`th of `count` equal parts of a tensor along `axis`, to be stored as `name`.
+
+    Where the tensor is several below each other, `sections` are their rows, and the part has one of each.
+    """
 
     name: str
     source: RawTensor
     axis: int = 0
     index: int = 0
     count: int = 1
+    sections: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -49,9 +53,14 @@ class Slice:
             return np.ascontiguousarray(data).reshape(-1)
         assert FORMATS[self.kind].block_len == 1, "only plain numbers are cut"
         values = data.reshape(-1).view(FORMATS[self.kind].layout).reshape(self.source.shape)
-        step = self.source.shape[self.axis] // self.count
-        at = slice(self.index * step, (self.index + 1) * step)
-        part = values[at] if self.axis == 0 else values[:, at]
+        rows = self.sections or (self.source.shape[self.axis],)
+        ends = np.cumsum(rows)
+        places = [
+            slice(end - n + self.index * (n // self.count), end - n + (self.index + 1) * (n // self.count))
+            for n, end in zip(rows, ends, strict=True)
+        ]
+        parts = [values[at] if self.axis == 0 else values[:, at] for at in places]
+        part = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return np.ascontiguousarray(part).reshape(-1).view(np.uint8)
 
 

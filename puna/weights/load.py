@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
-from puna.core import BadFile
+from puna.core import BadFile, BadInput
 from puna.model import names
 from puna.model.config import ModelConfig, from_gguf
 from puna.weights.folder import locate
-from puna.weights.gguf import write_gguf
+from puna.weights.gguf import GgufFile, write_gguf
 from puna.weights.quant import dequantize
 from puna.weights.split import open_parts
 from puna.weights.tensor import RawTensor
@@ -62,9 +62,12 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Open a GGUF file (or all parts of a split one of which `path` is any), or the folder of a checkpoint in
     Hugging Face's or Meta's layout, or any file of it.
+
+    `mmproj` is the vision file of a GGUF model; without it the one beside the file is taken, and without one
+    the model is a text model.
 
     Nothing but the tables and the rotary factors is read. Raises Unsupported for another architecture, a
     tensor that no Llama has or a tensor type without an implementation; BadFile for whatever is damaged,
@@ -73,7 +76,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     found = locate(path)
     if found.format == "gguf":
-        return _open_gguf(found.path)
+        return _open_gguf(found.path, None if mmproj is None else Path(mmproj))
+    if mmproj is not None:
+        raise BadInput(f"{found.path} holds its image encoder itself, an mmproj file is for a GGUF file")
     try:
         return _open_hf(found.path) if found.format == "hf" else _open_meta(found.path)
     except BadFile as error:
@@ -82,7 +87,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise type(error)(message if named else f"{found.path}: {message}") from None
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(path: Path, mmproj: Path | None) -> Checkpoint:
     files = tuple(open_parts(path))
     stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
     metadata = files[0].metadata
@@ -92,6 +97,10 @@ def _open_gguf(path: Path) -> Checkpoint:
             {name: tensor.shape for name, tensor in stored.items()},
             lambda name: _floats(stored[name]),
         )
+        if metadata["general.architecture"] != "llama":
+            return _with_vision(path, mmproj, config, stored, files)
+        if mmproj is not None:
+            raise BadInput(f"{path} is a text model, an mmproj file has no place in it; leave it out")
         tensors = _by_our_names(stored)
         names.check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
     except BadFile as error:
@@ -99,13 +108,34 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(config, metadata, tensors, files)
 
 
+def _with_vision(
+    path: Path,
+    mmproj: Path | None,
+    config: ModelConfig,
+    stored: dict[str, RawTensor],
+    files: tuple[GgufFile, ...],
+) -> Checkpoint:
+    """A model that may have its image encoder in a second file."""
+    from puna.weights import foreign  # most models are dense text
+    from puna.weights import mmproj as vision_files
+
+    found = vision_files.beside(path) if mmproj is None else mmproj
+    config, vision = vision_files.join(config, files[0].metadata, found)
+    if vision is not None:
+        files = (*files, vision)
+        stored = stored | {tensor.name: tensor for tensor in vision.raw_tensors()}
+    tensors = foreign.to_ours("gguf", config, stored)
+    names.check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
+    return Checkpoint(config, files[0].metadata, tensors, files)
+
+
 def _open_hf(folder: Path) -> Checkpoint:
-    from puna.weights import hf  # with its containers: most files are GGUF
+    from puna.weights import foreign, hf  # with its containers: most files are GGUF
 
     config = hf.read_config(folder)
     files = hf.open_files(folder)
     stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
-    tensors = hf.our_tensors(config, stored)
+    tensors = foreign.to_ours("hf", config, stored)
     names.check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
     return Checkpoint(config, Metadata({}), tensors, files, folder)
 

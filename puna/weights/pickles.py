@@ -52,6 +52,10 @@ class _Global:
 class _Mark: ...
 
 
+# States of Transformer Engine, in Llama 4's files: of any type, and nothing that a model needs.
+_EXTRA_STATE = "._extra_state"
+
+
 def read_tensors(raw: bytes) -> dict[str, TensorRef]:
     """The tensors of a pickled dictionary by name, in its order.
 
@@ -63,6 +67,7 @@ def read_tensors(raw: bytes) -> dict[str, TensorRef]:
         raise BadFile("its pickle is damaged or cut short; get the file again") from None
     if not isinstance(found, dict):
         raise Unsupported(f"it holds a {_kind(found)}, expected a dictionary of tensors by name")
+    found = {name: value for name, value in found.items() if not str(name).endswith(_EXTRA_STATE)}
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, TensorRef):
             raise Unsupported(

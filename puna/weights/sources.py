@@ -104,6 +104,11 @@ def stem(name: str) -> str:
     return match[1] if match else PurePosixPath(base).stem
 
 
+def is_mmproj(name: str) -> bool:
+    """Whether a file is named like the vision part of a GGUF model, which lies beside the text file."""
+    return "mmproj" in name.lower() and name.lower().endswith(".gguf")
+
+
 def choose_model(names: Iterable[str], where: str) -> list[str]:
     """The files, in order, of the one GGUF model among `names`.
 
@@ -111,7 +116,7 @@ def choose_model(names: Iterable[str], where: str) -> list[str]:
     missing. `where` names the place in those messages.
     """
     present = sorted(names)
-    models = {tuple(split_set(name)) for name in present if name.lower().endswith(".gguf")}
+    models = {tuple(split_set(n)) for n in present if n.lower().endswith(".gguf") and not is_mmproj(n)}
     if not models:
         kinds = ", ".join(sorted({PurePosixPath(name).suffix for name in present} - {""})) or "nothing"
         raise Unsupported(f"{where} holds no .gguf file (found: {kinds}); Puna reads models in GGUF format")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,8 @@ from numpy.typing import NDArray
 from puna.core import BadFile, BadValue, Unsupported
 from puna.model import names
 from puna.model.config import ModelConfig
-from puna.weights import gguf, hf, meta, safetensors
-from puna.weights.describe import (
-    gguf_metadata,
-    hf_config,
-    meta_params,
-    require_dense,
-    rope_factors,
-    same_model,
-)
+from puna.weights import foreign, gguf, meta, mmproj, safetensors
+from puna.weights.describe import hf_config, meta_params, rope_factors, same_model, text_metadata
 from puna.weights.folder import INDEX, Format
 from puna.weights.formats import FORMATS, n_bytes
 from puna.weights.layout import Layout, Slice
@@ -92,20 +86,21 @@ def plan(
 
     Raises Unsupported for what the format cannot hold, BadValue for options that do not fit the model.
     """
-    require_dense(checkpoint.config, "conversion")
     tensors = _tensors(checkpoint, form, dtype)
     if form == "gguf":
         return _gguf_target(checkpoint, tensors, texts, name)
     kind = _kind_of(tensors)
     config = checkpoint.config
+    # Meta's code has no tied output: its files repeat the table
+    held = replace(config, tied=config.tied and form != "meta")
+    sources = foreign.to_foreign(form, held, {tensor.name: tensor for tensor in tensors})
     if form == "hf":
-        sources = [hf.to_hf(config, tensor) for tensor in tensors]
         layouts, index = safetensors.sharded_layouts([Slice(s.name, s) for s in sources], shard_bytes)
-        files = {**texts.files, "config.json": _json({**hf_config(config, kind), **texts.hf_keys})}
+        files = {**texts.files, "config.json": _json(_with_keys(hf_config(config, kind), texts.hf_keys))}
         if index is not None:
             files[INDEX] = _json(index)
         return Target("hf", checkpoint, config, tensors, sources, layouts, files)
-    layouts = meta.shard_layouts(config, tensors, n_files)
+    layouts = meta.shard_layouts(config, sources, n_files)
     params, read_back = _params(config)
     files = {**texts.files, "params.json": _json(params)}
     notes = []
@@ -114,7 +109,14 @@ def plan(
             f"params.json has no place for the context of {config.context_length:,} tokens; readers assume "
             f"{read_back.context_length:,}"
         )
-    return Target("meta", checkpoint, config, tensors, tensors, layouts, files, notes)
+    return Target("meta", checkpoint, config, tensors, sources, layouts, files, notes)
+
+
+def _with_keys(described: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the ids of special tokens, also where it describes the text decoder by itself."""
+    if "text_config" in described:
+        described = {**described, "text_config": {**described["text_config"], **keys}}
+    return {**described, **keys}
 
 
 def _params(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
@@ -138,8 +140,17 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def _kind_of(tensors: Sequence[RawTensor]) -> str:
     """The kind of most matrices."""
-    kinds = [tensor.kind for tensor in tensors if len(tensor.shape) == 2]
+    kinds = [tensor.kind for tensor in tensors if not is_vector(tensor)]
     return max(sorted(set(kinds)), key=kinds.count)
+
+
+# Matrices that llama.cpp wants as F32, as it does vectors: routers, and two of the image encoder.
+_AS_VECTORS = (".router", "vision.conv1", "vision.positional_embedding")
+
+
+def is_vector(tensor: RawTensor) -> bool:
+    """Whether a tensor (our name) is F32 in a GGUF file whatever the others are."""
+    return len(tensor.shape) == 1 or tensor.name.endswith(_AS_VECTORS)
 
 
 def _tensors(checkpoint: Checkpoint, form: Format, dtype: str | None) -> list[RawTensor]:
@@ -154,7 +165,7 @@ def _tensors(checkpoint: Checkpoint, form: Format, dtype: str | None) -> list[Ra
     vector_kind = _vector_kind(checkpoint, form, dtype)
     result = []
     for tensor in found:
-        kind = vector_kind if len(tensor.shape) == 1 else dtype
+        kind = vector_kind if is_vector(tensor) else dtype
         if form != "gguf" and (kind or tensor.kind) not in PLAIN:
             raise Unsupported(
                 f"tensor {tensor.name!r} is {tensor.kind}, which only GGUF can store; add --dtype bf16 (or "
@@ -174,8 +185,8 @@ def _vector_kind(checkpoint: Checkpoint, form: Format, dtype: str | None) -> str
     if stated in PLAIN:
         return str(stated)
     # A file of other software: back to the kind of the matrices where no value changes by it.
-    vectors = [tensor for tensor in checkpoint.tensors.values() if len(tensor.shape) == 1]
-    kinds = {tensor.kind for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2}
+    vectors = [tensor for tensor in checkpoint.tensors.values() if is_vector(tensor)]
+    kinds = {tensor.kind for tensor in checkpoint.tensors.values() if not is_vector(tensor)}
     if len(kinds) != 1 or not kinds <= {"F16", "BF16"}:
         return None
     (kind,) = kinds
@@ -198,7 +209,7 @@ def _cast(tensor: RawTensor, kind: str) -> RawTensor:
 
 def _cast_data(tensor: RawTensor, kind: str) -> NDArray[np.uint8]:
     shape = tensor.shape
-    rows, width = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+    rows, width = prod(shape[:-1]), shape[-1]
     step = max(1, _CHUNK // width)
     data = tensor.data()
     out = np.empty(n_bytes(kind, shape), np.uint8)
@@ -247,15 +258,22 @@ def _fields(kind: str) -> Sequence[str]:
 
 
 def _gguf_target(checkpoint: Checkpoint, tensors: list[RawTensor], texts: Texts, name: str) -> Target:
+    """One file, and for a model that sees a second one of its image encoder, as llama.cpp has them."""
     config = checkpoint.config
     metadata = _gguf_entries(checkpoint, _kind_of(tensors), texts, name)
-    stored = list(tensors)
+    sources = foreign.to_foreign("gguf", config, {tensor.name: tensor for tensor in tensors})
     factors = _factors(checkpoint)
     if factors is not None:
-        stored.append(factors)
-    sources = [replace(tensor, name=names.to_gguf(tensor.name)) for tensor in stored]
-    layout = gguf.layout(f"{name}.gguf", metadata, [Slice(s.name, s) for s in sources])
-    return Target("gguf", checkpoint, config, tensors, sources, [layout], {})
+        sources.append(replace(factors, name=names.to_gguf(factors.name)))
+    text = [Slice(s.name, s) for s in sources if not s.name.startswith(("v.", "mm."))]
+    layouts = [gguf.layout(f"{name}.gguf", metadata, text)]
+    if config.vision is not None:
+        described = mmproj.vision_metadata(config.vision, config.dim)
+        described |= {key: metadata[key] for key in (_VECTOR_KIND, "general.file_type") if key in metadata}
+        described["general.name"] = Value.of(ValueType.STRING, name)
+        seen = [Slice(s.name, s) for s in sources if s.name.startswith(("v.", "mm."))]
+        layouts.append(gguf.layout(mmproj.name_for(name), described, seen))
+    return Target("gguf", checkpoint, config, tensors, sources, layouts, {})
 
 
 def _factors(checkpoint: Checkpoint) -> RawTensor | None:
@@ -272,8 +290,8 @@ def _gguf_entries(checkpoint: Checkpoint, kind: str, texts: Texts, name: str) ->
     """The metadata of a GGUF file; that of a GGUF source stays but for what is different now."""
     entries = {k: v for k, v in checkpoint.metadata.encoded.items() if not k.startswith("split.")}
     if not entries:
-        entries = gguf_metadata(checkpoint.config) | {"general.name": Value.of(ValueType.STRING, name)}
-        vectors = {t.kind for t in checkpoint.tensors.values() if len(t.shape) == 1}
+        entries = text_metadata(checkpoint.config) | {"general.name": Value.of(ValueType.STRING, name)}
+        vectors = {t.kind for t in checkpoint.tensors.values() if is_vector(t)}
         if len(vectors) == 1:
             entries[_VECTOR_KIND] = Value.of(ValueType.STRING, vectors.pop())
         entries |= {key: _encoded(value) for key, value in texts.metadata.items()}

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
 
+from puna.bench.session import synthetic_file
 from puna.cli.main import main
-from puna.core import BadValue
+from puna.core import BadValue, DoesNotFit
 from puna.llm.config import LLMConfig
 from puna.llm.fitting import estimate
+from puna.model.catalog import CATALOG, find
 from puna.model.config import ModelConfig
+from puna.model.names import shapes
+from puna.model.sizes import kv_bytes
+from puna.weights.footprint import weight_bytes
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
 
@@ -88,6 +95,58 @@ def test_nothing_fits() -> None:
 def test_a_context_beyond_the_model(files: dict[str, Path]) -> None:
     with pytest.raises(BadValue, match=r"context must be at most the 512 tokens .* got 513"):
         estimate(str(files["floats"]), LLMConfig(context=513))
+
+
+# Shapes that no file of random weights can have: by the catalog alone.
+@pytest.mark.parametrize(
+    "name",
+    ["llama-4-scout-instruct", "llama-4-maverick", "llama-3.2-11b-vision", "llama-3.2-90b-vision-instruct"],
+)
+@pytest.mark.parametrize("quant", ["q4_k_m", "q8_0", "bf16"])
+def test_models_with_experts_and_pictures(name: str, quant: str) -> None:
+    config = find(name).config
+    found = estimate(name, LLMConfig(context=16384, batch=2), quant, available=10**15).asked
+    sizes = {key: prod(shape) for key, shape in shapes(config)}
+    eyes = sum(n for key, n in sizes.items() if key.startswith("vision"))
+    expected = weight_bytes(config, quant) + (0 if quant == "bf16" else 2 * eyes)
+    # norms and routers of a GGUF file have 32 bits
+    assert found.weights == pytest.approx(expected, rel=1e-3)
+    assert found.seen_cache == 2 * kv_bytes(config, 16384, n_images=int("vision" in name))
+    all_of_it = 2 * kv_bytes(replace(config, attention_chunk=None), 16384, n_images=int("vision" in name))
+    assert found.cache == all_of_it
+    assert (found.seen_cache < found.cache) == ("llama-4" in name)
+    assert found.fits
+
+
+def test_every_model_of_the_catalog_is_answered() -> None:
+    for entry in CATALOG:
+        found = estimate(entry.name, LLMConfig(context=64), available=10**15).asked
+        assert found.fits
+        assert found.weights > entry.config.vocab_size * entry.config.dim // 2
+
+
+def test_random_weights_that_do_not_fit_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puna.bench.session.available_bytes", lambda: 10**9)
+    monkeypatch.setattr("puna.bench.session.write_checkpoint", lambda *args: pytest.fail("written"))
+    with (
+        pytest.raises(DoesNotFit, match=r"llama-3\.1-8b with a context"),
+        synthetic_file("llama-3.1-8b", "q4_0"),
+    ):
+        pass
+
+
+def test_a_tensor_too_large_to_convert(
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("puna.llm.memory.available_bytes", lambda: 10**6)
+    assert main(["convert", str(files["floats"]), str(tmp_path / "out"), "--to", "hf"]) == 2
+    assert "converting takes" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,7 +211,7 @@ def test_nothing_new(name: str) -> None:
         ("hf", "vision_model.model.layers.0.mlp.fc3.weight", LLAMA4),
         ("meta", "cross_attention_layers.0.attention.wkv.weight", MLLAMA),
         ("meta", "layers.0.attention.wq", DENSE),
-        ("gguf", "v.patch_embd.weight", MLLAMA),
+        ("gguf", "v.patch_embd.weight", DENSE),
         ("gguf", "", DENSE),
     ],
 )

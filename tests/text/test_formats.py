@@ -29,8 +29,9 @@ from text.vocabularies import (
 )
 
 from puna.core import BadInput, BadValue
+from puna.model.catalog import CATALOG, CatalogEntry
 from puna.text.chat import encode_chat
-from puna.text.formats import FORMATS, build_prompt, guess, meaning_of_end
+from puna.text.formats import BY_TEMPLATE_ONLY, FORMATS, build_prompt, find, guess, meaning_of_end
 from puna.text.formats.images import image_ids
 from puna.text.formats.inst import infill
 from puna.text.tokenizer import Tokenizer
@@ -376,3 +377,18 @@ def test_a_vocabulary_of_another_generation(chat_format: str) -> None:
 def test_a_picture_has_tiles() -> None:
     with pytest.raises(BadValue, match="at least one tile and patch, got 0 by 1"):
         image_ids(small("llama4"), 0, 1)
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_the_format_of_every_model_is_known(entry: CatalogEntry) -> None:
+    """By the name that the catalog has: a builder, or for Llama Guard a sentence that there is none."""
+    if entry.chat_format == "none":
+        return
+    assert (entry.chat_format in FORMATS) != (entry.chat_format in BY_TEMPLATE_ONLY)
+    if entry.chat_format in BY_TEMPLATE_ONLY:
+        with pytest.raises(BadInput, match="use a file with its template"):
+            find(entry.chat_format)
+
+
+def test_every_format_is_some_models() -> None:
+    assert {entry.chat_format for entry in CATALOG} == {"none", *FORMATS, *BY_TEMPLATE_ONLY}

@@ -35,7 +35,7 @@ KINDS = ("F32", "F16", "BF16")
 
 def convert_to(source: Path, destination: Path, form: Format, **options: Any) -> module.Converted:
     with open_checkpoint(source) as checkpoint:
-        return convert(plan(checkpoint, form, NO_TEXTS, name="m", **options), destination)
+        return convert(plan(checkpoint, form, NO_TEXTS, **{"name": "m", **options}), destination)
 
 
 def safetensors_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

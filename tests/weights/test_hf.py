@@ -129,5 +129,5 @@ def test_names_of_another_format(tmp_path: Path) -> None:
         (tmp_path / "meta").mkdir()
         write_file(tmp_path / "meta", layout("model.safetensors", slices))
     (tmp_path / "meta" / "config.json").write_text(json.dumps(TINY["llama2"].hf))
-    with pytest.raises(Unsupported, match="is not part of a Llama text decoder"):
+    with pytest.raises(Unsupported, match="is not part of the Llama that the configuration"):
         open_checkpoint(tmp_path / "meta")

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from puna.core import BadFile, BadValue, Unsupported
 from puna.model import catalog
 from puna.model.config import ModelConfig
+from puna.model.incoming import is_llama4
 from puna.weights import meta
-from puna.weights.describe import is_dense, meta_params, require_dense
-from puna.weights.layout import Slice, write_file
+from puna.weights.describe import meta_params
+from puna.weights.foreign import to_foreign
+from puna.weights.layout import Layout, Slice, write_file
 from puna.weights.load import Checkpoint, open_checkpoint
 from puna.weights.pth import layout
 from puna.weights.quant import dequantize, quantize
@@ -27,6 +29,12 @@ from puna.weights.tensor import RawTensor
 
 def values(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     return {n: dequantize(t.data(), t.kind, t.shape) for n, t in checkpoint.tensors.items()}
+
+
+def shard_layouts(config: ModelConfig, whole: list[RawTensor], n_files: int) -> list[Layout]:
+    """As conversion lays them out, from our tensors."""
+    stored = to_foreign("meta", config, {tensor.name: tensor for tensor in whole})
+    return meta.shard_layouts(config, stored, n_files)
 
 
 def raw_tensors(config: ModelConfig) -> list[RawTensor]:
@@ -86,7 +94,7 @@ def test_files_of_two_checkpoints(folder: Path) -> None:
 
 
 def test_norms_must_be_equal_in_all_files(folder: Path) -> None:
-    cut = meta.shard_layouts(LLAMA3, raw_tensors(LLAMA3), 2)
+    cut = shard_layouts(LLAMA3, raw_tensors(LLAMA3), 2)
     other = [
         replace(t, data=lambda t=t: t.data() ^ 1) if t.name == "norm" else t for t in raw_tensors(LLAMA3)
     ]
@@ -94,10 +102,12 @@ def test_norms_must_be_equal_in_all_files(folder: Path) -> None:
         file.unlink()
     shutil.copy(FOLDER / "llama3" / "params.json", folder)
     write_file(folder, cut[0])
-    write_file(folder, meta.shard_layouts(LLAMA3, other, 2)[1])
+    write_file(folder, shard_layouts(LLAMA3, other, 2)[1])
     with open_checkpoint(folder) as checkpoint:
         checkpoint.tensors["layers.0.ffn_norm"].data()
-        with pytest.raises(BadFile, match=r"'norm' must be equal in all files, file 01 has other values"):
+        with pytest.raises(
+            BadFile, match=r"'norm.weight' must be equal in all files, file 01 has other values"
+        ):
             checkpoint.tensors["norm"].data()
 
 
@@ -122,7 +132,7 @@ def test_params_that_do_not_fit(folder: Path, changes: dict[str, Any], message: 
 @pytest.mark.parametrize("config", [LLAMA2, LLAMA3])
 @pytest.mark.parametrize("n_files", [1, 2])
 def test_shards_come_together_again(config: ModelConfig, n_files: int, tmp_path: Path) -> None:
-    for one in meta.shard_layouts(config, raw_tensors(config), n_files):
+    for one in shard_layouts(config, raw_tensors(config), n_files):
         write_file(tmp_path, one)
     (tmp_path / "params.json").write_text(json.dumps(meta_params(config)))
     with open_checkpoint(tmp_path) as checkpoint:
@@ -138,7 +148,7 @@ def test_shards_are_those_of_metas_code(name: str, config: ModelConfig) -> None:
 
     kind = "F16" if name == "llama2" else "BF16"
     whole = [RawTensor(n, kind, a.shape, lambda a=a: quantize(a, kind)) for n, a in tensors(config).items()]
-    for one in meta.shard_layouts(config, whole, 2):
+    for one in shard_layouts(config, whole, 2):
         with PthFile.open(FOLDER / name / one.file_name) as file:
             cut = {tensor.name: tensor for tensor in file.raw_tensors()}
             for _, piece in one.pieces:
@@ -179,7 +189,7 @@ def test_tied_tables_are_found(tmp_path: Path) -> None:
     """Meta's files hold the table of a tied model twice."""
     table = raw_tensors(LLAMA3)[0]
     tied = [*raw_tensors(LLAMA3)[:-1], replace(table, name="output")]
-    for one in meta.shard_layouts(LLAMA3, tied, 2):
+    for one in shard_layouts(LLAMA3, tied, 2):
         write_file(tmp_path, one)
     shutil.copy(FOLDER / "llama3" / "params.json", tmp_path)
     with open_checkpoint(tmp_path) as checkpoint:
@@ -188,8 +198,7 @@ def test_tied_tables_are_found(tmp_path: Path) -> None:
 
 # The 4-bit releases of Llama 3.2 have the params.json of the others, and a shorter context.
 RELEASES = [
-    entry for entry in catalog.CATALOG if is_dense(entry.config) and "qlora" not in entry.name
-    if "spinquant" not in entry.name
+    entry for entry in catalog.CATALOG if "qlora" not in entry.name and "spinquant" not in entry.name
 ]  # fmt: skip
 
 
@@ -202,16 +211,9 @@ def test_every_release_is_stated_and_read_back(entry: catalog.CatalogEntry) -> N
             meta_params(config)
         return
     read = meta.read_params(meta_params(config), config.vocab_size)
-    assert replace(read, tied=config.tied) == config
-
-
-@pytest.mark.parametrize("name", ["llama-3.2-11b-vision", "llama-4-scout"])
-def test_other_decoders_are_refused(name: str) -> None:
-    config = catalog.find(name).config
-    with pytest.raises(
-        Unsupported, match=r"takes dense text decoders of Llama 1 to 3\.3 only, and this model has"
-    ):
-        require_dense(config, "conversion")
+    # params.json is the same for a base model of Llama 4 and its instruct release with a longer context
+    context = config.context_length if is_llama4(config) else read.context_length
+    assert replace(read, tied=config.tied, context_length=context) == config
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ from puna.text.formats.base import Builtins, Options, Parts, ToolStyle, read_mes
 from puna.text.formats.images import PATCHES, image_positions
 from puna.text.tokenizer import Tokenizer
 
-__all__ = ["FORMATS", "ToolStyle", "build_prompt", "find", "guess", "image_positions", "meaning_of_end"]
+__all__ = [
+    "BY_TEMPLATE_ONLY",
+    "FORMATS",
+    "ToolStyle",
+    "build_prompt",
+    "find",
+    "guess",
+    "image_positions",
+    "meaning_of_end",
+]
 
 Builder = Callable[[Tokenizer, Options], Parts]
 
@@ -35,6 +44,13 @@ FORMATS: Mapping[str, Builder] = {
     "llama3.3": headers.LLAMA33,
     "llama4": headers.LLAMA4,
 }
+
+# Formats of the catalog that are built by no code here: a prompt of theirs is the policy that a conversation
+# is judged by, which the template of the model's own file has. Their control tokens are those of the other
+# formats, so that a plain conversation would pass for one.
+BY_TEMPLATE_ONLY = (
+    "llama-guard-1", "llama-guard-2", "llama-guard-3", "llama-guard-3-vision", "llama-guard-4",
+)  # fmt: skip
 
 # The first whose tokens are all control tokens of a vocabulary. Llama 1 and 2 have none that would tell. The
 # vocabulary of 3.1 is that of the text models of 3.2 and 3.3, whose builders differ in how they call tools.
@@ -92,6 +108,11 @@ def build_prompt(
 
 def find(chat_format: str) -> Builder:
     """The builder of that name; BadInput names the closest."""
+    if chat_format in BY_TEMPLATE_ONLY:
+        raise BadInput(
+            f"prompts of {chat_format} hold a policy that the chat template of its file states, and no other "
+            "is built; use a file with its template"
+        )
     if chat_format not in FORMATS:
         raise BadInput(
             f"there is no prompt format {chat_format!r}{closest(chat_format, list(FORMATS))}; known are "
