@@ -113,6 +113,7 @@ inline int reduce_add(i32x16 x) {
 }
 inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
 inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
+inline f32x16 as_f32(i32x16 x) PUNA_BOTH(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b))  // the same bits
 inline f32x16 to_f32(i32x16 x) PUNA_BOTH(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b))
 inline __m256i load_u8_8(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline i32x16 load_u8(const uint8_t* p) PUNA_BOTH(load_u8_8(p), load_u8_8(p + 8))
