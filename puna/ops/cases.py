@@ -32,8 +32,8 @@ NARROW_KINDS = (
     "INT4", "INT4_MIN", "INT8", "INT8_16", "FP8",
 )  # fmt: skip
 WIDE_KINDS = (
-    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S",
-    "IQ1_M", "TQ1_0", "TQ2_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+    "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0",
 )  # fmt: skip
 
 # (op, arithmetic) -> the largest error in units. `exact` means equal bits. For linear the arithmetic is the

@@ -74,8 +74,8 @@ GGUF_FORMATS: Mapping[str, BlockFormat] = {
 }
 
 # Codes with float scales, in memory only: what releases quantized by others are read as (packed.py) and what
-# kernels take for the formats above that they lack (recode.py). FP8 is E4M3 with a scale; the value of a code q is
-# (q - 8) * d in INT4, q * d + m in INT4_MIN, q * d in the others (INT8_16: a scale for each 16).
+# kernels take for the formats above that they lack (recode.py). FP8 is E4M3 with a scale; the value of a
+# code q is (q - 8) * d in INT4, q * d + m in INT4_MIN, q * d in the others (INT8_16: a scale for each 16).
 CODED: Mapping[str, BlockFormat] = {
     f.name: f
     for f in (

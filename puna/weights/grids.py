@@ -119,11 +119,12 @@ def _seven_signs(words_BG: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _with_parity(seven: NDArray[Any]) -> NDArray[np.uint8]:
-    bits = seven.astype(np.uint8)
-    odd = bits ^ bits >> 4
+    bits: NDArray[np.uint8] = seven.astype(np.uint8)
+    odd: Any = bits ^ bits >> 4
     odd ^= odd >> 2
     odd ^= odd >> 1
-    return (bits | odd << 7).reshape(len(bits), -1)
+    signs: NDArray[np.uint8] = bits | odd << np.uint8(7)
+    return signs.reshape(len(bits), -1)
 
 
 def _nibbles(scales_BN: NDArray[Any]) -> Floats:
@@ -149,7 +150,8 @@ def _iq2_xs(b: Blocks) -> tuple[Codes, Floats]:
 def _high_bits(qs_BR: NDArray[Any], qh_BM: NDArray[Any], shifts: range, mask: int) -> NDArray[np.uint16]:
     """Indices of more than eight bits: low ones in `qs`, the rest of neighbouring ones in a word of `qh`."""
     high = qh_BM[..., None] >> np.array(shifts, qh_BM.dtype) & mask
-    return qs_BR | high.reshape(qs_BR.shape).astype(np.uint16) << 8
+    index_BR: NDArray[np.uint16] = qs_BR | high.reshape(qs_BR.shape).astype(np.uint16) << 8
+    return index_BR
 
 
 def _iq2_s(b: Blocks) -> tuple[Codes, Floats]:
@@ -173,7 +175,8 @@ def _iq3_s(b: Blocks) -> tuple[Codes, Floats]:
 def _shifted(index_BR: NDArray[Any], down: NDArray[np.bool_]) -> Codes:
     """IQ1: a point of the grid, an eighth more or, where `down`, less -> in eighths, [B, L]."""
     q = _grid("IQ1_S")[index_BR] + np.where(down, -1, 1).astype(np.int8)[..., None]
-    return q.reshape(len(q), -1)
+    q_BL: Codes = q.reshape(len(q), -1)
+    return q_BL
 
 
 def _iq1_s(b: Blocks) -> tuple[Codes, Floats]:
@@ -205,7 +208,8 @@ def _tq1_0(b: Blocks) -> tuple[Codes, Floats]:
 def _trits(bytes_BN: NDArray[Any], n: int) -> NDArray[np.uint16]:
     powers = 3 ** np.arange(n, dtype=np.uint16)[:, None]
     shifted = (bytes_BN[:, None] * powers).astype(np.uint8)
-    return shifted.astype(np.uint16) * 3 >> 8
+    digits: NDArray[np.uint16] = shifted.astype(np.uint16) * np.uint16(3) >> np.uint16(8)
+    return digits
 
 
 def _tq2_0(b: Blocks) -> tuple[Codes, Floats]:

@@ -7,7 +7,7 @@ Shapes: R rows, X row length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.core import BadFile, Unsupported
+from puna.core import BadFile
 from puna.model import names
 from puna.model.config import ModelConfig, from_hf
 from puna.weights.describe import require_dense
 from puna.weights.folder import INDEX
-from puna.weights.formats import FORMATS
+from puna.weights.quantized import DTYPES, put_together, read_quantization
 from puna.weights.safetensors import SafetensorsFile, open_sharded, read_json
 from puna.weights.tensor import RawTensor
 
@@ -38,17 +38,20 @@ def open_files(folder: Path) -> list[SafetensorsFile]:
     return [SafetensorsFile.open(found[0])]
 
 
+def read_tensors(folder: Path, files: Sequence[SafetensorsFile]) -> tuple[dict[str, RawTensor], str]:
+    """The tensors of a folder by their names, and how they are quantized ("" where they are not).
+
+    The parts of a quantized matrix are one tensor (quantized.py).
+    """
+    found = read_quantization(read_json(folder / "config.json"))
+    parts = DTYPES if found else ()
+    stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors(parts)}
+    return (put_together(found, stored), str(found)) if found else (stored, "")
+
+
 def read_config(folder: Path) -> ModelConfig:
-    """What config.json says; raises Unsupported where the weights are quantized in a way of their own."""
-    config = read_json(folder / "config.json")
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise Unsupported(
-            f"config.json says that the weights are quantized ({method!r:.40}), and Puna reads F32, F16 and "
-            "BF16 from such folders; use the release in BF16, or a GGUF file of the model"
-        )
-    described = from_hf(config)
+    """What config.json says of the model."""
+    described = from_hf(read_json(folder / "config.json"))
     require_dense(described, "the reader of such folders")
     return described
 
@@ -94,7 +97,6 @@ def _permuted(tensor: RawTensor, n_heads: int) -> NDArray[np.uint8]:
 
 
 def _rows(tensor: RawTensor, reorder: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The tensor's bytes with rows reordered; whole rows move, so their type does not matter."""
-    assert FORMATS[tensor.kind].block_len == 1, tensor.kind
+    """The tensor's bytes with rows reordered; whole rows move, so their kind does not matter."""
     rows_RX = tensor.data().reshape(tensor.shape[0], -1)
     return reorder(rows_RX).reshape(-1)

@@ -51,9 +51,7 @@ def unpack_awq(words: NDArray[Any]) -> Bytes:
     return fields[..., _AWQ_PLACES].reshape(len(words), -1)
 
 
-def int_kind(
-    bits: int, symmetric: bool, scale_kind: str, n_in: int, group_size: int, shuffled: bool
-) -> str:
+def int_kind(bits: int, symmetric: bool, scale_kind: str, n_in: int, group_size: int, shuffled: bool) -> str:
     """The format that holds such a matrix: one of CODED without any rounding, or else that of the scales."""
     aligned = n_in % _BLOCK == 0 and (group_size % _BLOCK == 0 or group_size >= n_in)
     if shuffled or not aligned or (bits == 8 and not symmetric):
