@@ -279,7 +279,7 @@ def test_damaged_header_fields(tmp_path: Path) -> None:
 
     assert "at most 4 axes, found 5" in message(b"t.one", "<I", 5)
     assert "'t.one' ends at byte" in message(b"t.one", "<Q", 2**64 - 256, skip=4)
-    assert "type IQ2_XXS of 't.one' is not supported" in message(b"t.one", "<I", 16, skip=20)
+    assert "type NVFP4 of 't.one' is not supported" in message(b"t.one", "<I", 40, skip=20)
     assert "type number 99 of 't.one'" in message(b"t.one", "<I", 99, skip=20)
     assert "'t.third' of type Q4_0 needs rows of whole 32s, found (1, 33)" in message(
         b"t.third", "<Q", 33, skip=4

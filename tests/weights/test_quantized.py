@@ -274,6 +274,18 @@ def test_conversion_needs_a_dtype(method: str, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(dequantize(made.data(), made.kind, made.shape), values)
 
 
+def test_show_says_how_a_release_is_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from puna.cli.main import main
+
+    folders.write_quantized(TINY["llama2"], tmp_path, "gptq")
+    assert main(["show", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["quantization"] == "gptq, 4 bits, groups of 32"
+    assert {row["kind"] for row in report["tensors"]} == {"INT4", "F16"}
+    assert main(["show", str(tmp_path)]) == 0
+    assert "gptq, 4 bits, groups of 32" in capsys.readouterr().out
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     with open_checkpoint(path.parent) as checkpoint:
