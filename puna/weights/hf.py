@@ -20,7 +20,8 @@ from puna.model import names
 from puna.model.config import ModelConfig, from_hf
 from puna.weights.describe import require_dense
 from puna.weights.folder import INDEX
-from puna.weights.quantized import DTYPES, put_together, read_quantization
+from puna.weights.quantization import read_quantization
+from puna.weights.quantized import DTYPES, put_together
 from puna.weights.safetensors import SafetensorsFile, open_sharded, read_json
 from puna.weights.tensor import RawTensor
 

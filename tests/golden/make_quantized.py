@@ -1,6 +1,6 @@
-"""Make quantized.npz: matrices that the compressed-tensors library wrote, and what it reads them as.
+"""Make quantized.npz: matrices that compressed-tensors and bitsandbytes wrote, and what they read them as.
 
-    python tests/golden/make_quantized.py        needs torch and compressed-tensors (0.20)
+    python tests/golden/make_quantized.py        needs torch, compressed-tensors (0.20), bitsandbytes (0.50)
 
 quantized.npz: for each case the stored parts of a matrix as bytes, `CASE/PART`, and `CASE`, its values as the
 library decompresses them, as float32 (a scale's type holds them exactly); `facts` is JSON: for each case the
@@ -13,15 +13,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import compressed_tensors
 import numpy as np
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 DTYPES = {
-    torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32",
+    torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32",
 }  # fmt: skip
 
 # name -> (format, type of scales, arguments of the library, shape)
@@ -58,6 +60,13 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any], tuple[int, int]]] = {
     ),
 }
 
+# name -> (type of quantization, of values, whether magnitudes are quantized too, shape)
+BITSANDBYTES: dict[str, tuple[str, torch.dtype, bool, tuple[int, int]]] = {
+    "nf4 nested": ("nf4", torch.bfloat16, True, (130, 128)),  # more than one block of magnitudes
+    "nf4": ("nf4", torch.float16, False, (8, 128)),
+    "fp4": ("fp4", torch.float32, True, (8, 64)),
+}
+
 
 def main() -> None:
     arrays: dict[str, np.ndarray] = {}
@@ -80,7 +89,26 @@ def main() -> None:
             "parts": {part: [DTYPES[t.dtype], list(t.shape)] for part, t in stored.items()},
             "values": DTYPES[values.dtype],
         }
-    facts = {"compressed_tensors": compressed_tensors.__version__, "cases": facts}
+    for name, (kind, dtype, nested, shape) in BITSANDBYTES.items():
+        torch.manual_seed(len(facts))
+        weight = torch.randn(shape).mul(0.02).to(dtype)
+        codes, state = quantize_4bit(weight, blocksize=64, compress_statistics=nested, quant_type=kind)
+        stored = {"weight": codes}
+        stored |= {f"weight.{part}": tensor for part, tensor in state.as_dict(packed=True).items()}
+        for part, tensor in stored.items():
+            arrays[f"{name}/{part}"] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        arrays[name] = dequantize_4bit(codes, state).float().numpy()
+        facts[name] = {
+            "quantization_config": {
+                "quant_method": "bitsandbytes",
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": kind,
+            },
+            "parts": {part: [DTYPES[t.dtype], list(t.shape)] for part, t in stored.items()},
+            "values": DTYPES[dtype],
+        }
+    versions = {module.__name__: module.__version__ for module in (compressed_tensors, bitsandbytes)}
+    facts = {**versions, "cases": facts}
     path = Path(__file__).parent / "quantized.npz"
     np.savez_compressed(path, facts=np.array(json.dumps(facts)), **arrays)
     print(f"{path.stat().st_size:,} bytes")

@@ -1,6 +1,6 @@
 """Releases quantized by others against their own libraries, bit for bit.
 
-compressed-tensors: matrices that the library wrote and read (golden/make_quantized.py). AWQ, GPTQ and
+compressed-tensors, bitsandbytes: matrices that they wrote and read (golden/make_quantized.py). AWQ, GPTQ and
 fbgemm: random words, and the published formulas in torch's float16.
 """
 
@@ -24,7 +24,8 @@ from puna.model.rope import rope_table
 from puna.weights.convert import convert
 from puna.weights.load import open_checkpoint
 from puna.weights.quant import dequantize, quantize
-from puna.weights.quantized import put_together, read_quantization
+from puna.weights.quantization import read_quantization
+from puna.weights.quantized import put_together
 from puna.weights.targets import Texts, plan
 from puna.weights.tensor import RawTensor
 
@@ -36,7 +37,7 @@ FACTS = json.loads(str(GOLDEN["facts"]))["cases"]
 KINDS = {
     "int4 group": "INT4", "int4 group zero": "INT4_MIN", "int4 channel": "INT4", "int4 small group": "BF16",
     "int8 group": "INT8", "int8 group zero": "F16", "int8 channel": "INT8", "fp8 tensor": "FP8",
-    "fp8 channel": "FP8", "fp8 block": "FP8",
+    "fp8 channel": "FP8", "fp8 block": "FP8", "nf4 nested": "BF16", "nf4": "F16", "fp4": "F32",
 }  # fmt: skip
 DTYPES = {
     torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.float8_e4m3fn: "F8_E4M3",
@@ -51,7 +52,8 @@ def raw(name: str, kind: str, shape: Any, data: np.ndarray) -> RawTensor:
 def golden_parts(case: str) -> dict[str, RawTensor]:
     parts = FACTS[case]["parts"]
     return {
-        f"m.{part}": raw(part, kind, shape, GOLDEN[f"{case}/{part}"]) for part, (kind, shape) in parts.items()
+        f"m.{part}": raw(f"m.{part}", kind, shape, GOLDEN[f"{case}/{part}"])
+        for part, (kind, shape) in parts.items()
     }
 
 
@@ -78,7 +80,7 @@ def same_after_rounding(tensor: RawTensor, kind: str, expected: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("case", FACTS)
-def test_compressed_tensors(case: str) -> None:
+def test_files_of_the_libraries(case: str) -> None:
     tensor = read(FACTS[case]["quantization_config"], golden_parts(case))
     assert tensor.kind == KINDS[case]
     same_after_rounding(tensor, FACTS[case]["values"], GOLDEN[case])
@@ -171,6 +173,10 @@ def test_a_bias_of_zeros_is_left_out() -> None:
         ({"quant_method": "gtpq"}, "'gtpq'; did you mean 'gptq'"),
         ({"quant_method": None}, "quantized by None"),
         ("awq", "quantization_config of config.json must be an object"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            "load_in_4bit .* is False, and Puna reads True",
+        ),
         ({"quant_method": "gptq"}, "bits of quantization_config is None, and Puna reads 2, 4, 8"),
         ({"quant_method": "gptq", "bits": 3}, "bits of quantization_config is 3"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format .*'marlin'"),
@@ -208,6 +214,31 @@ def test_parts_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     changed = {part: t for part, t in {**parts, **change}.items() if t is not None}
     with pytest.raises(BadFile, match=message):
         read(folders.METHODS["awq"][1], torch_parts(changed))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight.absmax": None}, r"'m\.weight' needs 'm\.weight\.absmax' \(260 numbers of U8\), found none"),
+        ({"weight.quant_map": (b"", [0])}, "16 numbers of F32.*found F32 of shape"),
+        ({"weight.quant_state.bitsandbytes__nf4": (b"{", [1])}, "must be JSON, and is not"),
+        ({"weight.quant_state.bitsandbytes__nf4": (b"{}", [2])}, "blocksize .* power of two, found None"),
+        (
+            {"weight.quant_state.bitsandbytes__nf4": (b'{"blocksize": 64, "shape": [-1, 2]}', [35])},
+            "must state a shape and a dtype of bfloat16, float16, float32",
+        ),
+        ({"weight.quant_state.bitsandbytes__nf4": None}, "holds U8 and is no 4-bit matrix of bitsandbytes"),
+    ],
+)
+def test_bitsandbytes_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    parts = golden_parts("nf4 nested")
+    for part, changed in change.items():
+        tensor = parts.pop(f"m.{part}")
+        if changed is not None:
+            data = np.frombuffer(changed[0], np.uint8)
+            parts[f"m.{part}"] = raw(f"m.{part}", tensor.kind, changed[1], data)
+    with pytest.raises(BadFile, match=message):
+        read(FACTS["nf4 nested"]["quantization_config"], parts)
 
 
 def test_data_that_contradicts() -> None:
