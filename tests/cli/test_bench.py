@@ -138,7 +138,7 @@ def test_synthetic_shape(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 def test_ops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(ops.cases()) == 15 * len(ops.TOKENS)
+    assert len(ops.cases()) == 20 * len(ops.TOKENS)
     monkeypatch.setattr(ops, "cases", lambda: [LinearCase("Q4_1", 1, 32, 64), LinearCase("BF16", 5, 32, 64)])
     monkeypatch.setattr(ops, "_SECONDS", 0.0001)
     report = run_json(capsys, "--ops")
