@@ -234,26 +234,74 @@ struct IQ4_XS {
   }
 };
 
+// Codes with float scales: what releases quantized by others become at load, number for number (weights/recode.py and packed.py).
+struct INT4 {
+  static constexpr int SUBS = 1, BYTES = 20, ZERO = 8;
+  static constexpr bool MIN = false, HALVES = false;
+  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // float d, nibbles
+    w.d[0] = PUNA_TARGET::load((const float*)t);
+    load_nibbles(t + 64, w.q);
+  }
+};
+
+struct INT4_MIN {
+  static constexpr int SUBS = 1, BYTES = 24, ZERO = 0;
+  static constexpr bool MIN = true, HALVES = false;
+  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // float d, float m, nibbles
+    w.d[0] = PUNA_TARGET::load((const float*)t);
+    w.m[0] = PUNA_TARGET::load((const float*)t + ROWS);
+    load_nibbles(t + 128, w.q);
+  }
+};
+
+struct INT8 {
+  static constexpr int SUBS = 1, BYTES = 36, ZERO = 128;
+  static constexpr bool MIN = false, HALVES = false;
+  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // float d, 32 int8 (stored + 128 by the packer)
+    w.d[0] = PUNA_TARGET::load((const float*)t);
+    for (int k = 0; k < 8; k++) w.q[k] = load_bytes(t + 64 + 64 * k);
+  }
+};
+
+struct INT8_16 {
+  static constexpr int SUBS = 1, BYTES = 40, ZERO = 128;
+  static constexpr bool MIN = false, HALVES = true;
+  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // two float d, 32 int8 (stored + 128 by the packer)
+    w.d[0] = PUNA_TARGET::load((const float*)t);
+    w.d[1] = PUNA_TARGET::load((const float*)t + ROWS);
+    for (int k = 0; k < 8; k++) w.q[k] = load_bytes(t + 128 + 64 * k);
+  }
+};
+
 // Unquantized weights: a tile is [cols][16] (bf16: [cols / 2][16][2]); one accumulator per output, columns in order.
 struct WeightF32 {
   using Value = float;
   static constexpr int STEP = 1, BYTES = 4;
   static const Value* row(const Input& x, int t) { return x.f32 + (size_t)t * x.cols; }
-  static f32x16 load(const uint8_t* p) { return PUNA_TARGET::load((const float*)p); }
+  static f32x16 load(const uint8_t* tile, int col) { return PUNA_TARGET::load((const float*)tile + (size_t)col * ROWS); }
   static f32x16 repeat(const Value* p) { return set1(*p); }
   static f32x16 multiply(f32x16 acc, f32x16 w, f32x16 x) { return fma(w, x, acc); }
 };
 struct WeightF16 : WeightF32 {
   static constexpr int BYTES = 2;
-  static f32x16 load(const uint8_t* p) { return f16_at(p); }
+  static f32x16 load(const uint8_t* tile, int col) { return f16_at(tile + (size_t)col * 2 * ROWS); }
 };
 struct WeightBF16 {
   using Value = uint16_t;
   static constexpr int STEP = 2, BYTES = 2;
   static const Value* row(const Input& x, int t) { return x.bf16 + (size_t)t * x.cols; }
-  static bf16x32 load(const uint8_t* p) { return load_pairs((const uint16_t*)p); }
+  static bf16x32 load(const uint8_t* tile, int col) { return load_pairs((const uint16_t*)tile + (size_t)col * ROWS); }
   static bf16x32 repeat(const Value* p) { return repeat2(p); }
   static f32x16 multiply(f32x16 acc, bf16x32 w, bf16x32 x) { return dot2(acc, w, x); }
+};
+// E4M3 numbers, a float scale for 32 of a row. load_e4m3 gives them 2^8 too small, as the same bits are in half precision:
+// conversion from there knows numbers below the normal range, which float arithmetic is slow at. No NaN comes here.
+struct WeightFP8 : WeightF32 {
+  static f32x16 load(const uint8_t* tile, int col) {
+    const uint8_t* block = tile + (size_t)(col / GROUP) * 36 * ROWS;
+    const f32x16 d = mul(PUNA_TARGET::load((const float*)block), set1(256.0f));
+    return mul(load_e4m3(block + (4 + col % GROUP) * ROWS), d);
+  }
 };
 
 }  // namespace puna::PUNA_TARGET

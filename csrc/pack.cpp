@@ -25,6 +25,11 @@ const Format FORMATS[(int)Kind::COUNT] = {
      {{208, 2, 2, false}, {192, 16, 1, false}, {128, 32, 4, false}, {0, 64, 4, false}, {160, 32, 4, false}, {64, 64, 4, false}}},
     {"IQ4_NL", 32, 18, InputKind::Q8, 2, {{0, 2, 2, false}, {2, 16, 4, false}}},
     {"IQ4_XS", 256, 136, InputKind::Q8, 4, {{0, 2, 2, false}, {2, 2, 2, false}, {4, 4, 1, false}, {8, 128, 4, false}}},
+    {"INT4", 32, 20, InputKind::Q8, 2, {{0, 4, 4, false}, {4, 16, 4, false}}},
+    {"INT4_MIN", 32, 24, InputKind::Q8, 3, {{0, 4, 4, false}, {4, 4, 4, false}, {8, 16, 4, false}}},
+    {"INT8", 32, 36, InputKind::Q8, 2, {{0, 4, 4, false}, {4, 32, 4, true}}},
+    {"INT8_16", 32, 40, InputKind::Q8, 2, {{0, 8, 4, false}, {8, 32, 4, true}}},
+    {"FP8", 32, 36, InputKind::F32, 2, {{0, 4, 4, false}, {4, 32, 1, false}}},
 };
 
 template <int Unit> void interleave(const uint8_t* const* rows, const Field& f, uint8_t* dst) {

@@ -113,6 +113,12 @@ inline int reduce_add(i32x16 x) {
 }
 inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
 inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
+inline __m256 load_e4m3_8(const uint8_t* p) {
+  const __m128i c = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)p));
+  const __m128i sign = _mm_and_si128(_mm_slli_epi16(c, 8), _mm_set1_epi16((short)0x8000));
+  return _mm256_cvtph_ps(_mm_or_si128(sign, _mm_slli_epi16(_mm_and_si128(c, _mm_set1_epi16(127)), 7)));
+}
+inline f32x16 load_e4m3(const uint8_t* p) PUNA_BOTH(load_e4m3_8(p), load_e4m3_8(p + 8))
 inline f32x16 to_f32(i32x16 x) PUNA_BOTH(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b))
 inline __m256i load_u8_8(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline i32x16 load_u8(const uint8_t* p) PUNA_BOTH(load_u8_8(p), load_u8_8(p + 8))

@@ -104,6 +104,12 @@ inline i32x16 ishl(i32x16 a, int n) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a
 inline int reduce_add(i32x16 a) { int s = 0; for (int x : a.v) s += x; return s; }
 inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
 inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
+inline float e4m3(uint8_t c) {
+  const int exponent = c >> 3 & 15, fraction = c & 7;
+  const float magnitude = std::ldexp((float)(exponent ? 8 + fraction : fraction), std::max(exponent, 1) - 18);
+  return c & 128 ? -magnitude : magnitude;
+}
+inline f32x16 load_e4m3(const uint8_t* p) PUNA_LANES(f32x16, 16, e4m3(p[i]))
 inline f32x16 to_f32(i32x16 a) PUNA_LANES(f32x16, 16, (float)a.v[i])
 inline i32x16 load_u8(const uint8_t* p) PUNA_LANES(i32x16, 16, p[i])
 inline i32x16 load_i8(const int8_t* p) PUNA_LANES(i32x16, 16, p[i])

@@ -8,7 +8,7 @@ namespace puna {
 constexpr int TILE_ROWS = 16;  // rows of a weight matrix that are interleaved
 constexpr int GROUP = 32;      // activations that share a scale
 
-enum class Kind : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, COUNT };
+enum class Kind : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, INT4, INT4_MIN, INT8, INT8_16, FP8, COUNT };
 
 // What `linear` multiplies a weight kind with.
 enum class InputKind : int { F32, BF16, Q8 };

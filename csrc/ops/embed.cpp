@@ -35,7 +35,7 @@ template <class W> void widen_row(const Matrix& w, int row, float* y) {
   const uint8_t* tile = w.tile(row / ROWS);
   alignas(64) float lanes[ROWS];
   for (int k = 0; k < w.cols; k++) {
-    store(lanes, W::load(tile + (size_t)k * W::BYTES * ROWS));
+    store(lanes, W::load(tile, k));
     y[k] = lanes[row % ROWS];
   }
 }
@@ -66,6 +66,11 @@ void embed(const Matrix& w, int row, float* y) {
     case Kind::Q6_K: return dequantize_row<Q6_K>(w, row, y);
     case Kind::IQ4_NL: return dequantize_row<IQ4_NL>(w, row, y);
     case Kind::IQ4_XS: return dequantize_row<IQ4_XS>(w, row, y);
+    case Kind::INT4: return dequantize_row<INT4>(w, row, y);
+    case Kind::INT4_MIN: return dequantize_row<INT4_MIN>(w, row, y);
+    case Kind::INT8: return dequantize_row<INT8>(w, row, y);
+    case Kind::INT8_16: return dequantize_row<INT8_16>(w, row, y);
+    case Kind::FP8: return widen_row<WeightFP8>(w, row, y);
     case Kind::COUNT: break;
   }
 }

@@ -284,7 +284,7 @@ template <class W, int R, int T> void multiply_float(const Tiles& tiles, int i, 
   for (int k = 0; k < tiles.w.cols; k += W::STEP) {
     for (int t = 0; t < T; t++) {
       const auto a = W::repeat(v[t] + k);
-      for (int r = 0; r < R; r++) acc[r][t] = W::multiply(acc[r][t], W::load(p[r] + (size_t)k * W::BYTES * ROWS), a);
+      for (int r = 0; r < R; r++) acc[r][t] = W::multiply(acc[r][t], W::load(p[r], k), a);
     }
   }
   for (int r = 0; r < R; r++)
@@ -337,6 +337,11 @@ void linear(const Matrix& w, const Matrix* up, const Input& x, int row0, int row
     case Kind::Q6_K: return quantized<Q6_K>(tiles, x, row0, row1, y, scratch);
     case Kind::IQ4_NL: return quantized<IQ4_NL>(tiles, x, row0, row1, y, scratch);
     case Kind::IQ4_XS: return quantized<IQ4_XS>(tiles, x, row0, row1, y, scratch);
+    case Kind::INT4: return quantized<INT4>(tiles, x, row0, row1, y, scratch);
+    case Kind::INT4_MIN: return quantized<INT4_MIN>(tiles, x, row0, row1, y, scratch);
+    case Kind::INT8: return quantized<INT8>(tiles, x, row0, row1, y, scratch);
+    case Kind::INT8_16: return quantized<INT8_16>(tiles, x, row0, row1, y, scratch);
+    case Kind::FP8: return unquantized<WeightFP8>(tiles, x, row0, row1, y);
     case Kind::COUNT: break;
   }
 }

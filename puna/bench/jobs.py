@@ -13,7 +13,7 @@ from puna.core import BadValue
 from puna.model.config import ModelConfig
 from puna.weights.load import Checkpoint
 
-FLOAT_KINDS = ("F32", "F16", "BF16")  # of weights; all others are multiplied as int8
+FLOAT_KINDS = ("F32", "F16", "BF16", "FP8")  # of weights; all others are multiplied as int8
 CACHE_BYTES = {"bf16": 2.0, "f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}  # of one cached value
 
 

@@ -18,6 +18,7 @@ from puna.bench.jobs import FLOAT_KINDS
 from puna.ops.cases import NARROW_KINDS, WIDE_KINDS, LinearCase
 from puna.runtime.native import pack_weight
 from puna.weights.quant import random_blocks
+from puna.weights.recode import kernel_kind
 
 SHAPE = (576, 1536)  # (E, D): a down projection of SmolLM2, whole blocks in every format
 TOKENS = (1, 4, 16, 128)
@@ -36,7 +37,9 @@ class OpResult:
 
 
 def cases() -> list[LinearCase]:
-    return [LinearCase(kind, t, *SHAPE) for kind in NARROW_KINDS + WIDE_KINDS for t in TOKENS]
+    """Every format that has a kernel of its own."""
+    kinds = (kind for kind in NARROW_KINDS + WIDE_KINDS if kernel_kind(kind) == kind)
+    return [LinearCase(kind, t, *SHAPE) for kind in kinds for t in TOKENS]
 
 
 def measure_ops(targets: list[str], tick: Callable[[str], None]) -> list[OpResult]:

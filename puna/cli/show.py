@@ -131,6 +131,7 @@ def _of_file(path: Path) -> dict[str, Any]:
             "parameters": sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()),
             "active_parameters": n_active(checkpoint.config),
             "bytes": checkpoint.n_bytes,
+            "quantization": checkpoint.quantization or None,
             "tensors": _kinds(checkpoint),
             "metadata": {key: _short(value) for key, value in checkpoint.metadata.items()},
         } | _of_config(checkpoint.config)
@@ -184,6 +185,7 @@ def _print(report: Mapping[str, Any], with_metadata: bool) -> None:
             "note": report.get("note"),
             "parameters": _parameters(report),
             "weights": size(report["bytes"]) if "bytes" in report else None,
+            "quantized": report.get("quantization"),
             "cache": f"{size(report['kv_bytes_per_token'])} per token in 16 bits",
             "images": f"{size(image)} of cache each" if (image := report["kv_bytes_per_image"]) else None,
         }

@@ -74,7 +74,7 @@ def _has_accelerator() -> bool:
 def weight_bytes(checkpoint: Checkpoint, backend: Backend) -> int:
     """Bytes of all weights in memory: as stored, or in the type that torch computes in."""
     if not backend.is_torch:
-        return checkpoint.n_bytes
+        return checkpoint.packed_bytes
     from puna.runtime.torch import default_dtype
 
     return _FLOAT_BYTES[default_dtype(backend.device)] * sum(

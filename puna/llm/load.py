@@ -91,7 +91,7 @@ def needs_of(name: str, checkpoint: Checkpoint, cache_type: str, engine_config: 
     n_logits = engine_config.max_rows(config.vocab_size) * config.vocab_size
     return Needs(
         name,
-        weight_bytes=checkpoint.n_bytes,
+        weight_bytes=checkpoint.packed_bytes,
         token_bytes=cache_bytes_per_token(config, cache_type),
         workspace_bytes=6 * n_values + 4 * n_logits,  # float32, beside it quantized or bfloat16
         context=config.context_length,

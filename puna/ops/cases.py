@@ -27,8 +27,14 @@ from puna.core import Batch, Chunk
 Array = NDArray[np.float32]
 
 # Block formats whose rows are cut in blocks of 32 (or single) values, and of 256.
-NARROW_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
-WIDE_KINDS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+NARROW_KINDS = (
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
+    "INT4", "INT4_MIN", "INT8", "INT8_16", "FP8",
+)  # fmt: skip
+WIDE_KINDS = (
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+    "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0",
+)  # fmt: skip
 
 # (op, arithmetic) -> the largest error in units. `exact` means equal bits. For linear the arithmetic is the
 # type that activations are rounded to before they are multiplied (int8: a scale for every 32 values); for

@@ -23,6 +23,7 @@ from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
 from puna.runtime.supported import refuse_uncomputed
 from puna.weights.quant import dequantize
+from puna.weights.recode import kernel_kind, recode
 from puna.weights.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
@@ -68,8 +69,9 @@ def measure_limits(
 
 def pack_weight(kind: str, shape: tuple[int, int], data: NDArray[np.uint8]) -> Any:
     """One matrix [rows, cols] of file blocks, packed on its own."""
-    arena = _native.Arena(_native.packed_bytes(kind, *shape) + 64)
-    return _native.pack_matrix(arena, kind, *shape, np.ascontiguousarray(data).reshape(-1))
+    stored = kernel_kind(kind)
+    arena = _native.Arena(_native.packed_bytes(stored, *shape) + 64)
+    return _native.pack_matrix(arena, stored, *shape, recode(np.ascontiguousarray(data).reshape(-1), kind))
 
 
 class NativeExecutor:
@@ -102,7 +104,7 @@ class NativeExecutor:
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self.max_tokens = max_tokens
         self.threads = threads or default_threads()
-        refs = {name: WeightRef(name, t.kind, tuple(t.shape)) for name, t in tensors.items()}
+        refs = {name: WeightRef(name, kernel_kind(t.kind), tuple(t.shape)) for name, t in tensors.items()}
         plan = fuse(record(cfg, refs, rope))
         sizes = (
             max_tokens,
@@ -181,7 +183,7 @@ def _vectors(plan: Plan, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[
     """The weights of norms."""
     vectors = {}
     for w in (w for node in plan.nodes if node.op == "rms_norm" for w in node.weights):
-        vectors[w.name] = dequantize(tensors[w.name].data(), w.kind, w.shape)
+        vectors[w.name] = dequantize(tensors[w.name].data(), tensors[w.name].kind, w.shape)
         tensors[w.name].release()
     return vectors
 
@@ -195,11 +197,12 @@ def _pack_all(
     packed: dict[str, Any] = {}
     # Large ones first: while one is packed, its pages of the file count as well.
     for name, w in sorted(refs.items(), key=lambda ref: -max(sizes[ref[0]], _SMALL)):
-        each = tensors[name].data().reshape(n_matrices(w), -1)
+        data = recode(tensors[name].data().reshape(-1), tensors[name].kind)
+        each = data.reshape(n_matrices(w), -1)
         rows, cols = w.shape[-2:]
-        matrices = [_native.pack_matrix(arena, w.kind, rows, cols, data) for data in each]
+        matrices = [_native.pack_matrix(arena, w.kind, rows, cols, part) for part in each]
         packed[name] = matrices if len(w.shape) == 3 else matrices[0]
-        del each
+        del data, each
         tensors[name].release()
         if progress:
             progress(sizes[name])

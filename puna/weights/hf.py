@@ -5,12 +5,16 @@ What their tensors are of ours, model/incoming.py knows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from puna.core import BadFile, Unsupported
+from puna.core import BadFile
 from puna.model.config import ModelConfig, from_hf
 from puna.weights.folder import INDEX
+from puna.weights.quantization import read_quantization
+from puna.weights.quantized import DTYPES, put_together
 from puna.weights.safetensors import SafetensorsFile, open_sharded, read_json
+from puna.weights.tensor import RawTensor
 
 
 def open_files(folder: Path) -> list[SafetensorsFile]:
@@ -26,14 +30,17 @@ def open_files(folder: Path) -> list[SafetensorsFile]:
     return [SafetensorsFile.open(found[0])]
 
 
+def read_tensors(folder: Path, files: Sequence[SafetensorsFile]) -> tuple[dict[str, RawTensor], str]:
+    """The tensors of a folder by their names, and how they are quantized ("" where they are not).
+
+    The parts of a quantized matrix are one tensor (quantized.py).
+    """
+    found = read_quantization(read_json(folder / "config.json"))
+    parts = DTYPES if found else ()
+    stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors(parts)}
+    return (put_together(found, stored), str(found)) if found else (stored, "")
+
+
 def read_config(folder: Path) -> ModelConfig:
-    """What config.json says; raises Unsupported where the weights are quantized in a way of their own."""
-    config = read_json(folder / "config.json")
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise Unsupported(
-            f"config.json says that the weights are quantized ({method!r:.40}), and Puna reads F32, F16 and "
-            "BF16 from such folders; use the release in BF16, or a GGUF file of the model"
-        )
-    return from_hf(config)
+    """What config.json says of the model."""
+    return from_hf(read_json(folder / "config.json"))

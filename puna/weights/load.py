@@ -16,8 +16,10 @@ from puna.core import BadFile, BadInput
 from puna.model import names
 from puna.model.config import ModelConfig, from_gguf
 from puna.weights.folder import locate
+from puna.weights.formats import n_bytes
 from puna.weights.gguf import GgufFile, write_gguf
 from puna.weights.quant import dequantize
+from puna.weights.recode import kernel_kind
 from puna.weights.split import open_parts
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Metadata, Value, ValueType
@@ -41,11 +43,17 @@ class Checkpoint:
     tensors: Mapping[str, RawTensor]  # by our names, in the order of the file
     files: Sequence[OpenFile] = ()  # none where it is synthetic
     folder: Path | None = None  # of Hugging Face's or Meta's files, the tokenizer's among them
+    quantization: str = ""  # how a folder's matrices were quantized, and by what; else empty
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.n_bytes for tensor in self.tensors.values())
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all tensors as the native executor keeps them: some formats grow (recode.py)."""
+        return sum(n_bytes(kernel_kind(t.kind), t.shape) for t in self.tensors.values())
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -134,10 +142,10 @@ def _open_hf(folder: Path) -> Checkpoint:
 
     config = hf.read_config(folder)
     files = hf.open_files(folder)
-    stored = {tensor.name: tensor for file in files for tensor in file.raw_tensors()}
+    stored, quantization = hf.read_tensors(folder, files)
     tensors = foreign.to_ours("hf", config, stored)
     names.check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
-    return Checkpoint(config, Metadata({}), tensors, files, folder)
+    return Checkpoint(config, Metadata({}), tensors, files, folder, quantization)
 
 
 def _open_meta(folder: Path) -> Checkpoint:

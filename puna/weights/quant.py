@@ -37,7 +37,7 @@ def dequantize(data: Bytes, kind: str, shape: tuple[int, ...]) -> Floats:
     `data` is the tensor as the file holds it: contiguous, n_bytes(kind, shape) long. Infinite or undefined
     scales give infinite or undefined values, without a warning.
     """
-    fmt, decode = FORMATS[kind], _DECODERS[kind]
+    fmt, decode = FORMATS[kind], _DECODERS.get(kind) or _decode_codes(kind)
     assert data.dtype == np.uint8
     assert data.size == n_bytes(kind, shape), (kind, shape, data.size)
     blocks_B = data.reshape(-1).view(fmt.layout)
@@ -169,11 +169,42 @@ def _decode_iq4_xs(b: Blocks) -> Floats:
     return values_BGN
 
 
+def _decode_int4(b: Blocks) -> Floats:
+    return _f32(b["d"], 2) * (_crumbs(b["qs"], 4, 16).astype(np.int8) - np.int8(8)).astype(np.float32)
+
+
+def _decode_int8_16(b: Blocks) -> Floats:
+    values_BGN: Floats = b["d"][..., None] * b["qs"].reshape(-1, 2, 16).astype(np.float32)
+    return values_BGN
+
+
+def _decode_codes(kind: str) -> Callable[[Blocks], Floats]:
+    from puna.weights.grids import decode  # few files have such types, and their tables cost memory
+
+    return lambda b: decode(kind, b)
+
+
+def _decode_fp8(b: Blocks) -> Floats:
+    return _f32(b["d"], 2) * E4M3_VALUES.take(b["qs"])
+
+
+def _e4m3_values() -> Floats:
+    """What each byte is in E4M3 (OCP's 8-bit floating point 1.0, "FN" in torch): no infinities, one NaN."""
+    code = np.arange(256)
+    exponent, fraction = code >> 3 & 15, code & 7
+    magnitude = np.where(exponent, (8 + fraction) * 2.0 ** (exponent - 10.0), fraction * 2.0**-9)
+    magnitude[(code & 127) == 127] = np.nan
+    return np.where(code < 128, magnitude, -magnitude).astype(np.float32)
+
+
+E4M3_VALUES = _e4m3_values()
+
 _DECODERS: Mapping[str, Callable[[Blocks], Floats]] = {
     "F32": _decode_f16, "F16": _decode_f16, "BF16": _decode_bf16, "Q4_0": _decode_q4_0, "Q4_1": _decode_q4_1,
     "Q5_0": _decode_q5_0, "Q5_1": _decode_q5_1, "Q8_0": _decode_q8_0, "Q2_K": _decode_q2_k,
     "Q3_K": _decode_q3_k, "Q4_K": _decode_q4_k, "Q5_K": _decode_q5_k, "Q6_K": _decode_q6_k,
-    "IQ4_NL": _decode_iq4_nl, "IQ4_XS": _decode_iq4_xs,
+    "IQ4_NL": _decode_iq4_nl, "IQ4_XS": _decode_iq4_xs, "INT4": _decode_int4, "INT4_MIN": _decode_q4_1,
+    "INT8": _decode_q8_0, "INT8_16": _decode_int8_16, "FP8": _decode_fp8,
 }  # fmt: skip
 
 
@@ -294,7 +325,7 @@ _FLOAT_KINDS = ("F32", "F16", "BF16")
 
 # Minimum of a block in units of its scale, such that the mean of uniformly random quants is 0. Q4_1 and Q5_1
 # add the minimum; the K formats subtract it.
-_MIN_PER_SCALE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
+_MIN_PER_SCALE = {"Q4_1": -7.5, "INT4_MIN": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 
 def _random_words(rng: np.random.Generator, size: int) -> Bytes:
@@ -319,10 +350,27 @@ def _set_scales(blocks_B: Blocks, kind: str, rng: np.random.Generator, scale: np
         part = blocks_B[at : at + _CHUNK]
         unit_B = _random_words(rng, 4 * part.size).view("<i4").astype(np.float32) * np.float32(2.0**-31)
         d_B = scale * (1 + np.abs(unit_B) / 2 - np.float32(0.25))
-        if kind in _MIN_PER_SCALE:
+        if kind == "FP8":
+            part["qs"] ^= (part["qs"] & 127) == 127  # what would be no number
+        if kind == "MXFP4":
+            part["e"] = _exponents(scale, unit_B)
+        elif kind == "IQ1_M":  # a nibble on top of each of four words
+            nibbles = np.copysign(d_B, unit_B).astype("<f2").view("<u2")[:, None] >> np.arange(0, 16, 4)
+            part["scales"] = (part["scales"] & 0xFFF) | (nibbles.astype(np.uint16) << 12)
+        elif kind == "INT8_16":
+            part["d"] = np.copysign(d_B, unit_B)[:, None]
+        elif kind in _MIN_PER_SCALE:
             part["d"], part["m"] = d_B, d_B * np.float32(_MIN_PER_SCALE[kind])
         else:
             part["d"] = np.copysign(d_B, unit_B)
+
+
+def _exponents(scale: np.float32, unit_B: Floats) -> Bytes:
+    """Two neighbouring powers of two, mixed so that they scale like `scale` on average."""
+    power = np.floor(np.log2(scale))
+    higher = (float(scale / 2.0**power) ** 2 - 1) / 3
+    exponents: Bytes = (power + 128 + (np.abs(unit_B) < higher)).astype(np.uint8)
+    return exponents
 
 
 @cache

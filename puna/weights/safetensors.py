@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -73,10 +73,13 @@ class SafetensorsFile(TensorFile):
         info = self.tensors[name]
         return slice(info.offset, info.offset + info.n_bytes)
 
-    def raw_tensors(self) -> Iterator[RawTensor]:
-        """All tensors in the order of the header; raises Unsupported for a dtype that Puna does not run."""
+    def raw_tensors(self, parts: Collection[str] = ()) -> Iterator[RawTensor]:
+        """All tensors in the order of the header; raises Unsupported for a dtype that Puna does not run.
+
+        Those of `parts` are also given, with the dtype for a kind, for whoever makes tensors of them.
+        """
         for info in self.tensors.values():
-            if info.dtype not in RUNNABLE:
+            if info.dtype not in RUNNABLE and info.dtype not in parts:
                 raise Unsupported(
                     f"{self.path}: tensor {info.name!r} holds {info.dtype}, and Puna reads "
                     f"{', '.join(RUNNABLE)}; use the release in BF16, or a GGUF file of the model"

@@ -22,7 +22,7 @@ from puna.model.config import ModelConfig
 from puna.weights import foreign, gguf, meta, mmproj, safetensors
 from puna.weights.describe import hf_config, meta_params, rope_factors, same_model, text_metadata
 from puna.weights.folder import INDEX, Format
-from puna.weights.formats import FORMATS, n_bytes
+from puna.weights.formats import CODED, FORMATS, n_bytes
 from puna.weights.layout import Layout, Slice
 from puna.weights.load import Checkpoint
 from puna.weights.quant import dequantize, quantize
@@ -168,8 +168,13 @@ def _tensors(checkpoint: Checkpoint, form: Format, dtype: str | None) -> list[Ra
         kind = vector_kind if is_vector(tensor) else dtype
         if form != "gguf" and (kind or tensor.kind) not in PLAIN:
             raise Unsupported(
-                f"tensor {tensor.name!r} is {tensor.kind}, which only GGUF can store; add --dtype bf16 (or "
-                "f16, f32) to convert the rounded numbers"
+                f"tensor {tensor.name!r} is {tensor.kind}, which {form} files do not hold; add --dtype "
+                "bf16 (or f16, f32) to convert the rounded numbers"
+            )
+        if form == "gguf" and (kind or tensor.kind) in CODED:
+            raise Unsupported(
+                f"tensor {tensor.name!r} is {tensor.kind} ({checkpoint.quantization}), which GGUF has no "
+                "type for; add --dtype bf16 (or f16, f32) to convert the rounded numbers"
             )
         result.append(_cast(tensor, kind or tensor.kind))
     return result

@@ -147,7 +147,7 @@ def test_fewer_layers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_ops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(ops.cases()) == 15 * len(ops.TOKENS)
+    assert len(ops.cases()) == 20 * len(ops.TOKENS)
     monkeypatch.setattr(ops, "cases", lambda: [LinearCase("Q4_1", 1, 32, 64), LinearCase("BF16", 5, 32, 64)])
     monkeypatch.setattr(ops, "_SECONDS", 0.0001)
     report = run_json(capsys, "--ops")

@@ -32,7 +32,7 @@ import numpy as np
 
 from puna.core import BadInput
 from puna.model.config import ModelConfig
-from puna.weights.formats import FORMATS
+from puna.weights.formats import GGUF_FORMATS
 from puna.weights.gguf import GgufFile
 from puna.weights.load import Checkpoint, open_checkpoint, write_checkpoint
 from puna.weights.quant import dequantize, random_blocks
@@ -87,7 +87,7 @@ def make_bases(folder: Path) -> list[Base]:
     """One model per tensor type; matrices whose rows are too short for it stay F32."""
     checkpoint = synthetic_checkpoint(CONFIG, "f32")
     bases = []
-    for kind, fmt in FORMATS.items():
+    for kind, fmt in GGUF_FORMATS.items():
         tensors = {}
         for name, tensor in checkpoint.tensors.items():
             fits = len(tensor.shape) == 2 and tensor.shape[1] % fmt.block_len == 0

@@ -26,6 +26,7 @@ from puna.ops.cases import (
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights import quant
+from puna.weights.recode import kernel_kind
 
 TARGETS = _native.available_targets()
 CACHES = {"bf16": "BF16", "f16": "F16", "f32": "F32", "q8_0": "Q8_0"}
@@ -86,7 +87,7 @@ def test_linear(kind: str, target: str) -> None:
         packed, w_ED = weight_of(case)
         x_TD = case.x_TD()
         got = _native.linear(packed, x_TD, target)[:, : case.n_out]
-        rounded_TD = as_multiplied(x_TD, _native.input_form(kind))
+        rounded_TD = as_multiplied(x_TD, _native.input_form(kernel_kind(kind)))
         expected = (rounded_TD @ w_ED.astype(np.float64).T).astype(np.float32)
         assert error(got, expected, case.unit(x_TD, w_ED)) <= TOLERANCES["linear", "float32"], case
 

@@ -131,7 +131,7 @@ def test_rounding(dtype: str, tmp_path: Path) -> None:
 
 def test_quantized_models_need_a_dtype(tmp_path: Path) -> None:
     write_checkpoint(synthetic_checkpoint(TINY["llama2"].config, "q4_0"), tmp_path / "q.gguf")
-    with pytest.raises(Unsupported, match=r"is Q\w+, which only GGUF can store; add --dtype bf16"):
+    with pytest.raises(Unsupported, match=r"is Q\w+, which \w+ files do not hold; add --dtype bf16"):
         convert_to(tmp_path / "q.gguf", tmp_path / "out", "hf")
     convert_to(tmp_path / "q.gguf", tmp_path / "out", "hf", dtype="F32")
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(safetensors_of(tmp_path / "out"))

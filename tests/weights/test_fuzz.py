@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from fuzz.fuzz_gguf import ALLOWED_BYTES, make_bases, mutate, run_case
 
-from puna.weights.formats import FORMATS
+from puna.weights.formats import GGUF_FORMATS
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_damaged_files_load_or_are_refused(seed: int, tmp_path: Path) -> None:
     bases = make_bases(tmp_path)
-    assert len(bases) == len(FORMATS)
+    assert len(bases) == len(GGUF_FORMATS)
     statuses: Counter[str] = Counter()
     for case in range(1000):
         raw = mutate(bases[case % len(bases)], np.random.default_rng([seed, case]))

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as GgmlType
 
 from puna.core import BadFile, BadValue, DiskFull
 from puna.weights import gguf as puna_gguf
-from puna.weights.formats import FORMATS, n_bytes
+from puna.weights.formats import GGUF_FORMATS, n_bytes
 from puna.weights.gguf import GgufFile, write_gguf
 from puna.weights.quant import random_blocks
 from puna.weights.tensor import RawTensor
@@ -48,7 +48,7 @@ def peer_file(path: Path, version: int = 3, alignment: int | None = None) -> dic
     }  # fmt: skip
     for key, items in arrays.items():
         w.add_array(key, items)
-    for kind in FORMATS:
+    for kind in GGUF_FORMATS:
         for shape in ((256,), (3, 512), (2, 2, 256)):
             data = random_blocks(kind, shape, np.random.default_rng(0))
             rows = data.reshape(*shape[:-1], n_bytes(kind, shape[-1:]))
@@ -279,7 +279,7 @@ def test_damaged_header_fields(tmp_path: Path) -> None:
 
     assert "at most 4 axes, found 5" in message(b"t.one", "<I", 5)
     assert "'t.one' ends at byte" in message(b"t.one", "<Q", 2**64 - 256, skip=4)
-    assert "type IQ2_XXS of 't.one' is not supported" in message(b"t.one", "<I", 16, skip=20)
+    assert "type NVFP4 of 't.one' is not supported" in message(b"t.one", "<I", 40, skip=20)
     assert "type number 99 of 't.one'" in message(b"t.one", "<I", 99, skip=20)
     assert "'t.third' of type Q4_0 needs rows of whole 32s, found (1, 33)" in message(
         b"t.third", "<Q", 33, skip=4

@@ -69,7 +69,7 @@ def test_factors_that_no_rule_makes() -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, Unsupported, r"quantized \('fp8'\)"),
+        ({"quantization_config": {"quant_method": "quip"}}, Unsupported, "quantized by 'quip'"),
         ({"model_type": "mistral"}, Unsupported, "names model_type 'mistral'"),
         ({"hidden_size": 256}, BadFile, r"'tok_embeddings' must have shape \(96, 256\)"),
         ({"num_hidden_layers": 1}, BadFile, "describes no such tensor"),

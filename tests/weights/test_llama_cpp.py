@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from puna.model.config import ModelConfig
-from puna.weights.formats import FORMATS
+from puna.weights.formats import GGUF_FORMATS
 from puna.weights.load import write_checkpoint
 from puna.weights.quant import dequantize, quantize, random_blocks
 from puna.weights.synthetic import FILE_TYPES, synthetic_checkpoint
@@ -43,7 +43,7 @@ def call(function: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return target
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "F32"])
+@pytest.mark.parametrize("kind", [kind for kind in GGUF_FORMATS if kind != "F32"])
 def test_dequantize_equals_ggml(kind: str, ggml: ctypes.CDLL) -> None:
     floats = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
     name = floats.get(kind, "dequantize_row_" + kind.lower().replace("_k", "_K"))

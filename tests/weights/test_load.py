@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as GgmlType
 from puna.core import BadFile, NotPulled, Unsupported
 from puna.model.config import ModelConfig
 from puna.weights import store
-from puna.weights.formats import FORMATS
+from puna.weights.formats import GGUF_FORMATS
 from puna.weights.gguf import GgufFile, write_gguf
 from puna.weights.load import open_checkpoint, write_checkpoint
 from puna.weights.quant import dequantize, random_blocks
@@ -128,7 +128,7 @@ def test_stored_rotary_tables_are_left_out(model: Path) -> None:
     assert len(open_checkpoint(path).tensors) == len(open_checkpoint(model).tensors)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", GGUF_FORMATS)
 def test_every_kind_of_matrix(kind: str, tmp_path: Path) -> None:
     """Through our writer and reader, and the gguf package's reader and decoder."""
     config = replace(CONFIG, dim=256, n_heads=16, n_kv_heads=8, ffn_dim=256)
