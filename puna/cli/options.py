@@ -12,7 +12,7 @@ from typing import Any
 from puna.cli.common import ProgressBar
 from puna.core import SamplingParams
 from puna.llm import DEFAULT_PARAMS, LLM, LLMConfig
-from puna.llm.config import BACKENDS, CACHE_TYPES
+from puna.llm.config import BACKENDS, CACHE_TYPES, WEIGHTS
 
 _PATIENCE = 1.0  # seconds of loading before a progress bar is worth its own time
 
@@ -52,7 +52,7 @@ def read_sampling(args: argparse.Namespace, **more: Any) -> SamplingParams:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """--context, --threads, --cache-type, --backend, --device, --no-speculation, for `load`."""
+    """--context, --threads, --cache-type, --backend, --device, --weights, …, for `load`."""
     group = parser.add_argument_group("loading")
     group.add_argument(
         "--context",
@@ -87,6 +87,20 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="cpu, cuda, cuda:1 or another of torch's (default: an accelerator if torch sees one, else cpu)",
     )
     group.add_argument(
+        "--weights",
+        metavar="TYPE",
+        default=LLMConfig.weights,
+        help=f"of torch's matrices: {', '.join(filter(None, WEIGHTS))} "
+        "(default: bf16 on an accelerator, f32 on a CPU)",
+    )
+    group.add_argument(
+        "--tensor-parallel",
+        metavar="N",
+        type=int,
+        default=LLMConfig.tensor_parallel,
+        help="processes of torch that share the model, one device each (default: 1)",
+    )
+    group.add_argument(
         "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"
     )
 
@@ -107,6 +121,8 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
             speculate=not args.no_speculation,
             backend=args.backend,
             device=args.device,
+            weights=args.weights,
+            tensor_parallel=args.tensor_parallel,
             progress=progress,
         )
 

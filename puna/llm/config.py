@@ -13,6 +13,9 @@ CacheType = Literal["bf16", "f16", "f32", "q8_0"]
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 BackendName = Literal["auto", "native", "torch"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+WeightsName = Literal["", "bf16", "f16", "f32", "fp8", "int4"]
+WEIGHTS: tuple[WeightsName, ...] = get_args(WeightsName)
+_MOST_RANKS = 64
 
 # Meta's generation code and configuration files. For the single most likely answer ask for temperature 0.
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_p=0.9)
@@ -86,6 +89,8 @@ class LLMConfig:
     speculate: bool = True  # guess tokens from the text so far where that saves time; never changes answers
     backend: BackendName = "auto"  # native: the compiled CPU executor; torch: any device of torch
     device: str = "auto"  # cpu, cuda, cuda:1, …; auto: an accelerator if torch sees one, else the CPU
+    weights: WeightsName = ""  # torch: what matrices are kept in; "": bf16 on an accelerator, f32 on a CPU
+    tensor_parallel: int = 1  # torch: processes that share the model, each on a device of its own
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
@@ -96,11 +101,17 @@ class LLMConfig:
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")
-        for name, known in (("cache_type", CACHE_TYPES), ("backend", BACKENDS)):
+        if not (_is_whole(self.tensor_parallel) and 1 <= self.tensor_parallel <= _MOST_RANKS):
+            raise BadValue(
+                f"tensor_parallel must be a whole number from 1 to {_MOST_RANKS}, got {self.tensor_parallel!r}"
+            )
+        choices = (("cache_type", CACHE_TYPES), ("backend", BACKENDS), ("weights", WEIGHTS))
+        for name, known in choices:
             value = getattr(self, name)
             if value not in known:
                 hint = closest(str(value), known)
-                raise BadValue(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+                listed = ", ".join(filter(None, known))
+                raise BadValue(f"{name} must be one of {listed}, got {value!r}{hint}")
 
 
 def _is_whole(value: object) -> bool:

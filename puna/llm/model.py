@@ -21,7 +21,7 @@ from puna.core import (
     UnknownOption,
     closest,
 )
-from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, sampling_params
+from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -77,13 +77,17 @@ class LLM:
         speculate: bool = LLMConfig.speculate,
         backend: BackendName = LLMConfig.backend,
         device: str = LLMConfig.device,
+        weights: WeightsName = LLMConfig.weights,
+        tensor_parallel: int = LLMConfig.tensor_parallel,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
         known = [field.name for field in fields(LLMConfig)]
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
-        asked = LLMConfig(context, cache_type, threads, batch, seed, speculate, backend, device)
+        asked = LLMConfig(
+            context, cache_type, threads, batch, seed, speculate, backend, device, weights, tensor_parallel
+        )
         from puna.llm.load import load
         from puna.weights import store
 

@@ -1,11 +1,11 @@
 """Attention of tokens over pages of the cache, in torch.
 
-Queries of one key/value head are rows of one matrix, so that grouped-query attention reads every key once and no
-kernel has to know of groups. Queries are worked on a tile at a time: neither scores nor masks of a long prompt over
-a long context are ever whole in memory, and a tile looks no further than its last token.
+Queries of one key/value head are rows of one matrix, so that grouped-query attention reads every key once and
+no kernel has to know of groups. Queries are worked on a tile at a time: neither scores nor masks of a long
+prompt over a long context are ever whole in memory, and a tile looks no further than its last token.
 
-Shapes: B sequences, N tokens of each, P positions, S cache slots, H query heads, K key/value heads, G = H / K, C
-head width.
+Shapes: B sequences, N tokens of each, P positions, S cache slots, H query heads, K key/value heads, G = H /
+K, C head width.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def masks_of(
 ) -> list[Tile]:
     """Tiles of N tokens at positions `last_BN`; `starts` are the least and the largest first position.
 
-    A token sees the positions up to its own, and with `chunk` those of its own chunk of so many positions only.
+    A token sees the positions up to its own, and with `chunk` those of its own chunk of so many positions
+    only.
     """
     n_tokens = last_BN.shape[1]
     tiles = []
@@ -80,11 +81,12 @@ def _attend_tile(q_BNHC: Tensor, k_BKPC: Tensor, v_BKPC: Tensor, seen_B1NP: Tens
     n_batch, n_tokens, n_heads, head_dim = q_BNHC.shape
     n_kv_heads = k_BKPC.shape[1]
     per_kv_head = n_heads // n_kv_heads
+    grouped = (n_batch, n_tokens, n_kv_heads, per_kv_head, head_dim)
     # rows of a key/value head: token by token, its query heads one after the other
-    q = q_BNHC.unflatten(2, (n_kv_heads, per_kv_head)).transpose(1, 2).flatten(2, 3)
+    q = q_BNHC.reshape(grouped).transpose(1, 2).flatten(2, 3)
     seen = seen_B1NP
     if n_tokens > 1 and per_kv_head > 1:
         seen = seen.repeat_interleave(per_kv_head, dim=2)
     o = F.scaled_dot_product_attention(q, k_BKPC, v_BKPC, seen, scale=scale)
-    o = o.unflatten(2, (n_tokens, per_kv_head)).transpose(1, 2)
+    o = o.reshape(n_batch, n_kv_heads, n_tokens, per_kv_head, head_dim).transpose(1, 2)
     return o.reshape(n_batch, n_tokens, n_heads, head_dim)

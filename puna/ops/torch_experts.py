@@ -1,4 +1,5 @@
-"""Experts in torch: tokens sorted by expert, then one product for all experts, or one for each that has tokens.
+"""Experts in torch: tokens sorted by expert, then one product for all experts, or one for each that has
+tokens.
 
 Shapes: T tokens, A active experts of each, N = T * A rows sorted by expert, E experts, D inputs, F outputs.
 """
@@ -40,7 +41,7 @@ class Shares:
         by_choice[self.order_N] = y_ND
         if self.n_active == 1:
             return by_choice
-        return by_choice.unflatten(0, (-1, self.n_active)).sum(1)
+        return by_choice.reshape(-1, self.n_active, y_ND.shape[1]).sum(1)
 
 
 def share_out(chosen_TA: Tensor, n_experts: int) -> Shares:
@@ -57,7 +58,7 @@ def grouped_linear(x_ND: Tensor, w_EFD: Any, shares: Shares) -> Tensor:
     if isinstance(w_EFD, Tensor) and grouped_is_right(x_ND.device, x_ND.dtype) and _is_aligned(w_EFD):
         y_NF: Tensor = F.grouped_mm(x_ND, w_EFD.transpose(1, 2), offs=shares.ends_E)
         return y_NF
-    parts = x_ND.split(shares.counts)
+    parts = torch.split(x_ND, shares.counts)
     return torch.cat([linear(x, w_EFD[e]) for e, x in enumerate(parts) if len(x)])
 
 

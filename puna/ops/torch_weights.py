@@ -1,4 +1,5 @@
-"""Kinds of weight that torch_ops multiplies beside plain tensors: floats of 8 bits, and whole numbers of 4 or 8.
+"""Kinds of weight that torch_ops multiplies beside plain tensors: floats of 8 bits, and whole numbers of 4 or
+8.
 
 All offer `linear(x)`, `rows(ids)` for embedding, `[e]` for one expert of a stack, and the bytes they take.
 Where the device has a matrix product for the kind it is used, once it has proved itself on a small matrix
@@ -119,8 +120,8 @@ class Fp8Weight(LinearWeight):
 class CodedWeight(LinearWeight):
     """Whole numbers with scales: the very numbers of a block format of GGUF.
 
-    value = scale * (code - zero) + minimum, in float32, with a scale and a minimum for every group; where there
-    is `outer_EB2`, both are whole numbers times its two columns.
+    value = scale * (code - zero) + minimum, in float32, with a scale and a minimum for every group; where
+    there is `outer_EB2`, both are whole numbers times its two columns.
     """
 
     codes: Tensor  # int8 [..., E, D], or uint8 [..., E, D/2]: the lower half of a byte is the even column
@@ -155,12 +156,11 @@ class CodedWeight(LinearWeight):
 
     def floats(self, dtype: torch.dtype) -> Tensor:
         scale, minimum = self.scales()
-        codes = self.unpacked().float()
-        values = codes.unflatten(-1, (scale.shape[-1], -1))
+        values = self.unpacked().float().reshape(*scale.shape, -1)
         values = (values - self.zero if self.zero else values) * scale[..., None]
         if minimum is not None:
             values += minimum[..., None]
-        return values.flatten(-2).to(dtype)
+        return values.reshape(self.shape).to(dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

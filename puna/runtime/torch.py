@@ -64,8 +64,8 @@ class TorchExecutor:
     `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once. Activations and
     matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. `weights`
     (torch_weights.py) may take matrices in fewer bits. `threads` (for CPU work; default: torch's own choice)
-    holds for the whole process. With `static_decode` decode steps run over fixed buffers, captured as graphs where
-    there is CUDA (default: there). With `ranks` this is one of several that share the model.
+    holds for the whole process. With `static_decode` decode steps run over fixed buffers, captured as graphs
+    where there is CUDA (default: there). With `ranks` this is one of several that share the model.
     """
 
     block_size = BLOCK_TOKENS

@@ -1,16 +1,18 @@
 """Decode steps over buffers that stay where they are, so that CUDA can record one and play it back.
 
-A decode step of a small model is a thousand short kernels, and launching them takes longer than running them. Steps
-are padded to a few sizes; each is captured the first time it is needed, and played from then on. Without CUDA the
-same function of the same buffers just runs, which is how it is tested.
+A decode step of a small model is a thousand short kernels, and launching them takes longer than running them.
+Steps are padded to a few sizes; each is captured the first time it is needed, and played from then on.
+Without CUDA the same function of the same buffers just runs, which is how it is tested.
 
-Shapes: B padded sequences, P padded positions, M blocks of a table = P / block size, T = B tokens, V vocabulary.
+Shapes: B padded sequences, P padded positions, M blocks of a table = P / block size, T = B tokens, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ class DecodeSteps:
         self._forward, self._cache = forward, cache
         self._sizes: dict[tuple[int, int], _Size] = {}
         self._captures = cache.device.type == "cuda"
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def size_of(self, batch: Batch) -> tuple[int, int] | None:
         """(B, P) of the padded step; None for a batch that is no plain decode, or would mostly be padding."""
@@ -105,7 +107,7 @@ class DecodeSteps:
     def _capture(self, size: _Size) -> bool:
         """Record the step; False where this model cannot be, as a kernel of it waits for the host."""
         graph = torch.cuda.CUDAGraph()
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what libraries set up at their first call must not be recorded
             for _ in range(2):

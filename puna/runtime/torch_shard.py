@@ -1,7 +1,7 @@
 """What one of several ranks holds of a model: heads, columns and rows of matrices, a part of the vocabulary.
 
-Every layer is split so that its ranks meet twice: after attention and after the feed-forward network, to add up
-what each has computed of its output (Shoeybi et al. 2019, Megatron-LM). Experts are split like any other
+Every layer is split so that its ranks meet twice: after attention and after the feed-forward network, to add
+up what each has computed of its output (Shoeybi et al. 2019, Megatron-LM). Experts are split like any other
 feed-forward network: every rank has a part of each.
 
 Shapes: T tokens, E outputs, D inputs, V vocabulary.
@@ -131,22 +131,24 @@ class Shard:
 
 def check_ranks(cfg: ModelConfig, n: int) -> None:
     """Raise BadValue unless `n` ranks can share the model."""
+    problem = _unshared(cfg, n)
+    if problem:
+        fits = [str(k) for k in range(2, 9) if not _unshared(cfg, k)]
+        remedy = f"use {' or '.join(fits)}" if fits else "leave it out"
+        raise BadValue(f"tensor_parallel must divide the {problem} of this model, got {n}; {remedy}")
+
+
+def _unshared(cfg: ModelConfig, n: int) -> str:
+    """What `n` ranks cannot share out, or ""; several ranks may have the same key/value head."""
     widths = {"heads": cfg.n_heads}
-    if cfg.n_kv_heads % n and n % cfg.n_kv_heads:
+    if n % cfg.n_kv_heads:
         widths["key/value heads"] = cfg.n_kv_heads
     if any(not cfg.has_experts(i) for i in range(cfg.n_layers)):
         widths["feed-forward columns"] = cfg.ffn_dim
     if cfg.experts is not None:
         widths["columns of an expert"] = cfg.experts.expert_ffn_dim
-        if cfg.experts.shared_ffn_dim:
-            widths["columns of the shared expert"] = cfg.experts.shared_ffn_dim
-    for what, width in widths.items():
-        if width % n or what == "key/value heads":
-            fits = [k for k in range(2, 9) if all(w % k == 0 for w in widths.values())]
-            remedy = f"use {' or '.join(map(str, fits))}" if fits else "leave it out"
-            raise BadValue(
-                f"tensor_parallel must divide the {width:,} {what} of this model, got {n}; {remedy}"
-            )
+        widths["columns of the shared expert"] = cfg.experts.shared_ffn_dim
+    return next((f"{width:,} {what}" for what, width in widths.items() if width % n), "")
 
 
 def _cut(tensor: RawTensor, axis: int, rank: int, size: int) -> RawTensor:

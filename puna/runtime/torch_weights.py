@@ -2,8 +2,10 @@
 
   bf16, f16, f32   plain tensors; block formats are decoded
   fp8              matrices as e4m3 with a scale for every row, a byte a weight
-  int4             block formats keep their numbers, four bits where the file has four or fewer and eight where it
-                   has more; floats are rounded, as GGUF's Q4_1 (the output head, embeddings and routers: Q8_0)
+  int4             block formats keep their numbers, four bits where the file has four or fewer and eight
+  where it
+                   has more; floats are rounded, as GGUF's Q4_1 (the output head, embeddings and routers:
+                   Q8_0)
 
 Norms are float32 always. Where rows are not whole blocks a matrix stays in floats.
 """

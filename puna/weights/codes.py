@@ -40,7 +40,7 @@ class Codes:
     @property
     def group(self) -> int:
         """Neighbouring values that share a scale."""
-        return self.codes_BL.shape[1] // self.scale_BG.shape[1]
+        return int(self.codes_BL.shape[1] // self.scale_BG.shape[1])
 
 
 def has_codes(kind: str) -> bool:
