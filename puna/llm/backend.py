@@ -115,8 +115,12 @@ def make_executor(
     cache_tokens: int,
     engine_config: EngineConfig,
     progress: Callable[[int], None],
+    target: str | None = None,
 ) -> Any:
-    """A core.Executor with the model in memory; `progress` is told the bytes of each tensor."""
+    """A core.Executor with the model in memory; `progress` is told the bytes of each tensor.
+
+    `target` of the native kernels is what the environment says if nobody does.
+    """
     threads = asked.threads or env.threads()
     if backend.is_torch:
         return _torch_executor(
@@ -142,7 +146,7 @@ def make_executor(
         threads=threads,
         max_tokens=engine_config.max_step_tokens,
         max_logits=engine_config.max_rows(config.vocab_size),
-        target=env.cpu_target() or "",
+        target=env.cpu_target() or "" if target is None else target,
         progress=progress,
     )
 

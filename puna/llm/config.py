@@ -103,7 +103,8 @@ class LLMConfig:
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")
         if not (_is_whole(self.tensor_parallel) and 1 <= self.tensor_parallel <= _MOST_RANKS):
             raise BadValue(
-                f"tensor_parallel must be a whole number from 1 to {_MOST_RANKS}, got {self.tensor_parallel!r}"
+                f"tensor_parallel must be a whole number from 1 to {_MOST_RANKS}, "
+                f"got {self.tensor_parallel!r}"
             )
         choices = (("cache_type", CACHE_TYPES), ("backend", BACKENDS), ("weights", WEIGHTS))
         for name, known in choices:
