@@ -66,7 +66,8 @@ def run_bench(
     known = _inspect(model, setting, name)
     jobs, skipped = _runnable(jobs_of(config), known.config)
     cache_tokens = _cache_tokens(jobs)
-    fit(known.needs, cache_tokens, 1, available(setting.backend))
+    on_cpu = setting.backend.device == "cpu"
+    fit(known.needs, cache_tokens, 1, available_bytes() if on_cpu else available(setting.backend))
     tick("cold start")
     start = _median_start(model, setting)
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -214,7 +214,8 @@ class ParallelExecutor:
         self._finalizer = finalize(self, _kill_all, self._workers)
         self._error = ""
         group = Group(0, size, store, own)
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._finalizer)
             for rank in range(1, size):
                 chosen = options | {"device": str(rank_device(device, rank, size))}
                 part = Part(model, cfg, rope, chosen, rank, size, store.port)
@@ -222,18 +223,11 @@ class ParallelExecutor:
             self._executor = TorchExecutor(
                 cfg, tensors, rope, device=str(own), progress=progress, ranks=group, **options
             )
-            self._wait_for_all()
-            group.join()
-        except BaseException as error:
-            self._finalizer()
-            if isinstance(error, RuntimeError | OSError) and self._reason():
-                raise WorkFailed(f"{self._error}; the model could not be loaded") from None
-            raise
+            self._meet(group)
+            stack.pop_all()
         self.vocab_size, self.context_length = cfg.vocab_size, cfg.context_length
-        self.n_blocks, self.threads = (
-            self._executor.n_blocks,
-            self._executor.threads * (size if on_cpu else 1),
-        )
+        self.n_blocks = self._executor.n_blocks
+        self.threads = self._executor.threads * (size if on_cpu else 1)
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See TorchExecutor.step. Raises WorkFailed once a rank is gone, and EngineClosed from then on."""
@@ -255,12 +249,17 @@ class ParallelExecutor:
                 f"{reason}, so that the model it shares has stopped; load the model again to go on"
             ) from None
 
-    def _wait_for_all(self) -> None:
-        for _ in self._workers:
-            reason = self._heard.get()
-            if reason:
-                self._error = reason
-                raise WorkFailed(f"{reason}; the model could not be loaded")
+    def _meet(self, group: Group) -> None:
+        """Wait until every rank has loaded its part and has come."""
+        try:
+            for _ in self._workers:
+                self._error = self._heard.get()
+                if not self._error:
+                    continue
+                raise WorkFailed(f"{self._error}; the model could not be loaded")
+            group.join()
+        except RuntimeError as error:
+            raise WorkFailed(f"{self._reason() or error}; the model could not be loaded") from None
 
     def _reason(self) -> str:
         """What a worker that has just failed says; "" if none has."""
