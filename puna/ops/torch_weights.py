@@ -21,6 +21,7 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
+_AT_ONCE, _AT_ONCE_CPU = 1 << 26, 1 << 20  # values that are floats at a time; on a CPU what its caches hold
 _PACKED_GROUPS = (32, 64, 128, 256)  # that torch's 4-bit products know
 
 
@@ -34,8 +35,19 @@ class LinearWeight:
         raise NotImplementedError
 
     def linear(self, x_TD: Tensor) -> Tensor:
-        """x @ w.T -> [T, E]."""
-        return F.linear(x_TD, self.floats(x_TD.dtype))
+        """x @ w.T -> [T, E]; a large matrix is never floats as a whole."""
+        n_out, n_in = self.shape[-2:]
+        most = _AT_ONCE_CPU if x_TD.device.type == "cpu" else _AT_ONCE
+        n_rows = max(1, most // n_in)
+        if n_out <= n_rows:
+            return F.linear(x_TD, self.floats(x_TD.dtype))
+        starts = range(0, n_out, n_rows)
+        return torch.cat([F.linear(x_TD, self[at : at + n_rows].floats(x_TD.dtype)) for at in starts], dim=-1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., E, D]."""
+        raise NotImplementedError
 
     def rows(self, ids_T: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of a table -> [T, D]."""
@@ -100,7 +112,11 @@ class Fp8Weight(LinearWeight):
         aligned = all(n % 16 == 0 for n in self.values_ED.shape)
         if x_TD.device.type == "cuda" and aligned and fp8_is_right(x_TD.device, x_TD.dtype):
             return self._multiply_fp8(x_TD)
-        return F.linear(x_TD, self.floats(x_TD.dtype))
+        return LinearWeight.linear(self, x_TD)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values_ED.shape)
 
     def _multiply_fp8(self, x_TD: Tensor) -> Tensor:
         """Both sides in 8 bits; activations get a scale for every token."""

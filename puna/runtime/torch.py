@@ -19,7 +19,7 @@ from puna.ops.torch_ops import Cache, Step, TorchOps
 from puna.runtime.supported import refuse_uncomputed
 from puna.runtime.torch_graphs import DecodeSteps
 from puna.runtime.torch_shard import Ranks, Shard, ShardedOps
-from puna.runtime.torch_weights import DTYPES, WeightType, load_weight
+from puna.runtime.torch_weights import DTYPES, WeightType, check_device, load_weight
 from puna.weights.tensor import RawTensor
 
 BLOCK_TOKENS = 32
@@ -90,6 +90,7 @@ class TorchExecutor:
         self.device = choose_device(device)
         _dtype("dtype", dtype or default_dtype(self.device))
         wanted = WeightType.of(weights, dtype or default_dtype(self.device))
+        check_device(wanted, self.device)
         self.dtype = wanted.dtype
         if threads is not None:
             torch.set_num_threads(threads)

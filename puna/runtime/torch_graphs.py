@@ -72,7 +72,8 @@ class DecodeSteps:
         found = self._sizes[size]
         self._fill(found, batch)
         if found.graph is None and self._captures:
-            self._captures = self._capture(found)
+            with torch.cuda.device(self._cache.device):
+                self._captures = self._capture(found)
         if found.graph is not None:
             found.graph.replay()
         else:

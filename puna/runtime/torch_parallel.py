@@ -130,6 +130,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            start_new_session=True,  # an interrupt at the terminal is the engine's business
         )
         self._listener = threading.Thread(target=self._listen, name=f"puna-rank-{part.rank}", daemon=True)
         self._listener.start()

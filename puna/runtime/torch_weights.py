@@ -55,6 +55,19 @@ class WeightType:
         return cls(name, DTYPES.get(name, DTYPES[default]))
 
 
+def check_device(wanted: WeightType, device: torch.device) -> None:
+    """Raise BadValue for a kind of weight that the device cannot hold or turn into floats."""
+    dtype = {"fp8": torch.float8_e4m3fn, "int4": torch.uint8}.get(wanted.kind, wanted.dtype)
+    try:
+        torch.zeros(1, dtype=dtype).to(device).to(wanted.dtype)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadValue(
+            f"weights {wanted.kind} cannot be kept on {device} (torch says: {first}); use another type, "
+            "for example f16"
+        ) from None
+
+
 def load_weight(tensor: RawTensor, wanted: WeightType, device: torch.device) -> Any:
     """A tensor, or a kind of weight, on `device`; a copy, so that the file may be closed."""
     if len(tensor.shape) < 2:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from puna.core import BadValue  # noqa: E402
 from puna.ops.cases import TOLERANCES, LinearCase, error  # noqa: E402
 from puna.ops.torch_weights import CodedWeight, Fp8Weight, PackedWeight, int4_is_right, pack  # noqa: E402
-from puna.runtime.torch_weights import WeightType, load_weight, weight_bytes  # noqa: E402
+from puna.runtime.torch_weights import WeightType, check_device, load_weight, weight_bytes  # noqa: E402
 from puna.weights.codes import code_bits, has_codes  # noqa: E402
 from puna.weights.formats import FORMATS  # noqa: E402
 from puna.weights.quant import dequantize, quantize, random_blocks  # noqa: E402
@@ -98,6 +98,17 @@ def test_fp8_is_the_nearest() -> None:
     assert weight.n_bytes == 8 * 64 + 8 * 4
     ids = torch.tensor([2, 7])
     assert torch.equal(weight.rows(ids, torch.float32), got[ids])
+
+
+def test_what_a_device_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise TypeError("no such type here\nand more")
+
+    for kind in ("bf16", "fp8", "int4"):
+        check_device(WeightType.of(kind, "f32"), CPU)
+    monkeypatch.setattr(torch.Tensor, "to", refuse)
+    with pytest.raises(BadValue, match=r"fp8 cannot be kept on cpu \(torch says: no such type here\); use"):
+        check_device(WeightType.of("fp8", "f32"), CPU)
 
 
 def test_a_kind_that_is_none() -> None:
