@@ -49,6 +49,9 @@ class LinearWeight:
         """[..., E, D]."""
         raise NotImplementedError
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def rows(self, ids_T: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of a table -> [T, D]."""
         return self[ids_T].floats(dtype)

@@ -131,6 +131,10 @@ class Shard:
 
 def check_ranks(cfg: ModelConfig, n: int) -> None:
     """Raise BadValue unless `n` ranks can share the model."""
+    if cfg.vision is not None or cfg.cross_attention:
+        raise BadValue(
+            f"tensor_parallel shares out text models only, got {n} for one with images; leave it out"
+        )
     problem = _unshared(cfg, n)
     if problem:
         fits = [str(k) for k in range(2, 9) if not _unshared(cfg, k)]

@@ -31,6 +31,7 @@ DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 WEIGHTS = (*DTYPES, "fp8", "int4")
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ACCURATE = ("tok_embeddings", "output", "router")  # small, or what answers depend on most
+_TEXT = ("layers", "cross_attention_layers", "tok_embeddings", "output")  # image encoders stay in floats
 _BLOCK = 32  # values of a row that rounding shares a scale among
 _FEW_BITS = 0.6  # bytes a weight: formats up to here have no more than four bits
 
@@ -72,9 +73,11 @@ def load_weight(tensor: RawTensor, wanted: WeightType, device: torch.device) -> 
     """A tensor, or a kind of weight, on `device`; a copy, so that the file may be closed."""
     if len(tensor.shape) < 2:
         return _floats(tensor, torch.float32).to(device)
+    if wanted.kind in DTYPES or not _is_matrix(tensor.name):
+        return _floats(tensor, wanted.dtype).to(device)
     if wanted.kind == "fp8" and not tensor.name.endswith("router"):
         return Fp8Weight.of(_floats(tensor, torch.float32)).to(device)
-    if wanted.kind == "int4" and tensor.shape[-1] % _BLOCK == 0:
+    if tensor.shape[-1] % _BLOCK == 0:
         coded = _coded(tensor).to(device)
         # a table of embeddings is looked up too, which the packed order does not allow
         return coded if tensor.name.endswith("tok_embeddings") else pack(coded, wanted.dtype)
@@ -86,12 +89,16 @@ def weight_bytes(tensor: RawTensor, kind: str) -> int:
     count = prod(tensor.shape)
     if len(tensor.shape) < 2:
         return 4 * count
-    if kind in DTYPES:
-        return count * DTYPES[kind].itemsize
+    if kind in DTYPES or not _is_matrix(tensor.name):
+        return count * DTYPES.get(kind, torch.float32).itemsize
     if kind == "fp8":
         return count + 4 * (count // max(tensor.shape[-1], 1))
     stored = tensor.kind if has_codes(tensor.kind) else _rounded_kind(tensor)
     return int(count * (1.15 if code_bits(stored) == 8 else 0.75))
+
+
+def _is_matrix(name: str) -> bool:
+    return name.partition(".")[0] in _TEXT
 
 
 def _floats(tensor: RawTensor, dtype: torch.dtype) -> torch.Tensor:

@@ -160,5 +160,7 @@ def test_numbers_of_ranks_that_cannot_be() -> None:
         check_ranks(config, 3)
     with pytest.raises(BadValue, match=r"divide the 350 feed-forward columns of this model, got 4; use 2$"):
         check_ranks(replace(config, ffn_dim=350), 4)
+    with pytest.raises(BadValue, match="shares out text models only, got 2 for one with images"):
+        check_ranks(replace(config, cross_attention=(1,)), 2)
     with pytest.raises(BadValue, match="divide the 3 key/value heads of this model, got 2; use 3"):
         check_ranks(replace(config, n_heads=6, n_kv_heads=3, ffn_dim=360), 2)
