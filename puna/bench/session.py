@@ -181,9 +181,8 @@ def _specs(
     spec = PeerSpec(setting.vs, setting.peer_python, model, setting.threads, length=length)
     if setting.backend.is_torch:
         dtype = setting.backend.weights
-        if dtype not in ("bf16", "f16", "f32"):  # fp8 and int4 are beside what nobody asked for
-            dtype = "f32" if setting.backend.device == "cpu" else "bf16"
-        spec = replace(spec, device=setting.backend.device, dtype=dtype)
+        is_float = dtype in ("bf16", "f16", "f32")
+        spec = replace(spec, device=setting.backend.device, dtype=dtype if is_float else "bf16")
     if setting.vs in ("vllm", "transformers"):
         from puna.bench.hf_folder import write_hf_folder
 

@@ -209,7 +209,8 @@ def pack(weight: CodedWeight, dtype: torch.dtype) -> CodedWeight | PackedWeight:
         return weight
     n_out, n_in = weight.shape
     group = n_in // weight.scale_EG.shape[-1]
-    fits = group in _PACKED_GROUPS and n_out % 16 == 0 and n_in % 128 == 0
+    per_tile = 128 if weight.codes.device.type == "cuda" else 2
+    fits = group in _PACKED_GROUPS and n_out % 16 == 0 and n_in % per_tile == 0
     if not fits or not int4_is_right(weight.codes.device, dtype, group):
         return weight
     return _pack(weight, dtype, group)
@@ -229,9 +230,9 @@ def _pack(weight: CodedWeight, dtype: torch.dtype, group: int) -> PackedWeight:
 
 @cache
 def int4_is_right(device: torch.device, dtype: torch.dtype, group: int) -> bool:
-    """Whether torch's 4-bit product exists here and gives what the codes say."""
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and dtype != torch.bfloat16):
-        return False
+    """Whether torch has a fast 4-bit product here, and it gives what the codes say."""
+    if device.type not in ("cpu", "cuda") or dtype != torch.bfloat16:
+        return False  # in float32 a CPU has one too, which takes longer than to make floats of the codes
     random = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 256, (64, 128), dtype=torch.uint8, generator=random)
     scale = torch.randint(1, 9, (64, 256 // group), generator=random).half() / 8  # exact in any type

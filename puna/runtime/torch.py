@@ -89,7 +89,7 @@ class TorchExecutor:
         refuse_uncomputed(cfg, native=False)
         self.device = choose_device(device)
         _dtype("dtype", dtype or default_dtype(self.device))
-        wanted = WeightType.of(weights, dtype or default_dtype(self.device))
+        wanted = WeightType.of(weights, dtype or default_dtype(self.device), dtype)
         check_device(wanted, self.device)
         self.dtype = wanted.dtype
         if threads is not None:

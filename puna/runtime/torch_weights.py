@@ -44,16 +44,18 @@ class WeightType:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, name: str, default: str) -> WeightType:
-        """For a name of WEIGHTS, or "" for `default`, which is also the type of activations beside fp8 and
-        int4. Raises BadValue."""
+    def of(cls, name: str, default: str, activations: str = "") -> WeightType:
+        """For a name of WEIGHTS, or "" for `default`. Raises BadValue.
+
+        Beside fp8 and int4 `activations` are bfloat16 unless somebody says: fast products exist for it alone.
+        """
         name = name or default
         if name not in WEIGHTS:
             hint = closest(name, WEIGHTS)
             raise BadValue(
                 f"weights of the torch backend must be one of {', '.join(WEIGHTS)}, got {name!r}{hint}"
             )
-        return cls(name, DTYPES.get(name, DTYPES[default]))
+        return cls(name, DTYPES.get(name, DTYPES[activations or "bf16"]))
 
 
 def check_device(wanted: WeightType, device: torch.device) -> None:

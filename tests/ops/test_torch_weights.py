@@ -62,12 +62,23 @@ def test_linear(kind: str, n_tokens: int) -> None:
     assert error(got, x @ w.T, case.unit(x, w)) <= TOLERANCES["linear", "float32"]
 
 
-def test_torchs_own_product_is_used_where_it_is_right() -> None:
-    weight = load_weight(raw("Q4_0"), INT4, CPU)
-    assert isinstance(weight, PackedWeight) == int4_is_right(CPU, torch.float32, 32)
-    odd = load_weight(raw("Q4_0", (7, 96)), INT4, CPU)
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
+@pytest.mark.parametrize("n_tokens", [1, 7])
+def test_torchs_own_product(kind: str, n_tokens: int) -> None:
+    """In bfloat16, where a CPU has a fast one too."""
+    case = LinearCase(kind, n_tokens, *SHAPE)
+    x, w = case.x_TD(), values(raw(kind))
+    weight = load_weight(raw(kind), WeightType("int4", torch.bfloat16), CPU)
+    assert isinstance(weight, PackedWeight) == int4_is_right(CPU, torch.bfloat16, 32)
+    got = weight.linear(torch.from_numpy(x).bfloat16()).float().numpy()
+    assert error(got, x @ w.T, case.unit(x, w)) <= 2 * TOLERANCES["linear", "bf16"]  # weights are rounded too
+
+
+def test_what_torchs_own_product_does_not_fit() -> None:
+    assert not int4_is_right(CPU, torch.float32, 32)
+    odd = load_weight(raw("Q4_0", (7, 96)), WeightType("int4", torch.bfloat16), CPU)
     assert isinstance(odd, CodedWeight)  # 7 rows fit no kernel
-    assert isinstance(pack(table("Q8_0"), torch.float32), CodedWeight)
+    assert isinstance(pack(table("Q8_0"), torch.bfloat16), CodedWeight)
 
 
 def test_experts_are_parts_of_a_stack() -> None:
@@ -114,5 +125,6 @@ def test_what_a_device_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_kind_that_is_none() -> None:
     with pytest.raises(BadValue, match=r"one of bf16, f16, f32, fp8, int4, got 'int5'; did you mean 'int4'"):
         WeightType.of("int5", "f32")
-    assert WeightType.of("fp8", "bf16").dtype == torch.bfloat16
+    assert WeightType.of("fp8", "f32").dtype == torch.bfloat16
+    assert WeightType.of("int4", "f32", "f32").dtype == torch.float32
     assert WeightType.of("", "f32") == WeightType("f32", torch.float32)
