@@ -39,7 +39,7 @@ PURE = {
     "engine/prefix.py": {"numpy", "puna.runtime", "puna.weights"},
     "core.py": set(),
 }
-TORCH_AT_HOME = ("ops/torch_ops.py", "ops/torch_vision.py", "runtime/torch.py", "train/")
+TORCH_AT_HOME = ("ops/torch_", "runtime/torch", "bench/torch_", "train/")
 FILES = sorted(ROOT.rglob("*.py"))
 
 

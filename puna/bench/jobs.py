@@ -5,6 +5,7 @@ Nothing here runs anything. docs/bench.md describes the output to users.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 from puna.core import BadValue
 from puna.model.config import ModelConfig
 from puna.weights.load import Checkpoint
+from puna.weights.tensor import RawTensor
 
 FLOAT_KINDS = ("F32", "F16", "BF16", "FP8")  # of weights; all others are multiplied as int8
 CACHE_BYTES = {"bf16": 2.0, "f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}  # of one cached value
@@ -183,7 +185,10 @@ class ModelCost:
         )
 
 
-def cost_of(checkpoint: Checkpoint, cache_type: str) -> ModelCost:
+def cost_of(
+    checkpoint: Checkpoint, cache_type: str, bytes_of: Callable[[RawTensor], int] | None = None
+) -> ModelCost:
+    """As the file has the weights; `bytes_of` says what they take where they are multiplied as floats."""
     cfg: ModelConfig = checkpoint.config
     n_experts, n_active = (cfg.experts.n_experts, cfg.experts.n_active) if cfg.experts else (1, 1)
     head = "tok_embeddings" if cfg.tied else "output"
@@ -192,19 +197,21 @@ def cost_of(checkpoint: Checkpoint, cache_type: str) -> ModelCost:
     for name, tensor in checkpoint.tensors.items():
         if name in ("tok_embeddings", "output") and name != head:
             continue
+        n_bytes = bytes_of(tensor) if bytes_of else tensor.n_bytes
         if len(tensor.shape) == 3:
-            expert_bytes += tensor.n_bytes // n_experts
-            macs[tensor.kind in FLOAT_KINDS] += prod(tensor.shape) // n_experts * n_active
+            expert_bytes += n_bytes // n_experts
+            is_float = bytes_of is not None or tensor.kind in FLOAT_KINDS
+            macs[is_float] += prod(tensor.shape) // n_experts * n_active
             continue
-        weight_bytes += tensor.n_bytes
+        weight_bytes += n_bytes
         if name != head and len(tensor.shape) == 2:
-            macs[tensor.kind in FLOAT_KINDS] += prod(tensor.shape)
+            macs[bytes_of is not None or tensor.kind in FLOAT_KINDS] += prod(tensor.shape)
     return ModelCost(
         weight_bytes=weight_bytes,
         int8_macs=macs[False],
         float_macs=macs[True],
         head_macs=prod(checkpoint.tensors[head].shape),
-        head_is_float=checkpoint.tensors[head].kind in FLOAT_KINDS,
+        head_is_float=bytes_of is not None or checkpoint.tensors[head].kind in FLOAT_KINDS,
         cache_bytes=2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * CACHE_BYTES[cache_type],
         attention_macs=2 * cfg.n_layers * cfg.n_heads * cfg.head_dim,
         expert_bytes=expert_bytes,

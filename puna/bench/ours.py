@@ -16,29 +16,38 @@ from puna.bench.jobs import Job
 from puna.core import Request, SamplingParams, StepResult
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine
+from puna.llm.backend import NATIVE, Backend, make_executor
+from puna.llm.config import LLMConfig
 from puna.model.rope import rope_table
-from puna.runtime.native import NativeExecutor
 from puna.weights.load import open_checkpoint
 
 
 class Ours:
     """One loaded model. `cache_tokens` positions of keys and values; close() frees it."""
 
-    def __init__(self, model: Path, cache_tokens: int, threads: int, cache_type: str, target: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        cache_tokens: int,
+        threads: int,
+        cache_type: str,
+        target: str,
+        backend: Backend = NATIVE,
+    ) -> None:
         begin = time.perf_counter()
         with open_checkpoint(model) as checkpoint:
             cfg = checkpoint.config
             self._vocab_size = cfg.vocab_size
             config = EngineConfig(max_guesses=0)
-            executor = NativeExecutor(
+            executor = make_executor(
+                backend,
                 cfg,
-                checkpoint.tensors,
+                checkpoint,
                 rope_table(cfg),
-                cache_tokens=cache_tokens,
-                cache_type=cache_type,
-                threads=threads,
-                max_tokens=config.max_step_tokens,
-                max_logits=config.max_rows(cfg.vocab_size),
+                LLMConfig(cache_type=cache_type, threads=threads),  # type: ignore[arg-type]
+                cache_tokens,
+                config,
+                progress=lambda n_bytes: None,
                 target=target,
             )
         self._engine = Engine(executor, config)

@@ -32,6 +32,8 @@ class PeerSpec:
     threads: int
     quant: str | None = None  # llama.cpp: requantize the model to this first
     length: int = 0  # vLLM: positions that a sequence may have
+    device: str = "cpu"  # transformers, and its type of weights
+    dtype: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,9 @@ ENGINES = {
             "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
         },
         ("lib/libiomp5.so", "lib/python*/site-packages/vllm/libs/libtcmalloc*.so*"),
+    ),
+    "transformers": _Engine(
+        "transformers_peer.py", {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     ),
 }
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from puna.bench.rounds import measure
 from puna.bench.start import Start, cold_start
 from puna.core import BadValue
 from puna.engine.config import EngineConfig
+from puna.llm.backend import NATIVE, Backend, available, weight_bytes
 from puna.llm.load import needs_of
 from puna.llm.memory import Needs, available_bytes, fit
 from puna.model import catalog
@@ -43,6 +45,7 @@ class Setting:
     vs: str | None = None  # a key of peer.ENGINES
     vs_quant: str | None = None  # also the same model requantized by llama.cpp
     peer_python: str = ""
+    backend: Backend = NATIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +64,30 @@ def run_bench(
     name: str | None = None,
 ) -> Outcome:
     """Measure. `tick` is told what comes next. Raises BadFile, DoesNotFit, BadValue or WorkFailed."""
-    known = _inspect(model, setting.cache_type, name)
+    known = _inspect(model, setting, name)
     jobs, skipped = _runnable(jobs_of(config), known.config)
     cache_tokens = _cache_tokens(jobs)
-    fit(known.needs, cache_tokens, 1, available_bytes())
+    on_cpu = setting.backend.device == "cpu"
+    fit(known.needs, cache_tokens, 1, available_bytes() if on_cpu else available(setting.backend))
     tick("cold start")
     start = _median_start(model, setting)
     with ExitStack() as stack:
-        ours = Ours(model, cache_tokens, setting.threads, setting.cache_type, setting.target)
+        ours = Ours(model, cache_tokens, setting.threads, setting.cache_type, setting.target, setting.backend)
         stack.callback(ours.close)
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="puna-bench-")))
         peers = [
             stack.enter_context(Peer(spec, folder)) for spec in _specs(model, setting, jobs, folder, tick)
         ]
-        probe = Probe(config, setting.threads, setting.target, available_bytes())
+        probe = _probe(config, setting)
         samples = measure(jobs, config.rounds, probe.measure, ours, peers, tick)
     return Outcome(
         puna=puna.__version__,
         model=known.facts,
         settings={
             "threads": setting.threads,
+            "backend": setting.backend.name,
+            "device": setting.backend.device,
+            "weights": setting.backend.weights or known.facts["format"],
             "target": cpu_info(setting.target)["target"],
             "cache_type": setting.cache_type,
         },
@@ -103,7 +110,15 @@ def n_ticks(config: BenchConfig, setting: Setting) -> int:
     return 1 + n_peers + (config.rounds + 1) * len(jobs_of(config))
 
 
-def _inspect(model: Path, cache_type: str, name: str | None) -> _Model:
+def _probe(config: BenchConfig, setting: Setting) -> Any:
+    if setting.backend.device == "cpu":
+        return Probe(config, setting.threads, setting.target, available_bytes())
+    from puna.bench.torch_limits import TorchProbe
+
+    return TorchProbe(config, setting.backend.device)
+
+
+def _inspect(model: Path, setting: Setting, name: str | None) -> _Model:
     with open_checkpoint(model) as checkpoint:
         bytes_of: Counter[str] = Counter()
         for tensor in checkpoint.tensors.values():
@@ -115,8 +130,15 @@ def _inspect(model: Path, cache_type: str, name: str | None) -> _Model:
             "parameters": sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()),
             "context": checkpoint.config.context_length,
         }
-        needs = needs_of(facts["name"], checkpoint, cache_type, EngineConfig())
-        return _Model(facts, checkpoint.config, cost_of(checkpoint, cache_type), needs)
+        needs = needs_of(facts["name"], checkpoint, setting.cache_type, EngineConfig())
+        bytes_in_memory = None
+        if setting.backend.is_torch:
+            from puna.runtime.torch_weights import weight_bytes as bytes_by_kind
+
+            bytes_in_memory = partial(bytes_by_kind, kind=setting.backend.weights)
+            needs = replace(needs, weight_bytes=weight_bytes(checkpoint, setting.backend))
+        cost = cost_of(checkpoint, setting.cache_type, bytes_in_memory)
+        return _Model(facts, checkpoint.config, cost, needs)
 
 
 def _runnable(jobs: Sequence[Job], config: ModelConfig) -> tuple[list[Job], list[str]]:
@@ -139,7 +161,10 @@ def _cache_tokens(jobs: Sequence[Job]) -> int:
 
 
 def _median_start(model: Path, setting: Setting) -> Start:
-    found = [cold_start(model, setting.threads, setting.cache_type, setting.target) for _ in range(_STARTS)]
+    found = [
+        cold_start(model, setting.threads, setting.cache_type, setting.target, setting.backend)
+        for _ in range(_STARTS)
+    ]
     return Start(
         load_s=median(start.load_s for start in found),
         first_token_s=median(start.first_token_s for start in found),
@@ -155,7 +180,11 @@ def _specs(
     tick(f"starting {setting.vs}")
     length = max(job.length for job in jobs)
     spec = PeerSpec(setting.vs, setting.peer_python, model, setting.threads, length=length)
-    if setting.vs == "vllm":
+    if setting.backend.is_torch:
+        dtype = setting.backend.weights
+        is_float = dtype in ("bf16", "f16", "f32")
+        spec = replace(spec, device=setting.backend.device, dtype=dtype if is_float else "bf16")
+    if setting.vs in ("vllm", "transformers"):
         from puna.bench.hf_folder import write_hf_folder
 
         with open_checkpoint(model) as checkpoint:
@@ -169,8 +198,8 @@ def _specs(
 
 def _format(spec: PeerSpec, model: _Model) -> str:
     """What the peer ran."""
-    if spec.engine == "vllm":
-        return "BF16"
+    if spec.engine in ("vllm", "transformers"):
+        return spec.dtype.upper()
     return spec.quant.upper() if spec.quant else str(model.facts["format"])
 
 

@@ -10,10 +10,11 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from puna.core import WorkFailed
+from puna.llm.backend import NATIVE, Backend
 
 CACHE_TOKENS = 4096
 PROMPT = 32  # tokens
@@ -26,9 +27,10 @@ class Start:
     peak_bytes: int  # of main memory, mapped pages of the file included
 
 
-def cold_start(model: Path, threads: int, cache_type: str, target: str) -> Start:
+def cold_start(model: Path, threads: int, cache_type: str, target: str, backend: Backend = NATIVE) -> Start:
     """Start the process and wait for its first token. Raises WorkFailed."""
     command = [sys.executable, "-m", "puna.bench.start", str(model), str(threads), cache_type, target]
+    command += map(str, astuple(backend))
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -61,8 +63,9 @@ def main() -> None:
     from puna.bench.jobs import Job
     from puna.bench.ours import Ours
 
-    model, threads, cache_type, target = sys.argv[1:]
-    ours = Ours(Path(model), CACHE_TOKENS, int(threads), cache_type, target)
+    model, threads, cache_type, target, name, device, weights, ranks = sys.argv[1:]
+    backend = Backend(name, device, weights, int(ranks))
+    ours = Ours(Path(model), CACHE_TOKENS, int(threads), cache_type, target, backend)
     ours.run(Job("prefill", PROMPT))
     print(json.dumps({"load_s": ours.load_seconds, "peak_bytes": peak_bytes()}), flush=True)
 

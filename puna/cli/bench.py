@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from puna.bench.jobs import BenchConfig
     from puna.bench.report import Outcome
     from puna.bench.session import Setting
+    from puna.llm.backend import Backend
 
 HELP = "measure a model's share of this machine's limits"
 
+_WEIGHTS = ("bf16", "f16", "f32", "fp8", "int4")
 _CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")
 
 
@@ -41,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="threads of all engines and limits (default: usable cores)")
     add("--cache-type", choices=_CACHE_TYPES, default="bf16", help="keys and values (default: bf16)")
     add("--streams", type=int, metavar="N", help="also serve N requests at once, 128 tokens in and out")
-    add("--vs", choices=("llama.cpp", "vllm"), help="run another engine beside ours")
+    add("--vs", choices=("llama.cpp", "vllm", "transformers"), help="run another engine beside ours")
     add("--vs-quant", metavar="FORMAT", help="also let llama.cpp run the model requantized, for example q4_0")
+    add("--backend", choices=("native", "torch"), default="native", help="what computes (default: native)")
+    add("--device", metavar="NAME", default="auto", help="of torch: cpu, cuda, … (default: what there is)")
+    add("--weights", choices=_WEIGHTS, help="of torch (default: bf16 on an accelerator, f32 on a CPU)")
     add("--peer-python", metavar="PATH", help="interpreter that has the other engine (default: this one)")
     add("--synthetic", metavar="NAME", help="random weights in the shape of a model of the catalog")
     add("--layers", type=int, metavar="N", help="only the first N layers of the random weights")
@@ -110,11 +115,25 @@ def _setting(args: argparse.Namespace) -> Setting:
         threads=args.threads or env.threads() or default_threads(),
         target=env.cpu_target() or "",
         cache_type=args.cache_type,
+        backend=_backend(args),
         vs=args.vs,
         vs_quant=args.vs_quant,
         # not resolved: the link of a virtual environment is what makes its packages found
         peer_python=str(Path(args.peer_python).absolute()) if args.peer_python else sys.executable,
     )
+
+
+def _backend(args: argparse.Namespace) -> Backend:
+    """With the type of weights said out. Raises BadValue where torch or the device is missing."""
+    from puna.llm.backend import choose
+    from puna.llm.config import LLMConfig
+
+    chosen = choose(LLMConfig(backend=args.backend, device=args.device, weights=args.weights or ""))
+    if not chosen.is_torch or chosen.weights:
+        return chosen
+    from puna.runtime.torch import default_dtype
+
+    return replace(chosen, weights=default_dtype(chosen.device))
 
 
 def _print(outcome: Outcome) -> None:
@@ -127,7 +146,7 @@ def _print(outcome: Outcome) -> None:
         f"{size(model['file_bytes'])}"
     )
     print(
-        f"{machine['threads']} threads, {machine['target']}; limits: "
+        f"{machine['threads']} threads, {_where(machine)}; limits: "
         + ", ".join(_limit(machine, *limit) for limit in _LIMITS)
     )
     start = report["start"]
@@ -149,6 +168,12 @@ _LIMITS = (
     ("int8_tops", "int8 {} TOPS"),
     ("bf16_tflops", "bf16 {} TFLOPS"),
 )
+
+
+def _where(machine: dict[str, Any]) -> str:
+    if machine["backend"] == "native":
+        return str(machine["target"])
+    return f"torch on {machine['device']}, weights in {machine['weights']}"
 
 
 def _limit(machine: dict[str, Any], key: str, text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from puna.cli.common import ProgressBar
 from puna.core import SamplingParams
 from puna.llm import DEFAULT_PARAMS, LLM, LLMConfig
-from puna.llm.config import BACKENDS, CACHE_TYPES
+from puna.llm.config import BACKENDS, CACHE_TYPES, WEIGHTS
 
 _PATIENCE = 1.0  # seconds of loading before a progress bar is worth its own time
 
@@ -52,7 +52,7 @@ def read_sampling(args: argparse.Namespace, **more: Any) -> SamplingParams:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """--context, --threads, --cache-type, --backend, --device, --mmproj and others, for `load`."""
+    """--context, --threads, --cache-type, --backend, --device, --weights, --mmproj, …, for `load`."""
     group = parser.add_argument_group("loading")
     group.add_argument(
         "--context",
@@ -95,6 +95,20 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="build prompts for this generation, llama3.1 say (default: by the model's template)",
     )
     group.add_argument(
+        "--weights",
+        metavar="TYPE",
+        default=LLMConfig.weights,
+        help=f"of torch's matrices: {', '.join(filter(None, WEIGHTS))} "
+        "(default: bf16 on an accelerator, f32 on a CPU)",
+    )
+    group.add_argument(
+        "--tensor-parallel",
+        metavar="N",
+        type=int,
+        default=LLMConfig.tensor_parallel,
+        help="processes of torch that share the model, one device each (default: 1)",
+    )
+    group.add_argument(
         "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"
     )
 
@@ -117,6 +131,8 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
             device=args.device,
             mmproj=args.mmproj,
             chat_format=args.chat_format,
+            weights=args.weights,
+            tensor_parallel=args.tensor_parallel,
             progress=progress,
         )
 

@@ -6,9 +6,8 @@ torch is an extra and takes seconds to import, so nobody does who does not need 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from puna.model.rope import RopeTable
 from puna.weights.load import Checkpoint
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")  # CUDA, ROCm, others
-_FLOAT_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,8 @@ class Backend:
 
     name: str
     device: str
+    weights: str = ""  # torch: what was asked for
+    ranks: int = 1  # torch: processes that share the model
 
     @property
     def is_torch(self) -> bool:
@@ -46,12 +46,15 @@ def choose(asked: LLMConfig) -> Backend:
     Raises BadValue where they contradict each other, or where torch or the device is missing.
     """
     if asked.backend == "native":
+        _refuse_for_native(asked)
         if asked.device not in ("auto", "cpu"):
             raise BadValue(
                 f"the native backend runs on the CPU, and device is {asked.device!r}; use backend torch, "
                 "or leave the device out"
             )
         return NATIVE
+    if asked.backend == "auto" and (asked.weights or asked.tensor_parallel > 1):
+        asked = replace(asked, backend="torch")
     needs_no_torch = asked.device == "cpu" or (asked.device == "auto" and not _has_accelerator())
     if asked.backend == "auto" and needs_no_torch:
         return NATIVE
@@ -63,7 +66,18 @@ def choose(asked: LLMConfig) -> Backend:
     from puna.runtime.torch import choose_device
 
     device = choose_device(asked.device)
-    return NATIVE if asked.backend == "auto" and device.type == "cpu" else Backend("torch", str(device))
+    if asked.backend == "auto" and device.type == "cpu":
+        return NATIVE
+    return Backend("torch", str(device), asked.weights, asked.tensor_parallel)
+
+
+def _refuse_for_native(asked: LLMConfig) -> None:
+    for name, is_asked in (("weights", asked.weights), ("tensor_parallel", asked.tensor_parallel > 1)):
+        if is_asked:
+            raise BadValue(
+                f"the native backend computes on the file's own weights in one process, and {name} is "
+                f"{getattr(asked, name)!r}; use backend torch, or leave it out"
+            )
 
 
 def _has_accelerator() -> bool:
@@ -72,14 +86,15 @@ def _has_accelerator() -> bool:
 
 
 def weight_bytes(checkpoint: Checkpoint, backend: Backend) -> int:
-    """Bytes of all weights in memory: as stored, or in the type that torch computes in."""
+    """Bytes of all weights in the memory of one device: as stored, or as torch keeps them."""
     if not backend.is_torch:
         return checkpoint.packed_bytes
     from puna.runtime.torch import default_dtype
+    from puna.runtime.torch_weights import weight_bytes as bytes_of
 
-    return _FLOAT_BYTES[default_dtype(backend.device)] * sum(
-        prod(t.shape) for t in checkpoint.tensors.values()
-    )
+    kind = backend.weights or default_dtype(backend.device)
+    total = sum(bytes_of(tensor, kind) for tensor in checkpoint.tensors.values())
+    return total if backend.device == "cpu" else -(-total // backend.ranks)
 
 
 def available(backend: Backend) -> int | None:
@@ -100,19 +115,23 @@ def make_executor(
     cache_tokens: int,
     engine_config: EngineConfig,
     progress: Callable[[int], None],
+    target: str | None = None,
 ) -> Any:
-    """A core.Executor with the model in memory; `progress` is told the bytes of each tensor."""
+    """A core.Executor with the model in memory; `progress` is told the bytes of each tensor.
+
+    `target` of the native kernels is what the environment says if nobody does.
+    """
     threads = asked.threads or env.threads()
     if backend.is_torch:
-        from puna.runtime.torch import TorchExecutor
-
-        return TorchExecutor(
+        return _torch_executor(
+            backend,
             config,
-            checkpoint.tensors,
+            checkpoint,
             rope,
             cache_tokens=cache_tokens,
             cache_type=asked.cache_type,
             device=backend.device,
+            weights=backend.weights,
             threads=threads,
             progress=progress,
         )
@@ -127,6 +146,19 @@ def make_executor(
         threads=threads,
         max_tokens=engine_config.max_step_tokens,
         max_logits=engine_config.max_rows(config.vocab_size),
-        target=env.cpu_target() or "",
+        target=env.cpu_target() or "" if target is None else target,
         progress=progress,
     )
+
+
+def _torch_executor(
+    backend: Backend, config: ModelConfig, checkpoint: Checkpoint, rope: RopeTable, **options: Any
+) -> Any:
+    if backend.ranks == 1:
+        from puna.runtime.torch import TorchExecutor
+
+        return TorchExecutor(config, checkpoint.tensors, rope, **options)
+    from puna.runtime.torch_parallel import ParallelExecutor
+
+    model = checkpoint.folder or checkpoint.paths[0]
+    return ParallelExecutor(config, checkpoint.tensors, rope, model=model, size=backend.ranks, **options)

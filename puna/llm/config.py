@@ -14,6 +14,9 @@ CacheType = Literal["bf16", "f16", "f32", "q8_0"]
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 BackendName = Literal["auto", "native", "torch"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+WeightsName = Literal["", "bf16", "f16", "f32", "fp8", "int4"]
+WEIGHTS: tuple[WeightsName, ...] = get_args(WeightsName)
+_MOST_RANKS = 64
 
 # Meta's generation code and configuration files. For the single most likely answer ask for temperature 0.
 DEFAULT_PARAMS = SamplingParams(temperature=0.6, top_p=0.9)
@@ -91,6 +94,8 @@ class LLMConfig:
     chat_format: str | None = (
         None  # how prompts are built (text/formats); None: by the file's template, if any
     )
+    weights: WeightsName = ""  # torch: what matrices are kept in; "": bf16 on an accelerator, f32 on a CPU
+    tensor_parallel: int = 1  # torch: processes that share the model, each on a device of its own
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
@@ -105,11 +110,18 @@ class LLMConfig:
             from puna.text.formats import find  # most models build no prompt by it
 
             find(self.chat_format)
-        for name, known in (("cache_type", CACHE_TYPES), ("backend", BACKENDS)):
+        if not (_is_whole(self.tensor_parallel) and 1 <= self.tensor_parallel <= _MOST_RANKS):
+            raise BadValue(
+                f"tensor_parallel must be a whole number from 1 to {_MOST_RANKS}, "
+                f"got {self.tensor_parallel!r}"
+            )
+        choices = (("cache_type", CACHE_TYPES), ("backend", BACKENDS), ("weights", WEIGHTS))
+        for name, known in choices:
             value = getattr(self, name)
             if value not in known:
                 hint = closest(str(value), known)
-                raise BadValue(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+                listed = ", ".join(filter(None, known))
+                raise BadValue(f"{name} must be one of {listed}, got {value!r}{hint}")
 
 
 def _is_whole(value: object) -> bool:

@@ -24,7 +24,7 @@ from puna.core import (
     UnknownOption,
     closest,
 )
-from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, sampling_params
+from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -83,6 +83,8 @@ class LLM:
         device: str = LLMConfig.device,
         mmproj: str | os.PathLike[str] | None = LLMConfig.mmproj,
         chat_format: str | None = LLMConfig.chat_format,
+        weights: WeightsName = LLMConfig.weights,
+        tensor_parallel: int = LLMConfig.tensor_parallel,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
@@ -90,7 +92,18 @@ class LLM:
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
-            context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format
+            context,
+            cache_type,
+            threads,
+            batch,
+            seed,
+            speculate,
+            backend,
+            device,
+            mmproj,
+            chat_format,
+            weights,
+            tensor_parallel,
         )
         from puna.llm.load import load
         from puna.weights import store

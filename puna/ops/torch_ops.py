@@ -7,6 +7,8 @@ angles and the softmax are float32. Weights are what `linear` can multiply: a te
 Results depend on the batch in their last bits, as torch's kernels choose another order of sums by shape. The
 promise of equal bits is the native executor's alone.
 
+Attention is in torch_attention.py, experts in torch_experts.py, kinds of weight in torch_weights.py.
+
 Shapes: T tokens of the step, B sequences, R wanted rows, D model width, E output width, H query heads, K
 key/value heads, C head width, F feed-forward width, V vocabulary, L layers, S cache slots, P positions.
 """
@@ -24,6 +26,11 @@ from torch import Tensor
 
 from puna.core import Batch, Chunk
 from puna.ops.images import NO_IMAGES, StepImages
+from puna.ops.torch_attention import Masks, attend_span, masks_of
+from puna.ops.torch_experts import grouped_linear, share_out
+from puna.ops.torch_weights import linear, lookup
+
+_SHALLOW = 512  # positions: shorter sequences are padded to the longest of them and attended together
 
 
 class Cache:
@@ -59,19 +66,19 @@ class Span:
     rows_BN: Tensor  # rows of the step, N tokens of each of B sequences
     slots_BP: Tensor  # cache slots of positions 0 .. P-1; its own first slot where a sequence is shorter
     last_BN: Tensor  # position of each token
-    from_start: bool  # every sequence begins in this step
+    starts: tuple[int, int] | None  # least and largest first position; None: not known on the host
 
-    def visible(self, chunk: int | None) -> Tensor | None:
-        """Positions that each token may look at, bool [B, 1, N, P]; None: plain causal from position 0 on."""
+    @property
+    def from_start(self) -> bool:
+        """Every sequence begins in this step."""
+        return self.starts == (0, 0)
+
+    def masks(self, chunk: int | None) -> Masks:
+        """What each token may look at: all before it, of its own `chunk` of positions if there are chunks."""
         n_positions = self.slots_BP.shape[1]
         if self.from_start and (chunk is None or chunk >= n_positions):
             return None
-        positions_P = torch.arange(n_positions, device=self.slots_BP.device)
-        last_BN1 = self.last_BN[:, :, None]
-        seen_BNP = positions_P <= last_BN1
-        if chunk is not None:
-            seen_BNP &= positions_P >= last_BN1 // chunk * chunk
-        return seen_BNP[:, None]
+        return masks_of(self.last_BN, self.starts, n_positions, chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +100,9 @@ class Step:
         positions = [np.arange(c.start, c.start + len(c.tokens)) for c in chunks]
         slots = [_slots(c, cache.block_size) for c in chunks]
         wanted = [np.arange(end - c.n_logits, end) for c, end in zip(chunks, starts[1:], strict=True)]
-        by_length: dict[int, list[int]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}  # by length, and by depth to within a factor of two
         for i, c in enumerate(chunks):
-            by_length.setdefault(len(c.tokens), []).append(i)
+            alike.setdefault((len(c.tokens), (c.start + _SHALLOW).bit_length()), []).append(i)
         return cls(
             tokens_T=_tensor(np.concatenate([np.asarray(c.tokens, np.int64) for c in chunks]), cache.device),
             positions_T=_tensor(np.concatenate(positions), cache.device),
@@ -106,7 +113,7 @@ class Step:
                 _span(
                     n, [chunks[i].start for i in same], starts[same], [slots[i] for i in same], cache.device
                 )
-                for n, same in by_length.items()
+                for (n, _), same in alike.items()
             ),
             wanted_R=_tensor(np.concatenate(wanted), cache.device),
             cache=cache,
@@ -130,7 +137,10 @@ def _span(n: int, starts: Sequence[int], first_rows: Any, slots: Sequence[Any], 
         row[len(own) :] = own[0]  # not another's: a weight of 0 times its infinity would be no number
     rows_BN, last_BN = (np.asarray(first)[:, None] + np.arange(n) for first in (first_rows, starts))
     return Span(
-        _tensor(rows_BN, device), _tensor(slots_BP, device), _tensor(last_BN, device), not any(starts)
+        _tensor(rows_BN, device),
+        _tensor(slots_BP, device),
+        _tensor(last_BN, device),
+        (min(starts), max(starts)),
     )
 
 
@@ -146,25 +156,23 @@ class TorchOps:
         self.dtype = dtype  # of activations
         # what every layer asks for again: by identity of the table, by span and chunk
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
-        self._visible: dict[tuple[int, int | None], Tensor | None] = {}
+        self._masks: dict[tuple[int, int | None], Masks] = {}
 
-    def embed(self, w_VD: Tensor, more_MD: Tensor | None = None) -> Tensor:
+    def embed(self, w_VD: Any, more_MD: Tensor | None = None) -> Tensor:
         ids_T, n = self.step.tokens_T, len(w_VD)
         if more_MD is None:
-            x_TD = F.embedding(ids_T, w_VD).to(self.dtype)
+            x_TD = lookup(w_VD, ids_T, self.dtype)
         else:
-            x_TD = F.embedding(ids_T.clamp(max=n - 1), w_VD)
-            more_TD = F.embedding((ids_T - n).clamp(min=0), more_MD)
-            x_TD = torch.where((ids_T < n)[:, None], x_TD, more_TD).to(self.dtype)
+            more_TD = F.embedding((ids_T - n).clamp(min=0), more_MD).to(self.dtype)
+            x_TD = lookup(w_VD, ids_T.clamp(max=n - 1), self.dtype)
+            x_TD = torch.where((ids_T < n)[:, None], x_TD, more_TD)
         for image in self.step.images.fused:
             rows_N, parts_N = (_tensor(i, x_TD.device) for i in (image.rows_N, image.parts_N))
             x_TD[rows_N] = image.image_ID[parts_N].to(self.dtype)
         return x_TD
 
     def linear(self, x_TD: Tensor, w_ED: Any, bias_E: Tensor | None = None) -> Tensor:
-        if isinstance(w_ED, Tensor):
-            return F.linear(x_TD, w_ED.to(x_TD.dtype), None if bias_E is None else bias_E.to(x_TD.dtype))
-        y_TE: Tensor = w_ED.linear(x_TD)
+        y_TE = linear(x_TD, w_ED)
         return y_TE if bias_E is None else y_TE + bias_E.to(x_TD.dtype)
 
     def add(self, a_TD: Tensor, b_TD: Tensor, gate_1: Tensor | None = None) -> Tensor:
@@ -203,20 +211,14 @@ class TorchOps:
         q = q_THC.view(len(q_THC), -1, head_dim)
         o = torch.empty_like(q)
         for i, span in enumerate(step.spans):
-            q_BHNC = q[span.rows_BN].transpose(1, 2)
-            k_BKPC = keys_SKC[span.slots_BP].transpose(1, 2).to(q.dtype)
-            v_BKPC = values_SKC[span.slots_BP].transpose(1, 2).to(q.dtype)
-            mask = self._mask(i, chunk)
-            o_BHNC = F.scaled_dot_product_attention(
-                q_BHNC, k_BKPC, v_BKPC, mask, is_causal=mask is None, scale=scale, enable_gqa=True
-            )
-            o[span.rows_BN] = o_BHNC.transpose(1, 2)
+            masks = self._visible(i, chunk)
+            o[span.rows_BN] = attend_span(q[span.rows_BN], keys_SKC, values_SKC, span.slots_BP, masks, scale)
         return o.view(q_THC.shape)
 
-    def _mask(self, span: int, chunk: int | None) -> Tensor | None:
-        if (span, chunk) not in self._visible:
-            self._visible[span, chunk] = self.step.spans[span].visible(chunk)
-        return self._visible[span, chunk]
+    def _visible(self, span: int, chunk: int | None) -> Masks:
+        if (span, chunk) not in self._masks:
+            self._masks[span, chunk] = self.step.spans[span].masks(chunk)
+        return self._masks[span, chunk]
 
     def cross_attend(self, q_THC: Tensor, layer: int, head_dim: int, scale: float) -> Tensor:
         o_THC = torch.zeros_like(q_THC)
@@ -248,17 +250,14 @@ class TorchOps:
         return y_THC
 
     def experts(
-        self, x_TD: Tensor, router_ED: Any, w1_EFD: Tensor, w2_EDF: Tensor, w3_EFD: Tensor, n_active: int
+        self, x_TD: Tensor, router_ED: Any, w1_EFD: Any, w2_EDF: Any, w3_EFD: Any, n_active: int
     ) -> Tensor:
         scores_TA, chosen_TA = self.linear(x_TD, router_ED).float().topk(n_active)
-        gates_TA = scores_TA.sigmoid().to(x_TD.dtype)
-        y_TD = torch.zeros_like(x_TD)
-        for e in sorted(set(chosen_TA.flatten().tolist())):
-            rows, rank = (chosen_TA == e).nonzero(as_tuple=True)
-            h_ND = x_TD[rows] * gates_TA[rows, rank, None]
-            h_NF = self.swiglu(self.linear(h_ND, w1_EFD[e]), self.linear(h_ND, w3_EFD[e]))
-            y_TD.index_add_(0, rows, self.linear(h_NF, w2_EDF[e]))
-        return y_TD
+        shares = share_out(chosen_TA, len(w1_EFD))
+        # Llama 4 scales what an expert is given, not what it returns
+        h_ND = x_TD[shares.tokens_N] * scores_TA.sigmoid().to(x_TD.dtype).flatten()[shares.order_N, None]
+        h_NF = self.swiglu(grouped_linear(h_ND, w1_EFD, shares), grouped_linear(h_ND, w3_EFD, shares))
+        return shares.collect(grouped_linear(h_NF, w2_EDF, shares))
 
     def swiglu(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         return F.silu(gate_TF) * up_TF
@@ -280,7 +279,9 @@ def full_attention(q_XHC: Tensor, k_PKC: Tensor, v_PKC: Tensor, head_dim: int, s
 
 def _angles(table: Any, positions_T: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [T, 1, C/2]; the product is float64, as in model/rope.py."""
-    frequencies = torch.as_tensor(np.array(table.frequencies), device=positions_T.device)
+    frequencies = table.frequencies
+    if not isinstance(frequencies, Tensor):
+        frequencies = torch.as_tensor(np.array(frequencies), device=positions_T.device)
     angles_TC2 = positions_T.double()[:, None] * frequencies
     cos, sin = torch.cos(angles_TC2), torch.sin(angles_TC2)
     factor = table.attention_factor

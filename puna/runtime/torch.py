@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,12 @@ from puna.model.names import assemble
 from puna.model.rope import RopeTable
 from puna.ops.torch_ops import Cache, Step, TorchOps
 from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore
-from puna.weights.quant import dequantize
+from puna.runtime.torch_graphs import DecodeSteps
+from puna.runtime.torch_shard import Ranks, Shard, ShardedOps
+from puna.runtime.torch_weights import DTYPES, WeightType, check_device, load_weight
 from puna.weights.tensor import RawTensor
 
 BLOCK_TOKENS = 32
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -62,8 +63,10 @@ class TorchExecutor:
     """core.Executor on a torch device.
 
     `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once. Activations and
-    matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. Block formats
-    are decoded to it. `threads` (for CPU work; default: torch's own choice) holds for the whole process.
+    matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. `weights`
+    (torch_weights.py) may take matrices in fewer bits. `threads` (for CPU work; default: torch's own choice)
+    holds for the whole process. With `static_decode` decode steps run over fixed buffers, captured as graphs
+    where there is CUDA (default: there). With `ranks` this is one of several that share the model.
     Encoded images are kept up to `image_bytes`, and longer while a step needs them.
     """
 
@@ -79,12 +82,18 @@ class TorchExecutor:
         cache_type: str = "",
         device: str = "auto",
         dtype: str = "",
+        weights: str = "",
         threads: int | None = None,
         progress: Callable[[int], None] | None = None,
         image_bytes: int = IMAGE_BYTES,
+        static_decode: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.device = choose_device(device)
-        self.dtype = _dtype("dtype", dtype or default_dtype(self.device))
+        _dtype("dtype", dtype or default_dtype(self.device))
+        wanted = WeightType.of(weights, dtype or default_dtype(self.device), dtype)
+        check_device(wanted, self.device)
+        self.dtype = wanted.dtype
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
@@ -92,19 +101,26 @@ class TorchExecutor:
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
-        self._cfg = cfg
-        weights = {}
+        shard = Shard(ranks, cfg) if ranks is not None else None
+        self._ranks = ranks
+        self._cfg = cfg = shard.config if shard is not None else cfg
+        loaded = {}
         for name, tensor in tensors.items():
-            weights[name] = _load(tensor, self.dtype).to(self.device)
+            part = tensor if shard is None else shard.cut(tensor)
+            weight = load_weight(part, wanted, self.device)
+            loaded[name] = weight if shard is None else shard.kind(name, weight)
             tensor.release()
             if progress is not None:
                 progress(tensor.n_bytes)
-        self._weights: Any = assemble(cfg, weights, rope)
+        self._weights: Any = assemble(cfg, loaded, _on_device(rope, self.device))
         cached = _dtype("cache_type", cache_type) if cache_type else self.dtype
-        self._cache = Cache(
-            cfg.n_layers, self.n_blocks, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
+        self._cache = Cache(  # one block more, for rows that pad a step
+            cfg.n_layers, self.n_blocks + 1, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
         )
         self._images = ImageStore(cfg, self._encode, image_bytes)
+        if static_decode is None:
+            static_decode = self.device.type == "cuda" and ranks is None
+        self._decode = DecodeSteps(self._forward, self._cache) if static_decode else None
 
     def n_image_positions(self, image: Image) -> int:
         """See core.Executor.n_image_positions."""
@@ -116,10 +132,22 @@ class TorchExecutor:
         if self._weights is None:
             raise EngineClosed("the executor is closed: make a new LLM")
         images = self._images.of(batch)
-        ops = TorchOps(Step.of(batch, self._cache, images), self.dtype)
-        logits_RV = decoder(ops, self._cfg, self._weights, bool(images.seen))
+        size = self._decode.size_of(batch) if self._decode is not None else None
+        if self._decode is not None and size is not None:
+            logits_RV = self._decode.run(batch, size)
+        else:
+            logits_RV = self._forward(Step.of(batch, self._cache, images))
         logits: NDArray[np.float32] = logits_RV.float().cpu().numpy()
         return logits
+
+    def _forward(self, step: Step) -> torch.Tensor:
+        """Logits [R, V]."""
+        ops = TorchOps(step, self.dtype)
+        if self._ranks is not None:
+            ops = ShardedOps(step, self.dtype)
+            ops.ranks = self._ranks
+        logits_RV: torch.Tensor = decoder(ops, self._cfg, self._weights, bool(step.images.seen))
+        return logits_RV
 
     def _encode(self, image: Image) -> Encoded:
         from puna.ops.torch_vision import TorchVisionOps
@@ -132,8 +160,21 @@ class TorchExecutor:
         return self._images.encode(image, self._weights, ops, numbers)
 
     def close(self) -> None:
-        self._weights = None
+        self._weights = self._decode = None
         del self._cache, self._images
+
+
+def _on_device(rope: RopeTable, device: torch.device) -> Any:
+    """The table with its frequencies where angles are computed, so that no step has to send them."""
+    if device.type not in ("cpu", "cuda"):  # others may lack float64
+        return rope
+    return _DeviceTable(torch.from_numpy(np.array(rope.frequencies)).to(device), rope.attention_factor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _DeviceTable:
+    frequencies: torch.Tensor  # float64 [C/2]
+    attention_factor: float
 
 
 def _dtype(what: str, name: str) -> torch.dtype:
@@ -142,12 +183,3 @@ def _dtype(what: str, name: str) -> torch.dtype:
         hint = closest(name, list(DTYPES))
         raise BadValue(f"{what} of the torch executor must be one of {known}, got {name!r}{hint}")
     return DTYPES[name]
-
-
-def _load(tensor: RawTensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of a checkpoint as `dtype`, norms as float32; a copy, so that the file may be closed."""
-    wanted = dtype if len(tensor.shape) > 1 else torch.float32
-    if tensor.kind in _STORED:
-        raw = torch.from_numpy(np.array(tensor.data()).reshape(-1))
-        return raw.view(_STORED[tensor.kind]).reshape(tensor.shape).to(wanted)
-    return torch.from_numpy(dequantize(tensor.data(), tensor.kind, tensor.shape)).to(wanted)

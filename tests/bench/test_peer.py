@@ -58,12 +58,12 @@ def test_an_interpreter_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
         make(tmp_path, monkeypatch, "", python="no-such-python")
 
 
-@pytest.mark.parametrize("script", ["llama_cpp_peer.py", "vllm_peer.py"])
+@pytest.mark.parametrize("script", ["llama_cpp_peer.py", "vllm_peer.py", "transformers_peer.py"])
 def test_the_real_scripts_say_what_they_miss(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They run without Puna, and say so where their engine cannot be imported."""
-    blocked = "import sys; sys.modules['llama_cpp'] = sys.modules['vllm'] = None"
+    blocked = "import sys; sys.modules.update(llama_cpp=None, vllm=None, torch=None)"
     (tmp_path / "sitecustomize.py").write_text(blocked)
     settings = {"PYTHONPATH": str(tmp_path)}
     monkeypatch.setitem(peer.ENGINES, "fake", peer._Engine(script, settings))

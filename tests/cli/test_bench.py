@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,27 @@ def test_table(capsys: pytest.CaptureFixture[str], model: str, fake_peer: None) 
     assert re.search(r"^decode at 16 +[\d,.]+ +[\d,.]+-[\d,.]+ +\d+% read +3.0 ", captured.out, re.MULTILINE)
     assert "cold start: loaded in 0.10 s, first token after 0.20 s" in captured.out
     assert "left out: prefill 512 needs 513 positions" in captured.out
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers and torch")
+def test_torch_beside_transformers(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    """The real peer: it takes the same jobs, in the type of our weights."""
+    argv = ("--quick", "--rounds", "1", "--backend", "torch", "--device", "cpu", "--vs", "transformers")
+    report = run_json(capsys, model, *argv, "--threads", "1")
+    machine, found = report["machine"], report["peers"][0]
+    assert (machine["backend"], machine["device"], machine["weights"]) == ("torch", "cpu", "f32")
+    assert (found["engine"], found["format"]) == ("transformers", "F32")
+    assert [row["depth"] for row in found["decode"]] == [0, 16]
+    assert all(row["tok_s"] > 0 for rows in ("prefill", "decode", "batch") for row in found[rows])
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
+def test_limits_of_a_device() -> None:
+    """On the CPU here, where only their definitions can be tried."""
+    probe = import_module("puna.bench.torch_limits").TorchProbe(jobs.QUICK, "cpu")
+    limits = probe.measure()
+    assert min(limits.read_gb_s, limits.int8_tops, limits.bf16_tflops) > 0
+    assert probe.seen == [limits]
 
 
 def test_synthetic_shape(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,3 +72,37 @@ def test_torch_takes_its_own_share_of_memory(tiny: Path) -> None:
         )
         assert backend.weight_bytes(checkpoint, Backend("torch", "cpu")) == 4 * n_values
         assert backend.weight_bytes(checkpoint, NATIVE) == checkpoint.n_bytes
+
+
+@needs_torch
+def test_weights_and_ranks_ask_for_torch(tiny: Path) -> None:
+    assert choose(LLMConfig(device="cpu", weights="int4")) == Backend("torch", "cpu", "int4", 1)
+    for name, value in (("weights", "fp8"), ("tensor_parallel", 2)):
+        with pytest.raises(BadValue, match=rf"and {name} is .*; use backend torch, or leave it out"):
+            choose(LLMConfig(backend="native", **{name: value}))
+    with pytest.raises(BadValue, match=r"weights must be one of bf16, f16, f32, fp8, int4, got 'int5'; did"):
+        LLMConfig(weights="int5")
+    with pytest.raises(BadValue, match="tensor_parallel must be a whole number from 1 to 64, got 0"):
+        LLMConfig(tensor_parallel=0)
+    with pytest.raises(BadValue, match="tensor_parallel must divide the 2 heads of this model, got 3; use 2"):
+        LLM(tiny, device="cpu", tensor_parallel=3)
+
+
+@needs_torch
+@pytest.mark.parametrize("options", [{"weights": "fp8"}, {"weights": "int4"}, {"tensor_parallel": 2}])
+def test_an_llm_of_each_kind_answers(tiny: Path, options: dict[str, object]) -> None:
+    with LLM(tiny, device="cpu", threads=1, **options) as llm:
+        answer = llm.generate("the cat", temperature=0, max_tokens=4, ignore_end=True)
+    assert len(answer.token_ids) == 4
+
+
+@needs_torch
+def test_memory_by_kind_of_weight(tiny: Path) -> None:
+    with import_module("puna.weights.load").open_checkpoint(tiny) as checkpoint:
+        by_kind = {
+            kind: backend.weight_bytes(checkpoint, Backend("torch", "cpu", kind))
+            for kind in ("f32", "bf16", "fp8", "int4")
+        }
+        assert by_kind["f32"] > by_kind["bf16"] > max(by_kind["fp8"], by_kind["int4"])
+        shared = backend.weight_bytes(checkpoint, Backend("torch", "cuda", "bf16", 2))
+        assert shared == -(-by_kind["bf16"] // 2)
