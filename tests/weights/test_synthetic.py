@@ -15,7 +15,8 @@ from puna.model.names import shapes
 from puna.model.rope import rope_table
 from puna.weights.load import open_checkpoint, write_checkpoint
 from puna.weights.quant import dequantize
-from puna.weights.synthetic import FILE_TYPES, synthetic_checkpoint, tensor_kind
+from puna.weights.mixes import FILE_TYPES, tensor_kind
+from puna.weights.synthetic import synthetic_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama_cpp_kinds.json"
 CONFIG = ModelConfig(
