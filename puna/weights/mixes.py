@@ -44,7 +44,7 @@ FILE_TYPES: Mapping[str, FileType] = {
 
 # What is taken instead where rows are not whole blocks of 256; where they are not of 32 either: F16.
 _FALLBACK = {
-    "Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
 _FLOATS = ("F32", "F16", "BF16")
 

@@ -103,7 +103,7 @@ def test_rope_scaling_comes_back(scaling: RopeScaling, tmp_path: Path) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(BadValue, match=r"unknown quantization 'q4_k'; did you mean 'q4_k_m'\?; known: f32"):
-        synthetic_checkpoint(CONFIG, "q4_k")
+    with pytest.raises(BadValue, match=r"unknown quantization 'q4km'; did you mean 'q4_k_m'\?; known: f32"):
+        synthetic_checkpoint(CONFIG, "q4km")
     with pytest.raises(Unsupported, match="cannot state 'dynamic' rope scaling"):
         synthetic_checkpoint(replace(CONFIG, rope_scaling=RopeScaling("dynamic", factor=2.0)), "q4_0")
