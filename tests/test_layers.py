@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "env": {"core"},
     "model": {"core"},
     "ops": {"core"},
-    "weights": {"core", "model", "env"},
+    "weights": {"core", "model", "env", "_native"},
     "text": {"core"},
     "license": {"core", "model"},
     "economics": {"core", "model"},

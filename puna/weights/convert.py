@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn
+from zlib import crc32
 
 import numpy as np
 
@@ -225,9 +226,10 @@ def _verify(job: _Job) -> None:
             difference = job.target.difference(output.config)
             if difference is not None:
                 raise WorkFailed(_mismatch(job, f"its {difference} reads back differently"))
-            for tensor in job.target.tensors:
+            for number, tensor in enumerate(job.target.tensors):
                 found = output.tensors.get(tensor.name)
-                if found is None or not _equal(tensor, found):
+                same = found is not None and (_same_crc(job, number, found) if job.target.is_costly else _equal(tensor, found))
+                if not same:
                     raise WorkFailed(_mismatch(job, f"tensor {tensor.name!r} reads back differently"))
                 done += tensor.n_bytes
                 job.progress("verifying", done, total)
@@ -249,6 +251,16 @@ def _equal(wanted: RawTensor, found: RawTensor) -> bool:
     )
     del a, b
     wanted.release()
+    found.release()
+    return same
+
+
+def _same_crc(job: _Job, number: int, found: RawTensor) -> bool:
+    """Whether a tensor of a single file has the checksum that its bytes had before they were written."""
+    (layout,) = job.layouts
+    data = found.data()
+    same = job.crcs[f"{layout.file_name}:{number}"] == crc32(data)
+    del data
     found.release()
     return same
 
