@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="file or folder of a checkpoint, or a name of the store")
     add("destination", metavar="DST", help="a new .gguf file")
-    add(
-        "--type", metavar="TYPE", required=True, choices=tuple(FILE_TYPES), help=", ".join(FILE_TYPES)
-    )
+    add("--type", metavar="TYPE", required=True, choices=tuple(FILE_TYPES), help=", ".join(FILE_TYPES))
     add("--imatrix", metavar="FILE", help="a text to weigh errors by, or importances in a .gguf file")
     add("--save-imatrix", metavar="FILE", help="write the importances that a text gave to a new .gguf file")
     add("--imatrix-tokens", metavar="N", type=int, help="of the text, at most (default: 65,536)")
@@ -54,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from puna import env
     from puna.cli.convert import texts_of
     from puna.llm.importance import importance_of
+    from puna.llm.verify import compare
     from puna.runtime.native import default_threads
     from puna.weights import store
     from puna.weights.convert import convert
@@ -64,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
     if destination.suffix.lower() != ".gguf":
         raise BadInput(f"the output is a GGUF file, whose name ends in .gguf, got {args.destination}")
     threads = args.threads or env.threads() or default_threads()
-    source = store.resolve(args.source)
-    with open_checkpoint(source) as checkpoint, ProgressBar() as bar:
+    with open_checkpoint(store.resolve(args.source)) as checkpoint, ProgressBar() as bar:
         _check(checkpoint, args)
-        importance = importance_of(args.imatrix, source, args.imatrix_tokens, args.save_imatrix, bar)
+        importance = None
+        if args.imatrix:
+            importance = importance_of(args.imatrix, checkpoint, args.imatrix_tokens, args.save_imatrix, bar)
         quantization = Quantization(args.type, importance, threads)
         texts = texts_of(checkpoint, "gguf")
         target = plan(checkpoint, "gguf", texts, name=destination.stem, quantization=quantization)
@@ -76,13 +76,10 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nthe same command goes on from here", file=sys.stderr)
             raise
-        before = checkpoint.n_bytes
-    report: dict[str, Any] = {**asdict(result), "path": str(result.path), "type": args.type}
-    report |= {"source_bytes": before, "notes": list(target.notes)}
-    if args.verify == "logits":
-        from puna.llm.compare import compare_logits
-
-        report["logits"] = asdict(compare_logits(source, destination, threads))
+        report: dict[str, Any] = {**asdict(result), "path": str(result.path), "type": args.type}
+        report |= {"source_bytes": checkpoint.n_bytes, "notes": list(target.notes)}
+        if args.verify == "logits":
+            report["logits"] = asdict(compare(checkpoint, destination))
     print_json(report) if args.json else _print(report)
     return 0
 
@@ -105,8 +102,8 @@ def _check(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
 def _print(report: dict[str, Any]) -> None:
     logits = report.get("logits")
     compared = logits and (
-        f"log-probabilities differ by {logits['mean_difference']:.4f} on average, {logits['max_difference']:.4f} at "
-        f"most; {logits['agreement']:.1%} of {logits['n_tokens']} next tokens agree"
+        f"log-probabilities differ by {logits['mean_difference']:.4f} on average; {logits['same_choice']:.1%} of "
+        f"{logits['n_positions']} most likely next tokens are the same"
     )
     print_facts(
         {

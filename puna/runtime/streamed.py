@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from puna.core import Batch, Chunk
 from puna.runtime.reference import ReferenceExecutor
 from puna.weights.formats import n_bytes
-from puna.weights.imatrix import Imatrix
+from puna.weights.imatrix import Observed
 from puna.weights.load import Checkpoint
 from puna.weights.quant import dequantize
 from puna.weights.tensor import RawTensor
@@ -48,7 +48,9 @@ class StreamedMatrix:
             return StreamedMatrix(self._tensor, self._saw, int(index))
         row = n_bytes(self._tensor.kind, self._tensor.shape[1:])
         rows = self._tensor.data().reshape(-1, row)[index]
-        return dequantize(np.ascontiguousarray(rows).reshape(-1), self._tensor.kind, (len(rows), self._tensor.shape[1]))
+        return dequantize(
+            np.ascontiguousarray(rows).reshape(-1), self._tensor.kind, (len(rows), self._tensor.shape[1])
+        )
 
     def __rmatmul__(self, x_TD: Floats) -> Floats:
         n_rows, width = self._tensor.shape[-2:]
@@ -81,53 +83,49 @@ def _executor(checkpoint: Checkpoint, n_sequences: int, length: int, saw: Saw | 
 
 
 def _batch(windows: Sequence[Sequence[int]], length: int, n_logits: int) -> Batch:
-    per = -(-length // _BLOCK)
-    chunks = [
-        Chunk(i, tuple(ids), 0, tuple(range(i * per, (i + 1) * per)), min(n_logits, len(ids)))
-        for i, ids in enumerate(windows)
-    ]
-    return Batch(tuple(chunks))
+    each = -(-length // _BLOCK)
+    return Batch(
+        [
+            Chunk(ids, 0, range(i * each, (i + 1) * each), min(n_logits, len(ids)))
+            for i, ids in enumerate(windows)
+        ]
+    )
 
 
-@dataclass(frozen=True)  # no slots: the class attributes are the defaults of the command
-class CollectConfig:
-    window: int = 512  # tokens, BOS included: llama.cpp's chunk
-    step: int = 2048  # tokens multiplied at a time
+WINDOW = 512  # tokens that see each other while importances are measured, BOS included: llama.cpp's default
+_STEP = 2048  # tokens multiplied at a time
 
 
-def collect(
+def observe(
     checkpoint: Checkpoint,
     ids: Sequence[int],
     bos: int | None,
-    dataset: str,
-    config: CollectConfig,
     progress: Callable[[str, int, int | None], None],
-) -> Imatrix:
-    """Run the model over a text and measure what its matrices multiply, the output matrix left out.
+) -> dict[str, Observed]:
+    """Run the model over a text, in windows, and sum the squares of what each of its matrices multiplies.
 
-    Windows do not see each other; a window that the text does not fill is used as well.
+    By our names. The output matrix is left out, as llama.cpp does, and the embeddings multiply nothing.
     """
     head = [] if bos is None else [bos]
-    size = min(config.window, checkpoint.config.context_length) - len(head)
+    size = min(WINDOW, checkpoint.config.context_length) - len(head)
     windows = [[*head, *ids[at : at + size]] for at in range(0, len(ids), size)]
-    per_step = max(1, config.step // config.window)
+    at_once = max(1, _STEP // WINDOW)
     sums: dict[str, NDArray[np.float64]] = {}
-    counts: dict[str, NDArray[np.float32]] = {}
+    counts: dict[str, NDArray[np.int64]] = {}
 
     def saw(tensor: RawTensor, expert: int, x_TD: Floats) -> None:
         n_experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
         sums.setdefault(tensor.name, np.zeros((n_experts, x_TD.shape[1])))
-        counts.setdefault(tensor.name, np.zeros(n_experts, np.float32))
+        counts.setdefault(tensor.name, np.zeros(n_experts, np.int64))
         sums[tensor.name][expert] += np.square(x_TD).sum(axis=0, dtype=np.float64)
         counts[tensor.name][expert] += len(x_TD)
 
-    executor = _executor(checkpoint, per_step, size + len(head), saw)
-    for at in range(0, len(windows), per_step):
+    executor = _executor(checkpoint, at_once, size + len(head), saw)
+    for at in range(0, len(windows), at_once):
         progress("measuring importances", at, len(windows))
-        executor.step(_batch(windows[at : at + per_step], size + len(head), 0))
+        executor.step(_batch(windows[at : at + at_once], size + len(head), 0))
     progress("measuring importances", len(windows), len(windows))
-    done = {name: total.astype(np.float32) for name, total in sums.items()}
-    return Imatrix(done, counts, (dataset,), len(windows), config.window)
+    return {name: Observed(total, counts[name]) for name, total in sums.items()}
 
 
 @dataclass(frozen=True, slots=True)

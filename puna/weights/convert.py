@@ -228,7 +228,9 @@ def _verify(job: _Job) -> None:
                 raise WorkFailed(_mismatch(job, f"its {difference} reads back differently"))
             for number, tensor in enumerate(job.target.tensors):
                 found = output.tensors.get(tensor.name)
-                same = found is not None and (_same_crc(job, number, found) if job.target.is_costly else _equal(tensor, found))
+                same = found is not None and (
+                    _same_crc(job, number, found) if job.target.is_costly else _equal(tensor, found)
+                )
                 if not same:
                     raise WorkFailed(_mismatch(job, f"tensor {tensor.name!r} reads back differently"))
                 done += tensor.n_bytes

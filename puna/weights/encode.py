@@ -57,7 +57,9 @@ def _encode_tensor(tensor: RawTensor, kind: str, importance: Floats | None, thre
             end = min((expert + 1) * n_rows, at + step)
             values_RX = dequantize(data[at * row_in : end * row_in], tensor.kind, (end - at, width))
             _check_finite(tensor.name, values_RX)
-            made = encode(values_RX, kind, weights_X, threads) if kind in ENCODED else quantize(values_RX, kind)
+            made = (
+                encode(values_RX, kind, weights_X, threads) if kind in ENCODED else quantize(values_RX, kind)
+            )
             out[at * row_out : end * row_out] = made
     return out
 

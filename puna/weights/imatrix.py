@@ -78,7 +78,9 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, Floats]:
     """Mean squares by our names, [X] or [E, X]; BadFile where they are not of a model of this shape."""
     with GgufFile.open(path) as file:
         if file.metadata.get("general.type") != "imatrix":
-            raise BadFile(f"{path} is a GGUF file without importances (general.type is not 'imatrix'); give another")
+            raise BadFile(
+                f"{path} is a GGUF file without importances (general.type is not 'imatrix'); give another"
+            )
         stored = {t.name: dequantize(t.data(), t.kind, t.shape) for t in file.raw_tensors()}
     shapes = dict(names.shapes(config))
     found: dict[str, Floats] = {}
@@ -88,7 +90,9 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, Floats]:
         ours = names.from_gguf(name.removesuffix(_SUMS))
         counts = stored.get(name.removesuffix(_SUMS) + _COUNTS)
         if ours is None or ours not in shapes or counts is None:
-            raise BadFile(f"{path}: {name!r} is of no matrix of this model; make the importances with the same model")
+            raise BadFile(
+                f"{path}: {name!r} is of no matrix of this model; make the importances with the same model"
+            )
         found[ours] = _means(path, name, sums, counts, shapes[ours])
     if not found:
         raise BadFile(f"{path} has no {_SUMS} tensors; make the importances again")
@@ -102,7 +106,11 @@ def _means(path: Path, name: str, sums: Floats, counts: Floats, shape: tuple[int
             f"{path}: {name!r} has shape {sums.shape}, and the matrix needs {(experts, shape[-1])}; make the "
             "importances with the same model"
         )
-    if not (np.isfinite(sums).all() and np.isfinite(counts).all() and (sums >= 0).all() and (counts >= 0).all()):
-        raise BadFile(f"{path}: {name!r} holds values that are no sums of squares; make the importances again")
+    if not (
+        np.isfinite(sums).all() and np.isfinite(counts).all() and (sums >= 0).all() and (counts >= 0).all()
+    ):
+        raise BadFile(
+            f"{path}: {name!r} holds values that are no sums of squares; make the importances again"
+        )
     squares = sums.reshape(experts, -1).astype(np.float64)
     return Observed(squares, counts.reshape(-1).astype(np.int64)).mean_squares

@@ -52,7 +52,9 @@ _FLOATS = ("F32", "F16", "BF16")
 def file_type(name: str) -> FileType:
     """Raises BadValue for an unknown name, with the closest known one."""
     if name not in FILE_TYPES:
-        raise BadValue(f"unknown quantization {name!r}{closest(name, tuple(FILE_TYPES))}; known: {', '.join(FILE_TYPES)}")
+        raise BadValue(
+            f"unknown quantization {name!r}{closest(name, tuple(FILE_TYPES))}; known: {', '.join(FILE_TYPES)}"
+        )
     return FILE_TYPES[name]
 
 

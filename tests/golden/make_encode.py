@@ -22,7 +22,9 @@ from puna.weights.quant import dequantize
 
 _quantize = _ggml.libggml.ggml_quantize_chunk
 _quantize.restype = ctypes.c_size_t
-_quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
+_quantize.argtypes = (
+    [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
+)
 
 
 def quantized(x: np.ndarray, kind: str, weights: np.ndarray | None) -> np.ndarray:

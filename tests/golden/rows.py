@@ -35,7 +35,9 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
     return np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)
 
 
-def weighted_rmse(x: NDArray[np.float32], y: NDArray[np.float32], weights: NDArray[np.float32] | None) -> float:
+def weighted_rmse(
+    x: NDArray[np.float32], y: NDArray[np.float32], weights: NDArray[np.float32] | None
+) -> float:
     """Root mean square of x - y, columns weighted."""
     w = np.ones(x.shape[1]) if weights is None else weights.astype(np.float64)
     return float(np.sqrt(np.sum(w * (x.astype(np.float64) - y) ** 2) / (len(x) * w.sum())))
