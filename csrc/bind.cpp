@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 
@@ -16,6 +17,7 @@
 #include "limits.h"
 #include "pack.h"
 #include "plan.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -96,6 +98,30 @@ OutFloats linear_once(const Weight& w, Matrix2 x, const std::string& target, int
     k.linear(w->m, nullptr, {cols, x.data(), bf16.data(), q8.data()}, 0, rows, 0, w->m.tiles(), {y, (size_t)out_cols, nullptr}, scratch.data());
   nb::gil_scoped_acquire again;
   return own(rows, out_cols, y);
+}
+
+// Float rows as a block format: [rows, cols] -> bytes as a GGUF file holds them. importance: [cols], or empty.
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> encode_matrix(const std::string& kind, Matrix2 x, Floats importance, int threads, const std::string& target) {
+  const Kernels& kernels = choose_target(target);
+  const Kind k = kind_of(kind);
+  const size_t rows = x.shape(0), cols = x.shape(1), bytes = row_bytes(k, (int)cols) * rows;
+  check(bytes > 0 && k >= Kind::Q8_0 && k <= Kind::IQ4_XS, "encode: no rows of whole " + kind + " blocks in a matrix of " + std::to_string(cols) + " columns");
+  check(importance.size() == 0 || importance.size() == cols, "encode: " + std::to_string(importance.size()) + " importances for " + std::to_string(cols) + " columns");
+  check(threads > 0, "encode: threads must be positive");
+  const size_t n_blocks = bytes / (size_t)format_of(k).bytes;
+  uint8_t* out = new uint8_t[bytes];
+  {
+    nb::gil_scoped_release free;
+    Pool pool(threads);
+    std::atomic<size_t> next{0};
+    constexpr size_t STEP = 1024;  // whole groups of lanes
+    pool.run([&](int) {
+      for (size_t b; (b = next.fetch_add(STEP)) < n_blocks;)
+        kernels.encode(k, x.data(), importance.size() ? importance.data() : nullptr, (int)cols, b, std::min(n_blocks, b + STEP), out);
+    });
+  }
+  nb::capsule owner(out, [](void* p) noexcept { delete[] (uint8_t*)p; });
+  return {out, {bytes}, owner};
 }
 
 Rows rows_named(const std::string& name) { return name == "wanted" ? Rows::WANTED : Rows::ALL; }
@@ -187,6 +213,7 @@ NB_MODULE(_native, m) {
   m.def("pack_matrix", &pack_matrix, "arena"_a, "kind"_a, "rows"_a, "cols"_a, "data"_a);
   m.def("unpack_matrix", &unpack_matrix, "matrix"_a, "target"_a = "", "Back to float32, for tests.");
   m.def("linear", &linear_once, "matrix"_a, "x"_a, "target"_a = "", "repeat"_a = 1);
+  m.def("encode", &encode_matrix, "kind"_a, "x"_a, "importance"_a, "threads"_a, "target"_a = "");
   m.def("cache_bytes_per_token", [](const std::string& kind, int layers, int kv_heads, int head_dim) {
     return cache_layer(cache_named(kind), head_dim, kv_heads, 1, nullptr).head_bytes() / BLOCK_TOKENS * layers * kv_heads;
   }, "kind"_a, "layers"_a, "kv_heads"_a, "head_dim"_a);

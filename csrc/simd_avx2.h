@@ -22,6 +22,8 @@ inline f32x16 div(f32x16 x, f32x16 y) PUNA_BOTH(_mm256_div_ps(x.a, y.a), _mm256_
 inline f32x16 fma(f32x16 x, f32x16 y, f32x16 z) PUNA_BOTH(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b))
 inline f32x16 max(f32x16 x, f32x16 y) PUNA_BOTH(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b))
 inline f32x16 min(f32x16 x, f32x16 y) PUNA_BOTH(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b))
+inline f32x16 select_greater(f32x16 a, f32x16 b, f32x16 x, f32x16 y)  // a > b ? x : y
+    PUNA_BOTH(_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)), _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ)))
 inline f32x16 abs(f32x16 x) {
   const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};

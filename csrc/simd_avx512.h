@@ -21,6 +21,9 @@ inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline f32x16 select_greater(f32x16 a, f32x16 b, f32x16 x, f32x16 y) {  // a > b ? x : y
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
+}
 inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 inline f32x16 fraction(f32x16 a) { return {_mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }  // a - floor(a)
 inline f32x16 scale2(f32x16 a, f32x16 x) { return {_mm512_scalef_ps(a.v, x.v)}; }  // a * 2^floor(x); next to nothing or 0 where x < -126

@@ -115,6 +115,7 @@ struct Kernels {
   void (*attend)(const AttendJob& job);
   void (*merge)(SpanState& a, float* out_a, const SpanState& b, const float* out_b, int n);
   void (*finish)(const SpanState& s, float* out, int n);
+  void (*encode)(Kind kind, const float* x, const float* importance, int cols, size_t block0, size_t block1, uint8_t* out);
   uint64_t (*read)(const uint8_t* p, size_t n);  // limits: touch every line
   double (*int8_peak)(int64_t rounds);           // limits: multiply-accumulates done
   double (*bf16_peak)(int64_t rounds);

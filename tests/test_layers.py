@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"core"},
     "images": {"core", "model"},
     "ops": {"core"},
-    "weights": {"core", "model", "env"},
+    "weights": {"core", "model", "env", "_native"},
     "text": {"core"},
     "license": {"core", "model"},
     "economics": {"core", "model"},

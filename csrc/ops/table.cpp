@@ -21,12 +21,13 @@ void cache_prefetch(const CacheLayer&, int, int);
 void attend(const AttendJob&);
 void merge(SpanState&, float*, const SpanState&, const float*, int);
 void finish(const SpanState&, float*, int);
+void encode(Kind, const float*, const float*, int, size_t, size_t, uint8_t*);
 uint64_t read(const uint8_t*, size_t);
 double int8_peak(int64_t);
 double bf16_peak(int64_t);
 
 extern const Kernels kernels;
 const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, quantize, to_bf16, add, scale, swiglu, rope, cache_write,
-                         cache_clear, cache_prefetch, attend, merge, finish, read, int8_peak, bf16_peak};
+                         cache_clear, cache_prefetch, attend, merge, finish, encode, read, int8_peak, bf16_peak};
 
 }  // namespace puna::PUNA_TARGET

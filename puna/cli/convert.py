@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         target = plan(
             checkpoint,
             form,
-            _texts(checkpoint, form),
+            texts_of(checkpoint, form),
             name=destination.stem if form == "gguf" else destination.name,
             dtype=args.dtype and args.dtype.upper(),
             n_files=1 if args.shards is None else args.shards,
@@ -110,7 +110,7 @@ def _format(args: argparse.Namespace) -> Format:
     return form
 
 
-def _texts(checkpoint: Checkpoint, form: Format) -> Texts:
+def texts_of(checkpoint: Checkpoint, form: Format) -> Texts:
     """The tokenizer and template of the source, as the target will have them."""
     from puna.text import files
     from puna.weights.targets import Texts

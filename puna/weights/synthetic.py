@@ -1,13 +1,10 @@
 """Seeded random checkpoints of any shape, so that big models can be measured and tested without a download.
 
-Each tensor gets the block format that llama.cpp's quantizer gives it in a file of that type (its
-llama-quant.cpp; held to it by tests/golden/llama_cpp_kinds.json).
+Each tensor gets the block format that it has in a file of that type (mixes.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from zlib import crc32
 
@@ -18,32 +15,12 @@ from puna.core import BadValue, Unsupported, closest
 from puna.model import names
 from puna.model.config import ModelConfig
 from puna.weights.describe import gguf_metadata, rope_factors
-from puna.weights.formats import FORMATS
 from puna.weights.llama4_metadata import llama4_metadata
 from puna.weights.load import Checkpoint
+from puna.weights.mixes import FILE_TYPES, tensor_kind
 from puna.weights.quant import quantize, random_blocks
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Metadata, Value, ValueType
-
-
-@dataclass(frozen=True, slots=True)
-class FileType:
-    number: int  # general.file_type, llama.cpp's LLAMA_FTYPE
-    kind: str  # of matrices without a rule of their own
-
-
-FILE_TYPES: Mapping[str, FileType] = {
-    "f32": FileType(0, "F32"),
-    "f16": FileType(1, "F16"),
-    "bf16": FileType(32, "BF16"),
-    "q8_0": FileType(7, "Q8_0"),
-    "q4_0": FileType(2, "Q4_0"),
-    "q4_1": FileType(3, "Q4_1"),
-    "q4_k_m": FileType(15, "Q4_K"),
-}
-
-# What llama.cpp takes instead where rows are not whole blocks of 256; where they are not of 32 either: F16.
-_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Checkpoint:
@@ -77,32 +54,6 @@ def synthetic_tensors(config: ModelConfig, quant: str, seed: int = 0) -> dict[st
         make = partial(_random_tensor, kind, shape, seed, name)
         tensors[name] = RawTensor(name, kind, shape, make)
     return tensors
-
-
-def tensor_kind(config: ModelConfig, quant: str, name: str, shape: tuple[int, ...]) -> str:
-    """The block format of one tensor (our name) in a file of type `quant`."""
-    kind = FILE_TYPES[quant].kind
-    if len(shape) == 1 or name.endswith(".router"):
-        return "F32"
-    if name == "output" or (name == "tok_embeddings" and config.tied):
-        kind = "Q6_K" if kind.startswith("Q4") else kind
-    elif quant == "q4_k_m" and name.endswith((".wv", ".w2", "_w2")):
-        kind = _more_precise(config, int(name.split(".")[1]), name.endswith(".wv"))
-    if shape[-1] % FORMATS[kind].block_len:
-        kind = _FALLBACK.get(kind, "F16")
-    return "F16" if shape[-1] % FORMATS[kind].block_len else kind
-
-
-def _more_precise(config: ModelConfig, layer: int, is_wv: bool) -> str:
-    """Q4_K_M keeps values and down projections finer in the first and last eighth, and in every third layer.
-
-    In a 70B (80 layers, grouped queries) eight query heads share a value head, so the others stay finer too.
-    """
-    n = config.n_layers
-    if layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2:
-        return "Q6_K"
-    is_70b = n == 80 and config.n_heads != config.n_kv_heads
-    return "Q5_K" if is_wv and is_70b else "Q4_K"
 
 
 def _random_tensor(kind: str, shape: tuple[int, ...], seed: int, name: str) -> NDArray[np.uint8]:

@@ -21,17 +21,20 @@ from puna.model import names
 from puna.model.config import ModelConfig
 from puna.weights import foreign, gguf, meta, mmproj, safetensors
 from puna.weights.describe import hf_config, meta_params, rope_factors, same_model, text_metadata
+from puna.weights.encode import encoded
 from puna.weights.folder import INDEX, Format
 from puna.weights.formats import CODED, FORMATS, n_bytes
 from puna.weights.layout import Layout, Slice
 from puna.weights.load import Checkpoint
+from puna.weights.mixes import FILE_TYPES, tensor_kind, wanted_kind
 from puna.weights.quant import dequantize, quantize
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Value, ValueType
 
 PLAIN = ("F32", "F16", "BF16")  # kinds that every format can store
 SHARD_BYTES = 5 * 10**9  # of a safetensors file, transformers' max_shard_size
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's LLAMA_FTYPE
+_FILE_TYPES = {FILE_TYPES[name].kind: FILE_TYPES[name].number for name in ("f32", "f16", "bf16")}
+_QUANTIZATION_VERSION = 2  # of the block formats, ggml's GGML_QNT_VERSION
 
 # GGUF stores vectors as F32, as llama.cpp needs them; what they were before stands under this key.
 _VECTOR_KIND = "puna.vector_type"
@@ -49,6 +52,24 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """Block formats for the matrices of a GGUF file."""
+
+    file_type: str  # of mixes.FILE_TYPES
+    importance: Mapping[str, NDArray[np.float32]] | None = None  # by our names, see encode.encoded
+    threads: int = 1
+
+    def kind(self, config: ModelConfig, name: str, shape: tuple[int, ...]) -> str:
+        return tensor_kind(config, self.file_type, name, shape, weighted=self.importance is not None)
+
+    def of(self, tensor: RawTensor, config: ModelConfig) -> RawTensor:
+        if tensor.name.startswith("vision"):  # image encoders are small, and stay as they are
+            return tensor
+        importance = (self.importance or {}).get(tensor.name)
+        return encoded(tensor, self.kind(config, tensor.name, tensor.shape), importance, self.threads)
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A checkpoint to be written."""
 
@@ -60,6 +81,7 @@ class Target:
     layouts: Sequence[Layout]
     files: Mapping[str, bytes]  # small ones beside them, by name
     notes: Sequence[str] = ()  # what the format has no place for, a sentence each
+    is_costly: bool = False  # its tensors take so long to make that they are verified by their checksums
 
     @property
     def n_bytes(self) -> int:
@@ -79,16 +101,19 @@ def plan(
     dtype: str | None = None,
     n_files: int = 1,
     shard_bytes: int = SHARD_BYTES,
+    quantization: Quantization | None = None,
 ) -> Target:
     """Lay out `checkpoint` as `form`: `name` is the GGUF file's (and general.name's), `dtype` F32, F16 or
     BF16 for all matrices (None keeps each), `n_files` Meta's model-parallel size, `shard_bytes` the most of a
-    safetensors file.
+    safetensors file, `quantization` the block formats of a GGUF file.
 
     Raises Unsupported for what the format cannot hold, BadValue for options that do not fit the model.
     """
+    if quantization is not None:
+        return _quantized_target(checkpoint, texts, name, quantization)
     tensors = _tensors(checkpoint, form, dtype)
     if form == "gguf":
-        return _gguf_target(checkpoint, tensors, texts, name)
+        return _gguf_target(checkpoint, tensors, texts, name, _FILE_TYPES.get(_kind_of(tensors)))
     kind = _kind_of(tensors)
     config = checkpoint.config
     # Meta's code has no tied output: its files repeat the table
@@ -262,10 +287,34 @@ def _fields(kind: str) -> Sequence[str]:
     return FORMATS[kind].layout.names or ()
 
 
-def _gguf_target(checkpoint: Checkpoint, tensors: list[RawTensor], texts: Texts, name: str) -> Target:
+def _quantized_target(checkpoint: Checkpoint, texts: Texts, name: str, quantization: Quantization) -> Target:
+    config = checkpoint.config
+    tensors = [quantization.of(tensor, config) for tensor in _tensors(checkpoint, "gguf", None)]
+    number = FILE_TYPES[quantization.file_type].number
+    coarser = [
+        t.name
+        for t in tensors
+        if not t.name.startswith("vision")
+        and t.kind != wanted_kind(config, quantization.file_type, t.name, t.shape)
+    ]
+    notes = (
+        [
+            f"{len(coarser)} tensors, {coarser[0]!r} the first, have rows that are no whole blocks of their format and "
+            "are stored in another, as llama.cpp does"
+        ]
+        if coarser
+        else []
+    )
+    target = _gguf_target(checkpoint, tensors, texts, name, number)
+    return replace(target, notes=notes, is_costly=True)
+
+
+def _gguf_target(
+    checkpoint: Checkpoint, tensors: list[RawTensor], texts: Texts, name: str, file_type: int | None
+) -> Target:
     """One file, and for a model that sees a second one of its image encoder, as llama.cpp has them."""
     config = checkpoint.config
-    metadata = _gguf_entries(checkpoint, _kind_of(tensors), texts, name)
+    metadata = _gguf_entries(checkpoint, file_type, texts, name)
     sources = foreign.to_foreign("gguf", config, {tensor.name: tensor for tensor in tensors})
     factors = _factors(checkpoint)
     if factors is not None:
@@ -291,7 +340,7 @@ def _factors(checkpoint: Checkpoint) -> RawTensor | None:
     return RawTensor("rope_factors", "F32", factors.shape, lambda: data)
 
 
-def _gguf_entries(checkpoint: Checkpoint, kind: str, texts: Texts, name: str) -> dict[str, Value]:
+def _gguf_entries(checkpoint: Checkpoint, file_type: int | None, texts: Texts, name: str) -> dict[str, Value]:
     """The metadata of a GGUF file; that of a GGUF source stays but for what is different now."""
     entries = {k: v for k, v in checkpoint.metadata.encoded.items() if not k.startswith("split.")}
     if not entries:
@@ -301,8 +350,10 @@ def _gguf_entries(checkpoint: Checkpoint, kind: str, texts: Texts, name: str) ->
             entries[_VECTOR_KIND] = Value.of(ValueType.STRING, vectors.pop())
         entries |= {key: _encoded(value) for key, value in texts.metadata.items()}
         entries.setdefault("tokenizer.ggml.model", Value.of(ValueType.STRING, "no_vocab"))
-    if kind in _FILE_TYPES:
-        entries["general.file_type"] = Value.of(ValueType.UINT32, _FILE_TYPES[kind])
+    if file_type is not None:
+        entries["general.file_type"] = Value.of(ValueType.UINT32, file_type)
+    if file_type not in _FILE_TYPES.values():
+        entries["general.quantization_version"] = Value.of(ValueType.UINT32, _QUANTIZATION_VERSION)
     return entries
 
 

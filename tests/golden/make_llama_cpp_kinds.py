@@ -20,7 +20,8 @@ from puna.model.config import ModelConfig
 from puna.model.names import shapes
 from puna.weights.gguf import GgufFile
 from puna.weights.load import write_checkpoint
-from puna.weights.synthetic import FILE_TYPES, synthetic_checkpoint
+from puna.weights.mixes import FILE_TYPES
+from puna.weights.synthetic import synthetic_checkpoint
 
 # name: layers, dim, heads, key/value heads, ffn_dim, tied
 SHAPES: Mapping[str, tuple[int, int, int, int, int, bool]] = {

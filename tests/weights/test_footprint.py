@@ -9,7 +9,8 @@ from puna.model.catalog import find
 from puna.model.config import ModelConfig
 from puna.model.sizes import n_parameters
 from puna.weights.footprint import weight_bytes
-from puna.weights.synthetic import FILE_TYPES, synthetic_checkpoint
+from puna.weights.mixes import FILE_TYPES
+from puna.weights.synthetic import synthetic_checkpoint
 
 
 @pytest.mark.parametrize("quant", sorted(set(FILE_TYPES) - {"bf16"}))  # which has norms in 32 bits there

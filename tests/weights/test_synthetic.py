@@ -15,8 +15,9 @@ from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature, Rope
 from puna.model.names import shapes
 from puna.model.rope import rope_table
 from puna.weights.load import open_checkpoint, write_checkpoint
+from puna.weights.mixes import FILE_TYPES, tensor_kind
 from puna.weights.quant import dequantize
-from puna.weights.synthetic import FILE_TYPES, synthetic_checkpoint, tensor_kind
+from puna.weights.synthetic import synthetic_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama_cpp_kinds.json"
 CONFIG = ModelConfig(
@@ -119,8 +120,8 @@ def test_rope_scaling_comes_back(scaling: RopeScaling, tmp_path: Path) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(BadValue, match=r"unknown quantization 'q4_k'; did you mean 'q4_k_m'\?; known: f32"):
-        synthetic_checkpoint(CONFIG, "q4_k")
+    with pytest.raises(BadValue, match=r"unknown quantization 'q4km'; did you mean 'q4_k_m'\?; known: f32"):
+        synthetic_checkpoint(CONFIG, "q4km")
     with pytest.raises(Unsupported, match="stands for attention_chunk 8192, and this model has 16"):
         synthetic_checkpoint(replace(SPARSE, attention_chunk=16), "q4_0")
     with pytest.raises(Unsupported, match="as wide as the others, 256, and this model's is 64 wide"):
