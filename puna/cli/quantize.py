@@ -4,9 +4,9 @@
     puna quantize ./Llama-3.1-8B llama-3.1-8b.gguf --type iq4_xs --imatrix book.txt
 
 SRC is whatever puna convert reads. --imatrix weighs errors by how strongly each column of a matrix is used:
-by running SRC over a text, or from a file of llama.cpp's imatrix program. What is interrupted goes on where it
-stopped when the same command is given again; the output appears under its name when it is complete and has
-been read back.
+by running SRC over a text, or from a file of llama.cpp's imatrix program. What is interrupted goes on where
+it stopped when the same command is given again; the output appears under its name when it is complete and
+has been read back.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _check(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     found = {t.kind for t in checkpoint.tensors.values() if len(t.shape) > 1} - set(PLAIN)
     if found and not args.allow_requantize:
         raise BadInput(
-            f"the matrices of {args.source} are quantized already ({', '.join(sorted(found))}), and errors add up; "
-            "take the release in BF16, or add --allow-requantize"
+            f"the matrices of {args.source} are quantized already ({', '.join(sorted(found))}), and errors "
+            "add up; take the release in BF16, or add --allow-requantize"
         )
     if args.save_imatrix and not args.imatrix:
         raise BadInput("--save-imatrix writes what --imatrix TEXT finds; give a text too")
@@ -102,8 +102,8 @@ def _check(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
 def _print(report: dict[str, Any]) -> None:
     logits = report.get("logits")
     compared = logits and (
-        f"log-probabilities differ by {logits['mean_difference']:.4f} on average; {logits['same_choice']:.1%} of "
-        f"{logits['n_positions']} most likely next tokens are the same"
+        f"log-probabilities differ by {logits['mean_difference']:.4f} on average; "
+        f"{logits['same_choice']:.1%} of {logits['n_positions']} most likely next tokens are the same"
     )
     print_facts(
         {

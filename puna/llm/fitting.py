@@ -25,7 +25,7 @@ from puna.model.sizes import kv_bytes
 from puna.weights import store
 from puna.weights.footprint import weight_bytes
 from puna.weights.load import Checkpoint, open_checkpoint
-from puna.weights.synthetic import tensor_kind
+from puna.weights.mixes import tensor_kind
 from puna.weights.tensor import RawTensor
 from puna.weights.values import Metadata
 

@@ -1,7 +1,8 @@
 """A forward pass of any checkpoint in bounded memory: matrices are decoded when they are multiplied.
 
-For work that needs the numbers of a file and no speed: measuring importances, comparing two files. A step takes
-many tokens, so that decoding is a small part of it. It is the numpy executor over weights that decode themselves.
+For work that needs the numbers of a file and no speed: measuring importances, comparing two files. A step
+takes many tokens, so that decoding is a small part of it. It is the numpy executor over weights that decode
+themselves.
 
 Shapes: T tokens, D columns, E rows of a matrix, V vocabulary.
 """

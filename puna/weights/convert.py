@@ -245,7 +245,7 @@ def _mismatch(job: _Job, what: str) -> str:
 
 
 def _equal(wanted: RawTensor, found: RawTensor, is_costly: bool) -> bool:
-    """Whether they are the same; of what is costly to make, only where and what it is (`_verify_checksums`)."""
+    """Whether they are the same; of what is costly to make, only kind and shape: see _verify_checksums."""
     if (wanted.kind, wanted.shape) != (found.kind, found.shape):
         return False
     if is_costly:

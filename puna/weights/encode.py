@@ -27,7 +27,7 @@ def encode(values_RX: Floats, kind: str, importance_X: Floats | None = None, thr
     """Rows (finite) as `kind`, one of ENCODED -> uint8 [n_bytes(kind, values_RX.shape)].
 
     `importance_X` weighs the squared error of each column: the mean square of the activations that the matrix
-    is multiplied with makes the error of the product small. Equal arguments give equal bytes on every machine.
+    is multiplied with makes the error of the product small. Equal arguments give equal bytes everywhere.
     """
     weights_X = _NOTHING if importance_X is None else np.ascontiguousarray(importance_X, np.float32)
     found: Bytes = _native.encode(kind, np.ascontiguousarray(values_RX, np.float32), weights_X, threads)

@@ -1,7 +1,7 @@
-"""Importance matrices: how strongly each column of a matrix is used, in the GGUF files of llama.cpp's imatrix.
+"""Importance matrices: how strongly each column of a matrix is used, in GGUF files like llama.cpp's.
 
-For every matrix the file has the sums of squared inputs per column (`NAME.in_sum2`, [E, X] with a row for each
-expert) and how many tokens were summed (`NAME.counts`, [E, 1]); its general.type is "imatrix".
+For every matrix the file has the sums of squared inputs per column (`NAME.in_sum2`, [E, X] with a row for
+each expert) and how many tokens were summed (`NAME.counts`, [E, 1]); its general.type is "imatrix".
 
 Shapes: E experts (1 for plain matrices), X columns.
 """
@@ -48,7 +48,7 @@ class Observed:
 def write_imatrix(
     path: Path, observed: Mapping[str, Observed], *, dataset: str, n_chunks: int, chunk_size: int
 ) -> None:
-    """Store what was observed, by our names; `n_chunks` pieces of `chunk_size` tokens of the text `dataset`."""
+    """Store what was observed, by our names, in `n_chunks` pieces of `chunk_size` tokens of a text."""
     tensors = []
     for name, found in observed.items():
         foreign = names.to_gguf(name)

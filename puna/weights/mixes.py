@@ -61,7 +61,7 @@ def file_type(name: str) -> FileType:
 def tensor_kind(
     config: ModelConfig, quant: str, name: str, shape: tuple[int, ...], *, weighted: bool = False
 ) -> str:
-    """The block format of one tensor (our name) in a file of type `quant`; `weighted`: by an importance matrix."""
+    """The block format of one tensor (our name) in a file of type `quant`; `weighted` by importances."""
     kind = wanted_kind(config, quant, name, shape, weighted=weighted)
     if shape[-1] % FORMATS[kind].block_len:
         kind = _FALLBACK.get(kind, "F16")

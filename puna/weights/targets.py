@@ -291,22 +291,22 @@ def _quantized_target(checkpoint: Checkpoint, texts: Texts, name: str, quantizat
     config = checkpoint.config
     tensors = [quantization.of(tensor, config) for tensor in _tensors(checkpoint, "gguf", None)]
     number = FILE_TYPES[quantization.file_type].number
-    coarser = [
+    other = [
         t.name
         for t in tensors
         if not t.name.startswith("vision")
         and t.kind != wanted_kind(config, quantization.file_type, t.name, t.shape)
     ]
-    notes = (
-        [
-            f"{len(coarser)} tensors, {coarser[0]!r} the first, have rows that are no whole blocks of their format and "
-            "are stored in another, as llama.cpp does"
-        ]
-        if coarser
-        else []
+    note = (
+        (
+            f"{len(other)} tensors, {other[0]!r} the first, have rows that are no whole blocks of their "
+            "format and are stored in another, as llama.cpp does"
+        )
+        if other
+        else ""
     )
     target = _gguf_target(checkpoint, tensors, texts, name, number)
-    return replace(target, notes=notes, is_costly=True)
+    return replace(target, notes=[note] if note else [], is_costly=True)
 
 
 def _gguf_target(

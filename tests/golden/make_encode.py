@@ -1,9 +1,11 @@
-"""Makes tests/golden/encode.json: how well llama.cpp's quantizers approximate seeded rows. Needs llama-cpp-python.
+"""Makes tests/golden/encode.json: how well llama.cpp's quantizers approximate seeded rows.
+
+Needs llama-cpp-python:
 
     PYTHONPATH=.:tests python tests/golden/make_encode.py
 
-For each format and each kind of rows (`golden.rows`), the root mean square error of ggml_quantize_chunk's result,
-without importances, and the weighted one with those of `golden.rows.importances`.
+For each format and each kind of rows (`golden.rows`), the root mean square error of ggml_quantize_chunk's
+result, without importances, and the weighted one with those of `golden.rows.importances`.
 """
 
 from __future__ import annotations

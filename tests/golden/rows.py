@@ -11,7 +11,7 @@ N_ROWS, N_COLS = 64, 1024
 
 
 def rows(name: str) -> NDArray[np.float32]:
-    """[N_ROWS, N_COLS]: normal; Student's t with 4 degrees of freedom; normal around a mean of its own in each row."""
+    """[N_ROWS, N_COLS]: normal; Student's t with 4 degrees of freedom; normal with a mean for each row."""
     rng = np.random.Generator(np.random.Philox(key=DISTRIBUTIONS.index(name)))
     normal = _normal(rng, (N_ROWS, N_COLS))
     if name == "heavy":
