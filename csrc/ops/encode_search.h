@@ -99,13 +99,13 @@ template <int Top, bool Negative, int N> Affine refit_affine(const Lanes<N>& s, 
     x1 = fma(s.w[i], s.x[i], x1);
     qx = fma(wq, s.x[i], qx);
   }
-  const f32x16 det = sub(mul(w, q2), mul(q1, q1));
-  const f32x16 by_det = keep_where_greater(det, zero(), inverse(det));
+  // Where all codes are one code, the system has one unknown: a minimum without a scale, or a scale without a minimum.
+  const f32x16 whole = mul(w, q2), det = sub(whole, mul(q1, q1)), least = mul(set1(1e-6f), whole), by_det = inverse(det);
+  const f32x16 mean = mul(x1, inverse(w)), alone = mul(qx, inverse(q2));
   Affine a;
-  a.d = mul(sub(mul(w, qx), mul(x1, q1)), by_det);
-  a.m = mul(sub(mul(q2, x1), mul(q1, qx)), by_det);
+  a.d = select_greater(det, least, mul(sub(mul(w, qx), mul(x1, q1)), by_det), zero());
+  a.m = select_greater(det, least, mul(sub(mul(q2, x1), mul(q1, qx)), by_det), mean);
   if constexpr (Negative) {
-    const f32x16 alone = mul(qx, inverse(q2));
     a.d = select_greater(a.m, zero(), alone, a.d);
     a.m = min(a.m, zero());
   }

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _TEXT = (
     "The old harbour lies open to the north, and in winter the wind comes straight from the ice. Fishermen "
     "mend their nets in the sheds, children count the gulls, and once a week a boat brings letters, flour "
-    "and news. In 1897 the lighthouse was rebuilt after a storm; its lamp can be seen for 23 miles. def f(x): "
-    "return x + 1"
+    "and news. In 1897 the lighthouse was rebuilt after a storm; its lamp can be seen for 23 miles. "
+    "def f(x): return x + 1"
 )
 _N_IDS = 96  # of a checkpoint without a tokenizer
 
