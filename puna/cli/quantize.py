@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from puna import env
     from puna.cli.convert import texts_of
+    from puna.llm.config import LLMConfig
     from puna.llm.importance import importance_of
     from puna.llm.verify import compare
     from puna.runtime.native import default_threads
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     destination = Path(args.destination).expanduser()
     if destination.suffix.lower() != ".gguf":
         raise BadInput(f"the output is a GGUF file, whose name ends in .gguf, got {args.destination}")
-    threads = args.threads or env.threads() or default_threads()
+    threads = LLMConfig(threads=args.threads).threads or env.threads() or default_threads()
     with open_checkpoint(store.resolve(args.source)) as checkpoint, ProgressBar() as bar:
         _check(checkpoint, args)
         importance = None

@@ -149,6 +149,16 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_gguf(checkpoint.metadata)
 
 
+def chat_format_of(model: str, tokenizer: Tokenizer, asked: str | None) -> str | None:
+    """The format to build prompts in; None where the template or the control tokens of the file tell it."""
+    if asked is not None or tokenizer.chat_template is not None:
+        return asked
+    from puna.model import catalog  # most files have a template
+
+    entry = catalog.get(model)
+    return None if entry is None or entry.chat_format == "none" else entry.chat_format
+
+
 def _text_side(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer, and the modules of what is due next, while there is time."""
     tokenizer = read_tokenizer(checkpoint)

@@ -105,7 +105,7 @@ class LLM:
             weights,
             tensor_parallel,
         )
-        from puna.llm.load import load
+        from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
         self.path = store.resolve(os.fspath(model))
@@ -114,7 +114,7 @@ class LLM:
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
         self._engine: EngineThread = loaded.engine
-        self._chat_format = _chat_format(os.fspath(model), self.tokenizer, chat_format)
+        self._chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
 
@@ -381,16 +381,6 @@ def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
 def _has_parts(messages: Sequence[Any]) -> bool:
     """Whether there could be images: some content is a list."""
     return any(isinstance(m, Mapping) and isinstance(m.get("content"), list | tuple) for m in messages)
-
-
-def _chat_format(model: str, tokenizer: Tokenizer, asked: str | None) -> str | None:
-    """The format to build prompts in; None where the template or the control tokens of the file tell it."""
-    if asked is not None or tokenizer.chat_template is not None:
-        return asked
-    from puna.model import catalog  # most files have a template
-
-    entry = catalog.get(model)
-    return None if entry is None or entry.chat_format == "none" else entry.chat_format
 
 
 def _random_seed() -> int:

@@ -159,10 +159,11 @@ class TorchOps:
         self._masks: dict[tuple[int, int | None], Masks] = {}
 
     def embed(self, w_VD: Any, more_MD: Tensor | None = None) -> Tensor:
-        ids_T, n = self.step.tokens_T, len(w_VD)
+        ids_T = self.step.tokens_T
         if more_MD is None:
             x_TD = lookup(w_VD, ids_T, self.dtype)
         else:
+            n = len(w_VD)
             more_TD = F.embedding((ids_T - n).clamp(min=0), more_MD).to(self.dtype)
             x_TD = lookup(w_VD, ids_T.clamp(max=n - 1), self.dtype)
             x_TD = torch.where((ids_T < n)[:, None], x_TD, more_TD)

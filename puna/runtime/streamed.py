@@ -43,6 +43,9 @@ class StreamedMatrix:
     def T(self) -> StreamedMatrix:
         return self
 
+    def __len__(self) -> int:
+        return self._tensor.shape[0]
+
     def __getitem__(self, index: Any) -> Any:
         """The rows of token ids, or the matrix of one expert."""
         if len(self._tensor.shape) == 3:

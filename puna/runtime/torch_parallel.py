@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._distributed_c10d import GatherOptions, PrefixStore, TCPStore
 
-from puna.core import BadValue, Batch, EngineClosed, WorkFailed
+from puna.core import BadValue, Batch, EngineClosed, Image, WorkFailed
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.torch import TorchExecutor, choose_device
@@ -227,7 +227,7 @@ class ParallelExecutor:
             self._meet(group)
             stack.pop_all()
         self.vocab_size, self.context_length = cfg.vocab_size, cfg.context_length
-        self.n_blocks = self._executor.n_blocks
+        self.n_token_ids, self.n_blocks = self._executor.n_token_ids, self._executor.n_blocks
         self.threads = self._executor.threads * (size if on_cpu else 1)
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
@@ -249,6 +249,10 @@ class ParallelExecutor:
             raise WorkFailed(
                 f"{reason}, so that the model it shares has stopped; load the model again to go on"
             ) from None
+
+    def n_image_positions(self, image: Image) -> int:
+        """See core.Executor.n_image_positions."""
+        return self._executor.n_image_positions(image)
 
     def _meet(self, group: Group) -> None:
         """Wait until every rank has loaded its part and has come."""

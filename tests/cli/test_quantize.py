@@ -48,7 +48,7 @@ def test_every_type_runs(quant: str, source: Path, capsys: pytest.CaptureFixture
 
 def test_importances_of_a_text(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, saved = source.with_name("book.txt"), source.with_name("book.gguf")
-    text.write_text("the other weather gathers there, and then the father bathes them. " * 12)
+    text.write_text("the other weather gathers there, and then the father bathes them. " * 20)
     files = [source.with_name(f"{name}.gguf") for name in ("plain", "text", "file")]
     options = [(), ("--imatrix", text, "--save-imatrix", saved), ("--imatrix", saved)]
     for path, extra in zip(files, options, strict=True):

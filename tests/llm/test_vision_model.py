@@ -18,7 +18,6 @@ from puna.weights.load import Checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("runtime.tiny_vision")  # needs the executors of images
 from runtime.tiny_vision import IMAGE_TOKEN, PATCH_TOKEN, VOCAB, model, oracle, stored
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -51,7 +50,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], LLM
         for file, content in tokenizer_files(name).items():
             (tmp_path / file).write_bytes(content)
         checkpoint = Checkpoint(model(name).config, {}, stored(model(name).tensors), folder=tmp_path)
-        monkeypatch.setattr("puna.llm.load.open_checkpoint", lambda _: checkpoint)
+        monkeypatch.setattr("puna.llm.load.open_checkpoint", lambda *_: checkpoint)
         (tmp_path / "model.gguf").touch()  # so that there is something to open
         return LLM(tmp_path / "model.gguf", backend="torch", device="cpu", threads=1, cache_type="f32")
 

@@ -17,6 +17,7 @@ from puna.ops.cases_llama4 import ExpertsCase
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights import quant
+from puna.weights.recode import kernel_kind
 
 ARITHMETIC = {"f32": "float32", "bf16": "bf16", "q8": "int8"}
 
@@ -105,7 +106,7 @@ def test_experts(case: ExpertsCase, target: str) -> None:
     """Also: bits of a token do not depend on its company."""
     bench, x_TD = ExpertsBench(case), case.x_TD()
     got = bench.run(target, x_TD)
-    forms = {_native.input_form(kind) for kind in case.kinds}
+    forms = {_native.input_form(kernel_kind(kind)) for kind in case.kinds}
     arithmetic = next(ARITHMETIC[form] for form in ("q8", "bf16", "f32") if form in forms)
     expected = bench.expected(x_TD)
     assert error(got, expected, case.unit(expected)) <= cases.TOLERANCES["experts", arithmetic]

@@ -63,7 +63,7 @@ def test_experts_that_no_token_went_to_have_the_mean_of_the_others() -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     other = replace(CONFIG, dim=2 * CONFIG.dim)
-    with pytest.raises(BadFile, match=r"the matrix needs \(1, 512\); make the importances with the same"):
+    with pytest.raises(BadFile, match=r"the matrix needs \(1, 256\); make the importances with the same"):
         read_imatrix(write(tmp_path / "a.gguf", observed()), other)
     bad = {"layers.0.wq": Observed(np.full((1, CONFIG.dim), -1.0), np.array([1]))}
     with pytest.raises(BadFile, match="no sums of squares"):
