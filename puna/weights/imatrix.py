@@ -39,7 +39,8 @@ class Observed:
     @property
     def mean_squares(self) -> Floats:
         """[X], or [E, X] for experts. One that no token went to has the mean of the others."""
-        means_EX = self.sums_EX / np.maximum(self.counts_E, 1)[:, None]
+        sums_EX = self.sums_EX.astype(np.float32).astype(np.float64)  # as a file holds them: equal from both
+        means_EX = sums_EX / np.maximum(self.counts_E, 1)[:, None]
         unseen_E = self.counts_E == 0
         means_EX[unseen_E] = means_EX[~unseen_E].mean(axis=0) if not unseen_E.all() else 1.0
         return means_EX.astype(np.float32).squeeze(0) if len(means_EX) == 1 else means_EX.astype(np.float32)
