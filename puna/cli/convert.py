@@ -46,11 +46,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shards", type=int, metavar="N", help="meta: files to share the weights out to (default: 1)")
     add("--shard-size", type=float, metavar="GB", help=f"hf: the most of one file (default: {_SHARD_GB:g})")
     add("--mmproj", metavar="FILE", help="vision file of a GGUF source (default: the one beside it)")
-    add("--no-verify", action="store_true", help="do not read the output back and compare it")
+    add_verify(parser)
     add_json(parser)
 
 
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """--verify, for every command that writes a checkpoint."""
+    parser.add_argument(
+        "--verify",
+        choices=("bytes", "logits", "none"),
+        default="bytes",
+        help="read the output back; logits: also run SRC and DST on a few tokens (default: bytes)",
+    )
+
+
+def agreement_line(report: dict[str, Any]) -> str | None:
+    """What --verify logits found, in words."""
+    found = report.get("logits")
+    return found and (
+        f"log-probabilities differ by {found['mean_difference']:.4f} on average; "
+        f"{found['same_choice']:.1%} of {found['n_positions']} most likely next tokens are the same"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
+    from puna.llm.verify import compare
     from puna.weights import store
     from puna.weights.convert import convert
     from puna.weights.load import open_checkpoint
@@ -69,11 +89,13 @@ def run(args: argparse.Namespace) -> int:
         )
         _check_memory(target)
         try:
-            result = convert(target, destination, verify=not args.no_verify, progress=bar)
+            result = convert(target, destination, verify=args.verify != "none", progress=bar)
         except KeyboardInterrupt:
             print("\nthe same command goes on from here", file=sys.stderr)
             raise
-    report = {**asdict(result), "path": str(result.path), "notes": list(target.notes)}
+        report = {**asdict(result), "path": str(result.path), "notes": list(target.notes)}
+        if args.verify == "logits":
+            report["logits"] = asdict(compare(checkpoint, destination, same=args.dtype is None))
     if args.json:
         print_json(report)
     else:
@@ -145,6 +167,7 @@ def _print(report: dict[str, Any]) -> None:
             "tensors": f"{report['n_tensors']:,}"
             + (f", {report['resumed']:,} by an earlier run" if report["resumed"] else ""),
             "verified": "read back and compared" if report["verified"] else "no",
+            "compared": agreement_line(report),
             "note": "; ".join(report["notes"]) or None,
         }
     )

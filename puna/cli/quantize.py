@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import ProgressBar, add_json, print_facts, print_json, size
+from puna.cli.convert import add_verify, agreement_line
 from puna.core import BadInput
 
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--imatrix-tokens", metavar="N", type=int, help="of the text, at most (default: 65,536)")
     add("--allow-requantize", action="store_true", help="take a SRC whose matrices are quantized already")
     add("--threads", metavar="N", type=int, help="to run on (default: $PUNA_THREADS, or all cores)")
-    add(
-        "--verify",
-        choices=("bytes", "logits", "none"),
-        default="bytes",
-        help="read the output back; logits: also run both on a few tokens (default: bytes)",
-    )
+    add_verify(parser)
     add_json(parser)
 
 
@@ -101,11 +97,6 @@ def _check(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    logits = report.get("logits")
-    compared = logits and (
-        f"log-probabilities differ by {logits['mean_difference']:.4f} on average; "
-        f"{logits['same_choice']:.1%} of {logits['n_positions']} most likely next tokens are the same"
-    )
     print_facts(
         {
             "written": report["path"],
@@ -114,7 +105,7 @@ def _print(report: dict[str, Any]) -> None:
             "tensors": f"{report['n_tensors']:,}"
             + (f", {report['resumed']:,} by an earlier run" if report["resumed"] else ""),
             "verified": "read back" if report["verified"] else "no",
-            "compared": compared,
+            "compared": agreement_line(report),
             "note": "; ".join(report["notes"]) or None,
         }
     )

@@ -17,13 +17,15 @@ _TEXT = (
     "and news. In 1897 the lighthouse was rebuilt after a storm; its lamp can be seen for 23 miles. "
     "def f(x): return x + 1"
 )
+_ROUNDING = 1e-4  # of log-probabilities, where rows are multiplied in other groups
 _N_IDS = 96  # of a checkpoint without a tokenizer
 
 
-def compare(source: Checkpoint, written: Path) -> Agreement:
+def compare(source: Checkpoint, written: Path, *, same: bool = False) -> Agreement:
     """Forward passes of both in float32, with decoded matrices.
 
-    Raises WorkFailed where the result gives numbers that are not finite.
+    Raises WorkFailed where the result gives numbers that are not finite, or where it should be the `same`
+    model and predicts differently.
     """
     from puna.runtime.streamed import agreement
 
@@ -32,6 +34,11 @@ def compare(source: Checkpoint, written: Path) -> Agreement:
     if found.max_difference == float("inf"):
         raise WorkFailed(
             f"{written} gives predictions that are not finite; the source may hold extreme values"
+        )
+    if same and found.max_difference > _ROUNDING:
+        raise WorkFailed(
+            f"{written} predicts otherwise than its source, by up to {found.max_difference:.3g} in "
+            "log-probabilities; please report it"
         )
     return found
 

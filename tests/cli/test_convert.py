@@ -40,9 +40,18 @@ def test_every_format_runs_and_answers_the_same(tmp_path: Path, capsys: pytest.C
         ("hf2", "f32b.gguf"),
     ]
     for source, destination, *options in steps:
-        code, out, err = run(capsys, "convert", str(tmp_path / source), str(tmp_path / destination), *options)
+        code, out, err = run(
+            capsys,
+            "convert",
+            str(tmp_path / source),
+            str(tmp_path / destination),
+            *options,
+            "--verify",
+            "logits",
+        )
         assert code == 0, err
         assert "read back and compared" in out
+        assert "100.0% of" in out
     expected = answer(capsys, first)
     assert len(expected[0]) == 24
     for name in ("f32.gguf", "meta", "hf2", "f32b.gguf"):
