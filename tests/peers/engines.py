@@ -68,13 +68,16 @@ def _ask(executor: Executor) -> Asked:
     return ask
 
 
+_KEPT: list[Any] = []  # what the library calls for as long as the process lives, whoever set it
+
+
 class LlamaCpp:
     """llama.cpp through its own interface, with its defaults: a cache of F16, flash attention if it likes."""
 
     def __init__(self, path: Path, threads: int) -> None:
         lib = import_module("llama_cpp")
-        self._silence = lib.llama_log_callback(lambda level, text, data: None)
-        lib.llama_log_set(self._silence, None)
+        _KEPT.append(lib.llama_log_callback(lambda level, text, data: None))
+        lib.llama_log_set(_KEPT[-1], None)
         lib.llama_backend_init()
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = WINDOW
