@@ -234,7 +234,7 @@ struct IQ4_XS {
   }
 };
 
-// Codes with float scales: what releases quantized by others become at load, number for number (weights/recode.py and packed.py).
+// Codes with float scales: what releases quantized by others become at load, number for number (weights/blocks/recode.py and packed.py).
 struct INT4 {
   static constexpr int SUBS = 1, BYTES = 20, ZERO = 8;
   static constexpr bool MIN = false, HALVES = false;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from puna.weights.layout import write_file
+from puna.weights.files.layout import write_file
 from puna.weights.load import Checkpoint
 from puna.weights.targets import Texts, plan
 

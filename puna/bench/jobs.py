@@ -12,8 +12,8 @@ from typing import Literal
 
 from puna.core import BadValue
 from puna.model.config import ModelConfig
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.load import Checkpoint
-from puna.weights.tensor import RawTensor
 
 FLOAT_KINDS = ("F32", "F16", "BF16", "FP8")  # of weights; all others are multiplied as int8
 CACHE_BYTES = {"bf16": 2.0, "f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}  # of one cached value

@@ -17,8 +17,8 @@ from puna import _native
 from puna.bench.jobs import FLOAT_KINDS
 from puna.ops.cases import NARROW_KINDS, WIDE_KINDS, LinearCase
 from puna.runtime.native import pack_weight
-from puna.weights.quant import random_blocks
-from puna.weights.recode import kernel_kind
+from puna.weights.blocks.quant import random_blocks
+from puna.weights.blocks.recode import kernel_kind
 
 SHAPE = (576, 1536)  # (E, D): a down projection of SmolLM2, whole blocks in every format
 TOKENS = (1, 4, 16, 128)

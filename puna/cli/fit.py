@@ -21,7 +21,7 @@ HELP = "say what a model takes in memory, and what would fit"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from puna.llm.config import BACKENDS, CACHE_TYPES, LLMConfig
-    from puna.weights.mixes import FILE_TYPES
+    from puna.weights.quantize.mixes import FILE_TYPES
 
     add = parser.add_argument
     add("model", metavar="MODEL", help="name, .gguf file, folder or source; it need not be on this machine")

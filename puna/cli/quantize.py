@@ -29,7 +29,7 @@ HELP = "make a smaller GGUF file of a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from puna.weights.mixes import FILE_TYPES
+    from puna.weights.quantize.mixes import FILE_TYPES
 
     add = parser.add_argument
     add("source", metavar="SRC", help="file or folder of a checkpoint, or a name of the store")

@@ -23,11 +23,11 @@ from puna.model import catalog, names
 from puna.model.config import Llama32VisionConfig, ModelConfig
 from puna.model.sizes import kv_bytes
 from puna.weights import store
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.files.values import Metadata
 from puna.weights.footprint import weight_bytes
 from puna.weights.load import Checkpoint, open_checkpoint
-from puna.weights.mixes import tensor_kind
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Metadata
+from puna.weights.quantize.mixes import tensor_kind
 
 # Measured: the interpreter with our libraries, torch beside them, a word of a tokenizer.
 PROCESS_BYTES, TORCH_BYTES, WORD_BYTES = 40_000_000, 250_000_000, 340

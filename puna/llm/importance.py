@@ -6,8 +6,8 @@ from pathlib import Path
 
 from puna.core import BadFile, BadValue
 from puna.llm.load import Progress, read_tokenizer
-from puna.weights.imatrix import Floats, is_imatrix, read_imatrix, write_imatrix
 from puna.weights.load import Checkpoint
+from puna.weights.quantize.imatrix import Floats, is_imatrix, read_imatrix, write_imatrix
 
 MAX_TOKENS = 65_536
 _LEAST_TOKENS = 512

@@ -22,9 +22,9 @@ from puna.model.rope import RopeTable
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
 from puna.runtime.supported import refuse_uncomputed
-from puna.weights.quant import dequantize
-from puna.weights.recode import kernel_kind, recode
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.quant import dequantize
+from puna.weights.blocks.recode import kernel_kind, recode
+from puna.weights.blocks.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
 CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from puna.core import Batch, Chunk
 from puna.runtime.reference import ReferenceExecutor
-from puna.weights.formats import n_bytes
-from puna.weights.imatrix import Observed
+from puna.weights.blocks.formats import n_bytes
+from puna.weights.blocks.quant import dequantize
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.load import Checkpoint
-from puna.weights.quant import dequantize
-from puna.weights.tensor import RawTensor
+from puna.weights.quantize.imatrix import Observed
 
 Floats = NDArray[np.float32]
 Saw = Callable[[RawTensor, int, Floats], None]  # a tensor (an expert of it) multiplies these rows [T, D]

@@ -21,7 +21,7 @@ from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore
 from puna.runtime.torch_graphs import DecodeSteps
 from puna.runtime.torch_shard import Ranks, Shard, ShardedOps
 from puna.runtime.torch_weights import DTYPES, WeightType, check_device, load_weight
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.tensor import RawTensor
 
 BLOCK_TOKENS = 32
 

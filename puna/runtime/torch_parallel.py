@@ -33,7 +33,7 @@ from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.torch import TorchExecutor, choose_device
 from puna.runtime.torch_shard import check_ranks
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.tensor import RawTensor
 
 _HOST = "127.0.0.1"
 _COLLECTIVE = timedelta(minutes=5)  # longer than any step: ranks of one step start it together

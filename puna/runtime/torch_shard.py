@@ -22,9 +22,9 @@ from puna.core import BadValue
 from puna.model.config import ModelConfig
 from puna.ops.torch_ops import TorchOps
 from puna.ops.torch_weights import LinearWeight, linear, lookup
-from puna.weights.formats import FORMATS
-from puna.weights.quant import dequantize
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.formats import FORMATS
+from puna.weights.blocks.quant import dequantize
+from puna.weights.blocks.tensor import RawTensor
 
 # The axis along which ranks share out a tensor, counted from its last; what is not here is whole in each.
 _AXIS = {

@@ -22,10 +22,10 @@ import torch
 
 from puna.core import BadValue, closest
 from puna.ops.torch_weights import CodedWeight, Fp8Weight, pack
-from puna.weights.codes import Codes, code_bits, has_codes, split_codes
-from puna.weights.formats import FORMATS
-from puna.weights.quant import dequantize, quantize
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.codes import Codes, code_bits, has_codes, split_codes
+from puna.weights.blocks.formats import FORMATS
+from puna.weights.blocks.quant import dequantize, quantize
+from puna.weights.blocks.tensor import RawTensor
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 WEIGHTS = (*DTYPES, "fp8", "int4")

@@ -24,13 +24,13 @@ from zlib import crc32
 import numpy as np
 
 from puna.core import BadInput, DiskFull, WorkFailed
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.disk import disk_errors, free_bytes, fsync_folder, locked, write_atomically
-from puna.weights.fetch import Progress
+from puna.weights.files.layout import Layout, Slice, write_frame, write_piece
 from puna.weights.folder import Format
-from puna.weights.layout import Layout, Slice, write_frame, write_piece
 from puna.weights.load import open_checkpoint
+from puna.weights.pull.fetch import Progress
 from puna.weights.targets import Target, check_finite
-from puna.weights.tensor import RawTensor
 
 _JOURNAL = "puna-convert.json"
 _LOCK = "puna-convert.lock"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from puna.core import BadFile, BadInput, UnknownModel, Unsupported, closest
-from puna.weights.sources import local_files
+from puna.weights.pull.sources import local_files
 
 Format = Literal["gguf", "hf", "meta"]
 FORMATS: Sequence[Format] = ("gguf", "hf", "meta")

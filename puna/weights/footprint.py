@@ -11,8 +11,8 @@ from puna.core import BadValue, closest
 from puna.model.config import ModelConfig
 from puna.model.incoming import is_llama4
 from puna.model.names import shapes
-from puna.weights.formats import FORMATS
-from puna.weights.mixes import FILE_TYPES, tensor_kind
+from puna.weights.blocks.formats import FORMATS
+from puna.weights.quantize.mixes import FILE_TYPES, tensor_kind
 
 FORMATS_SHOWN = ("bf16", "fp8", "int4", "q8_0", "q4_k_m")
 

@@ -15,14 +15,14 @@ from typing import Protocol, Self
 from puna.core import BadFile, BadInput
 from puna.model import names
 from puna.model.config import ModelConfig, from_gguf
+from puna.weights.blocks.formats import n_bytes
+from puna.weights.blocks.quant import dequantize
+from puna.weights.blocks.recode import kernel_kind
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.files.gguf import GgufFile, write_gguf
+from puna.weights.files.split import open_parts
+from puna.weights.files.values import Metadata, Value, ValueType
 from puna.weights.folder import locate
-from puna.weights.formats import n_bytes
-from puna.weights.gguf import GgufFile, write_gguf
-from puna.weights.quant import dequantize
-from puna.weights.recode import kernel_kind
-from puna.weights.split import open_parts
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Metadata, Value, ValueType
 
 
 class OpenFile(Protocol):
@@ -124,8 +124,8 @@ def _with_vision(
     files: tuple[GgufFile, ...],
 ) -> Checkpoint:
     """A model that may have its image encoder in a second file."""
-    from puna.weights import foreign  # most models are dense text
-    from puna.weights import mmproj as vision_files
+    from puna.weights.checkpoints import foreign  # most models are dense text
+    from puna.weights.checkpoints import mmproj as vision_files
 
     found = vision_files.beside(path) if mmproj is None else mmproj
     config, vision = vision_files.join(config, files[0].metadata, found)
@@ -138,7 +138,7 @@ def _with_vision(
 
 
 def _open_hf(folder: Path) -> Checkpoint:
-    from puna.weights import foreign, hf  # with its containers: most files are GGUF
+    from puna.weights.checkpoints import foreign, hf  # with its containers: most files are GGUF
 
     config = hf.read_config(folder)
     files = hf.open_files(folder)
@@ -149,7 +149,7 @@ def _open_hf(folder: Path) -> Checkpoint:
 
 
 def _open_meta(folder: Path) -> Checkpoint:
-    from puna.weights import meta
+    from puna.weights.checkpoints import meta
 
     opened = meta.open_folder(folder)
     return Checkpoint(opened.config, Metadata({}), opened.tensors, opened.files, folder)

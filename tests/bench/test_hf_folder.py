@@ -14,7 +14,7 @@ from puna.model import catalog
 from puna.model.config import ModelConfig, from_hf
 from puna.model.names import from_hf as our_name
 from puna.model.names import unpermute
-from puna.weights.quant import dequantize, quantize
+from puna.weights.blocks.quant import dequantize, quantize
 from puna.weights.synthetic import synthetic_checkpoint
 
 SHAPE = ModelConfig(64, 2, 4, 2, 32, 96, 256, 1e-5, 1e4, context_length=128, tied=False)

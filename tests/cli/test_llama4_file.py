@@ -13,10 +13,10 @@ from puna.cli.main import main
 from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature
 from puna.model.names import shapes, to_gguf
 from puna.model.sizes import n_active, n_parameters
-from puna.weights.gguf import write_gguf
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.files.gguf import write_gguf
+from puna.weights.files.values import Value, ValueType
 from puna.weights.load import open_checkpoint
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Value, ValueType
 
 CONFIG = ModelConfig(
     64, 4, 4, 2, 16, 96, 32, 1e-5, 5e5, 1024, tied=False, experts=ExpertsConfig(4, 1, 32, 32, every=2),

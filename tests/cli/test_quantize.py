@@ -10,8 +10,8 @@ from llm.tiny_llm import write_tiny_llm
 
 from puna.cli.main import main
 from puna.weights import convert
-from puna.weights.gguf import GgufFile
-from puna.weights.mixes import FILE_TYPES
+from puna.weights.files.gguf import GgufFile
+from puna.weights.quantize.mixes import FILE_TYPES
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:

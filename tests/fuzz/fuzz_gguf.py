@@ -32,13 +32,13 @@ import numpy as np
 
 from puna.core import BadInput
 from puna.model.config import ModelConfig
-from puna.weights.formats import GGUF_FORMATS
-from puna.weights.gguf import GgufFile
+from puna.weights.blocks.formats import GGUF_FORMATS
+from puna.weights.blocks.quant import dequantize, random_blocks
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.files.gguf import GgufFile
+from puna.weights.files.values import Value, ValueType
 from puna.weights.load import Checkpoint, open_checkpoint, write_checkpoint
-from puna.weights.quant import dequantize, random_blocks
 from puna.weights.synthetic import synthetic_checkpoint
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Value, ValueType
 
 Run = Callable[[Checkpoint], str]  # uses a checkpoint that opened; returns the status of the case
 STATUSES = ("opened", "ran", "not finite", "refused", "crashed", "hung", "leaked")

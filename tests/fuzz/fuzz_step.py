@@ -14,8 +14,8 @@ from puna import _native
 from puna.core import Batch, Chunk, Unsupported
 from puna.model.rope import rope_table
 from puna.runtime.native import BLOCK_TOKENS, CACHE_TYPES, NativeExecutor, pack_weight
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.load import Checkpoint
-from puna.weights.tensor import RawTensor
 
 TARGETS = _native.available_targets()
 LONGEST = 40  # tokens of a prefill: more than a cache block, and than the kernels for few tokens take

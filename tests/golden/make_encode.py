@@ -19,8 +19,8 @@ import numpy as np
 from golden.rows import DISTRIBUTIONS, KINDS, importances, rows, weighted_rmse
 from llama_cpp import _ggml
 
-from puna.weights.formats import FORMATS, n_bytes
-from puna.weights.quant import dequantize
+from puna.weights.blocks.formats import FORMATS, n_bytes
+from puna.weights.blocks.quant import dequantize
 
 _quantize = _ggml.libggml.ggml_quantize_chunk
 _quantize.restype = ctypes.c_size_t

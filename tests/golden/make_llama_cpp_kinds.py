@@ -18,9 +18,9 @@ import llama_cpp
 
 from puna.model.config import ModelConfig
 from puna.model.names import shapes
-from puna.weights.gguf import GgufFile
+from puna.weights.files.gguf import GgufFile
 from puna.weights.load import write_checkpoint
-from puna.weights.mixes import FILE_TYPES
+from puna.weights.quantize.mixes import FILE_TYPES
 from puna.weights.synthetic import synthetic_checkpoint
 
 # name: layers, dim, heads, key/value heads, ffn_dim, tied

@@ -172,9 +172,10 @@ def in_gguf(tiny: Tiny) -> bool:
 
 def write_gguf(tiny: Tiny, path: Path, kind: str = "F32") -> None:
     """Write the checkpoint; matrices in `kind`, vectors in F32. The file has no tokenizer."""
-    from puna.weights import gguf, quant
-    from puna.weights.tensor import RawTensor
-    from puna.weights.values import Value, ValueType
+    from puna.weights.blocks import quant
+    from puna.weights.blocks.tensor import RawTensor
+    from puna.weights.files import gguf
+    from puna.weights.files.values import Value, ValueType
 
     types = {int: ValueType.UINT32, float: ValueType.FLOAT32, str: ValueType.STRING}
     metadata = {key: Value.of(types[type(value)], value) for key, value in gguf_metadata(tiny).items()}

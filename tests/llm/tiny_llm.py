@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from puna.model.config import ModelConfig
+from puna.weights.files.values import Value, ValueType
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
-from puna.weights.values import Value, ValueType
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (

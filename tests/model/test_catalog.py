@@ -6,7 +6,7 @@ import pytest
 
 from puna.core import UnknownModel
 from puna.model.catalog import ANNOUNCED, CATALOG, announced, find, get, names, of_source
-from puna.weights.sources import HubSource, PypiSource, parse
+from puna.weights.pull.sources import HubSource, PypiSource, parse
 
 
 def test_every_name_is_found_in_any_case_and_means_one_model() -> None:

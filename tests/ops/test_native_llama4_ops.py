@@ -16,8 +16,8 @@ from puna.ops.cases import TOLERANCES, error
 from puna.ops.cases_llama4 import ExpertsCase
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
-from puna.weights import quant
-from puna.weights.recode import kernel_kind
+from puna.weights.blocks import quant
+from puna.weights.blocks.recode import kernel_kind
 
 ARITHMETIC = {"f32": "float32", "bf16": "bf16", "q8": "int8"}
 

@@ -25,8 +25,8 @@ from puna.ops.cases import (
 )
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
-from puna.weights import quant
-from puna.weights.recode import kernel_kind
+from puna.weights.blocks import quant
+from puna.weights.blocks.recode import kernel_kind
 
 TARGETS = _native.available_targets()
 CACHES = {"bf16": "BF16", "f16": "F16", "f32": "F32", "q8_0": "Q8_0"}

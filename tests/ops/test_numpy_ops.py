@@ -11,7 +11,7 @@ from puna.ops import cases
 from puna.ops.cases import TOLERANCES, AttendCase, RmsNormCase, RopeCase, SwigluCase, error
 from puna.ops.cases_llama4 import CHUNKED
 from puna.ops.reference import Cache, NumpyOps, Step
-from puna.weights import formats, quant
+from puna.weights.blocks import formats, quant
 
 F64 = np.float64
 

@@ -14,10 +14,10 @@ from puna.core import BadValue  # noqa: E402
 from puna.ops.cases import TOLERANCES, LinearCase, error  # noqa: E402
 from puna.ops.torch_weights import CodedWeight, Fp8Weight, PackedWeight, int4_is_right, pack  # noqa: E402
 from puna.runtime.torch_weights import WeightType, check_device, load_weight, weight_bytes  # noqa: E402
-from puna.weights.codes import code_bits, has_codes  # noqa: E402
-from puna.weights.formats import FORMATS  # noqa: E402
-from puna.weights.quant import dequantize, quantize, random_blocks  # noqa: E402
-from puna.weights.tensor import RawTensor  # noqa: E402
+from puna.weights.blocks.codes import code_bits, has_codes  # noqa: E402
+from puna.weights.blocks.formats import FORMATS  # noqa: E402
+from puna.weights.blocks.quant import dequantize, quantize, random_blocks  # noqa: E402
+from puna.weights.blocks.tensor import RawTensor  # noqa: E402
 
 CPU = torch.device("cpu")
 CODED = [kind for kind in FORMATS if has_codes(kind)]

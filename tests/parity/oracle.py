@@ -16,7 +16,7 @@ from parity.features import FEATURES, Feature
 from puna.model import names
 from puna.model.config import ModelConfig, from_hf
 from puna.model.incoming import incoming
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.tensor import RawTensor
 
 Floats = NDArray[np.float64]
 

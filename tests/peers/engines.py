@@ -21,8 +21,8 @@ from puna.model.rope import rope_table
 from puna.runtime.native import NativeExecutor
 from puna.runtime.reference import ReferenceExecutor
 from puna.text.tokenizer import Tokenizer
+from puna.weights.blocks.quant import dequantize
 from puna.weights.load import open_checkpoint
-from puna.weights.quant import dequantize
 
 Logprobs = NDArray[np.float32]
 WINDOW = 512  # the most tokens of a question

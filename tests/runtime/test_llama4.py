@@ -22,9 +22,9 @@ from puna.model.rope import rope_table  # noqa: E402
 from puna.runtime.native import NativeExecutor, cpu_info  # noqa: E402
 from puna.runtime.reference import ReferenceExecutor  # noqa: E402
 from puna.runtime.torch import TorchExecutor  # noqa: E402
-from puna.weights.quant import dequantize  # noqa: E402
+from puna.weights.blocks.quant import dequantize  # noqa: E402
+from puna.weights.blocks.tensor import RawTensor  # noqa: E402
 from puna.weights.synthetic import synthetic_tensors  # noqa: E402
-from puna.weights.tensor import RawTensor  # noqa: E402
 
 LOGPROB = 1e-4  # absolute, natural
 N_TOKENS = 80  # over five chunks of 16

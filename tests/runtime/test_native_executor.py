@@ -15,9 +15,9 @@ from puna.core import Batch, Chunk, EngineClosed, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import BLOCK_TOKENS, NativeExecutor, cpu_info
-from puna.weights.quant import dequantize, quantize
+from puna.weights.blocks.quant import dequantize, quantize
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.synthetic import synthetic_checkpoint
-from puna.weights.tensor import RawTensor
 
 LOGPROB = 1e-4  # absolute, natural
 TARGETS = cpu_info()["available"]

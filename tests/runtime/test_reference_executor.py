@@ -106,8 +106,8 @@ def test_mixed_batch_equals_single() -> None:
 
 @pytest.mark.parametrize("tiny", [t for t in TINY.values() if in_gguf(t)], ids=lambda t: t.name)
 def test_gguf_file_gives_the_same(tiny: Tiny, tmp_path: Path) -> None:
-    from puna.weights.gguf import GgufFile
-    from puna.weights.quant import dequantize
+    from puna.weights.blocks.quant import dequantize
+    from puna.weights.files.gguf import GgufFile
 
     write_gguf(tiny, tmp_path / "tiny.gguf")
     with GgufFile.open(tmp_path / "tiny.gguf") as file:

@@ -12,9 +12,9 @@ from parity.oracle import Oracle, oracle  # noqa: E402
 
 from puna.model import names  # noqa: E402
 from puna.runtime.streamed import WINDOW, agreement, log_probabilities, observe  # noqa: E402
-from puna.weights.encode import encoded  # noqa: E402
+from puna.weights.files.values import Metadata  # noqa: E402
 from puna.weights.load import Checkpoint  # noqa: E402
-from puna.weights.values import Metadata  # noqa: E402
+from puna.weights.quantize.encode import encoded  # noqa: E402
 
 
 def checkpoint(known: Oracle) -> Checkpoint:

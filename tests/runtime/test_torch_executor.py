@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 from puna.core import BadValue, Batch, Chunk, EngineClosed  # noqa: E402
 from puna.model.rope import rope_table  # noqa: E402
 from puna.runtime.torch import BLOCK_TOKENS, TorchExecutor, choose_device  # noqa: E402
-from puna.weights.quant import dequantize, quantize  # noqa: E402
-from puna.weights.tensor import RawTensor  # noqa: E402
+from puna.weights.blocks.quant import dequantize, quantize  # noqa: E402
+from puna.weights.blocks.tensor import RawTensor  # noqa: E402
 
 LOGPROB = 1e-4  # absolute, natural
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -24,9 +24,9 @@ from puna.model.rope import rope_table  # noqa: E402
 from puna.runtime.torch import TorchExecutor  # noqa: E402
 from puna.runtime.torch_parallel import ParallelExecutor  # noqa: E402
 from puna.runtime.torch_shard import Shard, check_ranks  # noqa: E402
+from puna.weights.blocks.quant import dequantize, quantize  # noqa: E402
+from puna.weights.blocks.tensor import RawTensor  # noqa: E402
 from puna.weights.load import open_checkpoint  # noqa: E402
-from puna.weights.quant import dequantize, quantize  # noqa: E402
-from puna.weights.tensor import RawTensor  # noqa: E402
 
 LOGPROB = 2e-5  # absolute, natural, to one process; which moves as far when it cuts a prompt otherwise
 

@@ -33,7 +33,7 @@ from puna.model.incoming import incoming
 from puna.model.rope import rope_table
 from puna.runtime.reference import ReferenceExecutor
 from puna.runtime.torch import TorchExecutor
-from puna.weights.tensor import RawTensor
+from puna.weights.blocks.tensor import RawTensor
 
 VOCAB, IMAGE_TOKEN, PATCH_TOKEN = 96, 96, 90
 SIDE, PATCH = 16, 4  # 16 patches of 4 x 4 pixels

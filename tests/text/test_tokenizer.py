@@ -31,8 +31,8 @@ from text.vocabularies import (
 from puna.core import BadFile, BadInput, BadValue, Unsupported
 from puna.text.special import SpecialTokens
 from puna.text.tokenizer import Tokenizer
-from puna.weights.values import Metadata as StoredMetadata
-from puna.weights.values import Value, ValueType
+from puna.weights.files.values import Metadata as StoredMetadata
+from puna.weights.files.values import Value, ValueType
 
 
 def test_what_a_file_says() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from golden.tiny import Tiny
 
 from puna.model.names import PERMUTED, permute, to_hf
-from puna.weights.quant import quantize
+from puna.weights.blocks.quant import quantize
 
 
 def write_hf(tiny: Tiny, folder: Path, kind: str = "F32", vectors: str | None = None) -> Path:

@@ -20,14 +20,14 @@ from weights.hf_folder import write_hf
 
 from puna.core import BadFile, BadInput, BadValue, DiskFull, Unsupported, WorkFailed
 from puna.weights import convert as module
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.convert import convert
+from puna.weights.files.gguf import GgufFile
+from puna.weights.files.safetensors import SafetensorsFile
 from puna.weights.folder import Format
-from puna.weights.gguf import GgufFile
 from puna.weights.load import open_checkpoint, write_checkpoint
-from puna.weights.safetensors import SafetensorsFile
 from puna.weights.synthetic import synthetic_checkpoint
 from puna.weights.targets import Texts, plan
-from puna.weights.tensor import RawTensor
 
 NO_TEXTS = Texts({}, {}, {})
 KINDS = ("F32", "F16", "BF16")
@@ -83,7 +83,7 @@ def test_norms_of_other_peoples_files(tmp_path: Path) -> None:
         convert(target, tmp_path / "m.gguf")
     with GgufFile.open(tmp_path / "m.gguf") as file:
         entries = {k: v for k, v in file.metadata.encoded.items() if not k.startswith("puna.")}
-        from puna.weights.gguf import write_gguf
+        from puna.weights.files.gguf import write_gguf
 
         write_gguf(tmp_path / "other.gguf", entries, list(file.raw_tensors()))
     convert_to(tmp_path / "other.gguf", tmp_path / "back", "hf")
@@ -95,7 +95,7 @@ def test_meta_to_hf_and_back(name: str, n_files: int, tmp_path: Path) -> None:
     convert_to(FOLDER / name, tmp_path / "hf", "hf")
     convert_to(tmp_path / "hf", tmp_path / "back", "meta", n_files=n_files)
     for i in range(n_files):
-        from puna.weights.pth import PthFile
+        from puna.weights.files.pth import PthFile
 
         file_name = f"consolidated.{i:02d}.pth"
         with PthFile.open(FOLDER / name / file_name) as a, PthFile.open(tmp_path / "back" / file_name) as b:

@@ -9,7 +9,7 @@ from puna.model.catalog import find
 from puna.model.config import ModelConfig
 from puna.model.sizes import n_parameters
 from puna.weights.footprint import weight_bytes
-from puna.weights.mixes import FILE_TYPES
+from puna.weights.quantize.mixes import FILE_TYPES
 from puna.weights.synthetic import synthetic_checkpoint
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from puna.model.config import ModelConfig
-from puna.weights.formats import GGUF_FORMATS
+from puna.weights.blocks.formats import GGUF_FORMATS
+from puna.weights.blocks.quant import dequantize, quantize, random_blocks
 from puna.weights.load import write_checkpoint
-from puna.weights.mixes import FILE_TYPES
-from puna.weights.quant import dequantize, quantize, random_blocks
+from puna.weights.quantize.mixes import FILE_TYPES
 from puna.weights.synthetic import synthetic_checkpoint
 
 pytestmark = pytest.mark.peers

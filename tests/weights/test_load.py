@@ -14,14 +14,14 @@ from gguf import GGMLQuantizationType as GgmlType
 from puna.core import BadFile, NotPulled, Unsupported
 from puna.model.config import ModelConfig
 from puna.weights import store
-from puna.weights.formats import GGUF_FORMATS
-from puna.weights.gguf import GgufFile, write_gguf
+from puna.weights.blocks.formats import GGUF_FORMATS
+from puna.weights.blocks.quant import dequantize, random_blocks
+from puna.weights.blocks.tensor import RawTensor
+from puna.weights.files.gguf import GgufFile, write_gguf
+from puna.weights.files.split import open_parts
+from puna.weights.files.values import Value, ValueType
 from puna.weights.load import open_checkpoint, write_checkpoint
-from puna.weights.quant import dequantize, random_blocks
-from puna.weights.split import open_parts
 from puna.weights.synthetic import synthetic_checkpoint
-from puna.weights.tensor import RawTensor
-from puna.weights.values import Value, ValueType
 
 CONFIG = ModelConfig(
     dim=64,

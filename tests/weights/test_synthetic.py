@@ -14,9 +14,9 @@ from puna.model.catalog import find
 from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature, RopeScaling
 from puna.model.names import shapes
 from puna.model.rope import rope_table
+from puna.weights.blocks.quant import dequantize
 from puna.weights.load import open_checkpoint, write_checkpoint
-from puna.weights.mixes import FILE_TYPES, tensor_kind
-from puna.weights.quant import dequantize
+from puna.weights.quantize.mixes import FILE_TYPES, tensor_kind
 from puna.weights.synthetic import synthetic_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama_cpp_kinds.json"

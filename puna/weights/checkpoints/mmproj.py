@@ -1,0 +1,114 @@
+"""Vision files of GGUF models (mmproj): which belongs to a text file, and what it says of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from puna.core import BadFile, BadInput, Unsupported
+from puna.model.config import ModelConfig
+from puna.model.read_clip import ARCHITECTURE, from_clip
+from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, VisionConfig
+from puna.weights.files.gguf import GgufFile
+from puna.weights.files.values import Value, ValueType
+from puna.weights.pull.sources import is_mmproj, stem
+
+
+def name_for(model: str) -> str:
+    """The name of the vision file to a text file `model`.gguf, as llama.cpp names them."""
+    return f"mmproj-{model}.gguf"
+
+
+def beside(path: Path) -> Path | None:
+    """The vision file in the folder of a text file, if any; BadInput where it could be one of many."""
+    found = sorted(other for other in path.parent.glob("*.gguf") if is_mmproj(other.name))
+    own = [other for other in found if other.name == name_for(stem(path.name))]
+    if own:
+        return own[0]
+    if len(found) > 1:
+        raise BadInput(
+            f"{path.parent} holds {len(found)} vision files ({', '.join(f.name for f in found)}); name the "
+            "one of this model with --mmproj"
+        )
+    return found[0] if found else None
+
+
+def join(
+    config: ModelConfig, metadata: Mapping[str, Any], path: Path | None
+) -> tuple[ModelConfig, GgufFile | None]:
+    """The model of a text file with the encoder of the vision file at `path`, opened; without one, as it is.
+
+    Raises BadFile for a file of another model, Unsupported for what is no vision file of a Llama.
+    """
+    if config.vision is not None:
+        raise Unsupported(
+            "the image encoder is in the text file, as Ollama writes it, with its gates computed and its "
+            "queries in another order; use the release in safetensors"
+        )
+    if path is None:
+        return config, None
+    file = GgufFile.open(path)
+    try:
+        shapes = {tensor.name: tensor.shape for tensor in file.raw_tensors()}
+        vision = from_clip(file.metadata, shapes, config.dim)
+        is_mllama = isinstance(vision, Llama32VisionConfig)
+        if is_mllama != bool(config.cross_attention):
+            kinds = ("llama4", "mllama")
+            raise BadFile(
+                f"it is the vision file of a {kinds[is_mllama]}, and the text file is a "
+                f"{metadata['general.architecture']}; choose the mmproj file of the same model"
+            )
+    except BadFile as error:
+        file.close()
+        raise type(error)(f"{path}: {error}") from None
+    return replace(config, vision=vision), file
+
+
+def vision_metadata(vision: VisionConfig, text_dim: int) -> dict[str, Value]:
+    """What from_clip of model/read_clip.py reads back as `vision`."""
+    is_mllama = isinstance(vision, Llama32VisionConfig)
+    numbers = {
+        "image_size": vision.tile_size,
+        "patch_size": vision.patch_size,
+        "embedding_length": vision.dim,
+        "feed_forward_length": vision.ffn_dim,
+        "projection_dim": text_dim,
+        "block_count": vision.n_layers,
+        "attention.head_count": vision.n_heads,
+    }
+    entries = {
+        "general.architecture": Value.of(ValueType.STRING, ARCHITECTURE),
+        "general.type": Value.of(ValueType.STRING, "mmproj"),
+        "general.quantization_version": Value.of(ValueType.UINT32, 2),
+        "clip.has_vision_encoder": Value.of(ValueType.BOOL, True),
+        "clip.projector_type": Value.of(ValueType.STRING, "mllama" if is_mllama else "llama4"),
+        "clip.use_gelu": Value.of(ValueType.BOOL, True),
+        "clip.vision.attention.layer_norm_epsilon": Value.of(ValueType.FLOAT32, vision.norm_eps),
+    }
+    # pixels are read with these (preprocessor_config.json of the releases)
+    mean = (0.48145466, 0.4578275, 0.40821073) if is_mllama else (0.5, 0.5, 0.5)
+    std = (0.26862954, 0.26130258, 0.27577711) if is_mllama else (0.5, 0.5, 0.5)
+    entries["clip.vision.image_mean"] = Value.array(ValueType.FLOAT32, list(mean))
+    entries["clip.vision.image_std"] = Value.array(ValueType.FLOAT32, list(std))
+    if isinstance(vision, Llama32VisionConfig):
+        numbers |= {"global.block_count": vision.n_global_layers, "max_num_tiles": vision.max_tiles}
+        entries["clip.vision.intermediate_layers_indices"] = Value.array(
+            ValueType.UINT32, list(vision.intermediate_layers)
+        )
+    else:
+        _refuse_unsaid(vision)
+        numbers["projector.scale_factor"] = round(1 / vision.pixel_shuffle)
+    return entries | {f"clip.vision.{key}": Value.of(ValueType.UINT32, n) for key, n in numbers.items()}
+
+
+def _refuse_unsaid(vision: Llama4VisionConfig) -> None:
+    usual = Llama4VisionConfig()
+    for name in ("rope_theta", "max_tiles"):
+        found, value = getattr(vision, name), getattr(usual, name)
+        if found != value:
+            raise Unsupported(
+                f"a vision file of llama.cpp stands for a {name} of {value}, and this model's is {found}; "
+                "convert to hf"
+            )
