@@ -157,10 +157,9 @@ class LinearOp : public Op {
     compute(*t, row0, row1, 2 * panel, std::min(t->w->m.tiles(), 2 * panel + 2), scratch);
   }
 
-  // Enough blocks for L2 and for all threads, but none so small that unpacking the weights for it would show.
-  int token_blocks(int rows, int panels, int n_threads) const {
-    const size_t bytes = (size_t)rows * x_.cols * sizeof(QBlock) / GROUP;
-    int n = (int)((bytes + TOKEN_BLOCK_BYTES - 1) / TOKEN_BLOCK_BYTES);
+  // Enough blocks for all threads, but none so small that unpacking the weights for it would show.
+  static int token_blocks(int rows, int panels, int n_threads) {
+    int n = (rows + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
     n = std::max({n, std::min(rows / 96, n_threads), std::min(rows / 48, (4 * n_threads + panels - 1) / panels), 1});
     return n > n_threads ? (n + n_threads - 1) / n_threads * n_threads : n;
   }

@@ -130,11 +130,7 @@ class ExpertLinearOp : public Op {
     }
   }
 
-  // Enough for L2, but none so small that unpacking the weights for it would show.
-  int token_blocks(int e) const {
-    const size_t n = routing_->count(e), bytes = n * x_.cols * sizeof(QBlock) / GROUP;
-    return n ? (int)std::max<size_t>(1, std::min((bytes + TOKEN_BLOCK_BYTES - 1) / TOKEN_BLOCK_BYTES, n / 96)) : 0;
-  }
+  int token_blocks(int e) const { return ((int)routing_->count(e) + TOKEN_BLOCK - 1) / TOKEN_BLOCK; }
 
   const Kernels& k_;
   const std::shared_ptr<const Routing> routing_;

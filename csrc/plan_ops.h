@@ -9,7 +9,7 @@ namespace puna {
 constexpr int STREAM_TOKENS = 64;       // up to here reading the weights takes a good part of the time
 constexpr int APPROACH_BYTES = 4096;    // of a thread's next weights to fetch before a barrier
 constexpr int SERIAL_VALUES = 1 << 13;  // row ops on fewer values than this are not worth a barrier
-constexpr size_t TOKEN_BLOCK_BYTES = 448 * 1024;  // activations that stay in L2 while panels of weights pass by
+constexpr int TOKEN_BLOCK = 256;        // tokens that share an unpacked panel of weights at most: fewer, and unpacking shows
 
 struct Range { int begin, end; };
 

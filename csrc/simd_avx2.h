@@ -106,6 +106,18 @@ inline void store_s8(int8_t* p, i32x16 x) {
 inline i32x16 izero() PUNA_BOTH(_mm256_setzero_si256(), _mm256_setzero_si256())
 inline i32x16 iset1(int x) PUNA_BOTH(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
 inline i32x16 iadd(i32x16 x, i32x16 y) PUNA_BOTH(_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b))
+inline i32x16 isub(i32x16 x, i32x16 y) PUNA_BOTH(_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b))
+inline i32x16 iload(const int32_t* p) PUNA_BOTH(_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8)))
+inline void istore(int32_t* p, i32x16 x) { _mm256_storeu_si256((__m256i*)p, x.a); _mm256_storeu_si256((__m256i*)(p + 8), x.b); }
+inline i32x16 bits_of(f32x16 x) PUNA_BOTH(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b))
+inline f32x16 from_bits(i32x16 x) PUNA_BOTH(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b))
+inline int lanes_within(__m256 magnitude, float least, float most) {
+  return _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(magnitude, _mm256_set1_ps(least), _CMP_GE_OQ), _mm256_cmp_ps(magnitude, _mm256_set1_ps(most), _CMP_LE_OQ)));
+}
+inline int lanes_within(f32x16 x, float least, float most) {  // bit i: least <= |x[i]| <= most
+  const f32x16 magnitude = abs(x);
+  return lanes_within(magnitude.a, least, most) | lanes_within(magnitude.b, least, most) << 8;
+}
 inline i32x16 ishl(i32x16 x, int n) PUNA_BOTH(_mm256_sll_epi32(x.a, _mm_cvtsi32_si128(n)), _mm256_sll_epi32(x.b, _mm_cvtsi32_si128(n)))
 inline int reduce_add(i32x16 x) {
   __m256i h = _mm256_add_epi32(x.a, x.b);
@@ -138,6 +150,11 @@ inline void store_bytes(uint8_t* p, u8x64 x) { _mm256_storeu_si256((__m256i*)p, 
 inline u8x64 bset1(int x) PUNA_BOTH(_mm256_set1_epi8((char)x), _mm256_set1_epi8((char)x))
 inline u8x64 band(u8x64 x, u8x64 y) PUNA_BOTH(_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b))
 inline u8x64 bor(u8x64 x, u8x64 y) PUNA_BOTH(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b))
+inline __m256i put_words(__m256i x, int lanes, int value) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_blendv_epi8(x, _mm256_set1_epi8((char)value), _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(lanes), bit), bit));
+}
+inline u8x64 put_words(u8x64 x, int lanes, int value) PUNA_BOTH(put_words(x.a, lanes, value), put_words(x.b, lanes >> 8, value))
 inline u8x64 lookup16(const uint8_t* table, u8x64 i) {
   __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
   return {_mm256_shuffle_epi8(t, i.a), _mm256_shuffle_epi8(t, i.b)};

@@ -100,6 +100,15 @@ inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128((__m128i*)p, _mm512
 inline i32x16 izero() { return {_mm512_setzero_si512()}; }
 inline i32x16 iset1(int x) { return {_mm512_set1_epi32(x)}; }
 inline i32x16 iadd(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline i32x16 isub(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline i32x16 iload(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void istore(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
+inline i32x16 bits_of(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
+inline f32x16 from_bits(i32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
+inline int lanes_within(f32x16 a, float least, float most) {  // bit i: least <= |a[i]| <= most
+  const __m512 magnitude = _mm512_abs_ps(a.v);
+  return _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(least), _CMP_GE_OQ) & _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(most), _CMP_LE_OQ);
+}
 inline i32x16 ishl(i32x16 a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 // out[i] = reduction of v[i]
 inline void reduce_max4(const f32x16 (&v)[4], float* out) {
@@ -135,6 +144,7 @@ inline void store_bytes(uint8_t* p, u8x64 a) { _mm512_storeu_si512(p, a.v); }
 inline u8x64 bset1(int x) { return {_mm512_set1_epi8((char)x)}; }
 inline u8x64 band(u8x64 a, u8x64 b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline u8x64 bor(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline u8x64 put_words(u8x64 a, int lanes, int value) { return {_mm512_mask_mov_epi32(a.v, (__mmask16)lanes, _mm512_set1_epi8((char)value))}; }
 inline u8x64 lookup16(const uint8_t* table, u8x64 idx) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), idx.v)};
 }

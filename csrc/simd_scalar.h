@@ -102,6 +102,16 @@ inline i32x16 izero() PUNA_LANES(i32x16, 16, 0)
 inline i32x16 iset1(int x) PUNA_LANES(i32x16, 16, x)
 inline i32x16 iadd(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, a.v[i] + b.v[i])
 inline i32x16 ishl(i32x16 a, int n) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] << n))
+inline i32x16 isub(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, a.v[i] - b.v[i])
+inline i32x16 iload(const int32_t* p) PUNA_LANES(i32x16, 16, p[i])
+inline void istore(int32_t* p, i32x16 a) { std::memcpy(p, a.v, 64); }
+inline i32x16 bits_of(f32x16 a) { i32x16 r; std::memcpy(r.v, a.v, 64); return r; }
+inline f32x16 from_bits(i32x16 a) { f32x16 r; std::memcpy(r.v, a.v, 64); return r; }
+inline int lanes_within(f32x16 a, float least, float most) {  // bit i: least <= |a[i]| <= most
+  int m = 0;
+  for (int i = 0; i < 16; i++) m |= (std::fabs(a.v[i]) >= least && std::fabs(a.v[i]) <= most) << i;
+  return m;
+}
 inline int reduce_add(i32x16 a) { int s = 0; for (int x : a.v) s += x; return s; }
 inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
 inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
@@ -125,6 +135,7 @@ inline void store_bytes(uint8_t* p, u8x64 a) { std::memcpy(p, a.v, 64); }
 inline u8x64 bset1(int x) PUNA_LANES(u8x64, 64, (uint8_t)x)
 inline u8x64 band(u8x64 a, u8x64 b) PUNA_LANES(u8x64, 64, a.v[i] & b.v[i])
 inline u8x64 bor(u8x64 a, u8x64 b) PUNA_LANES(u8x64, 64, a.v[i] | b.v[i])
+inline u8x64 put_words(u8x64 a, int lanes, int value) PUNA_LANES(u8x64, 64, lanes >> (i / 4) & 1 ? (uint8_t)value : a.v[i])
 inline u8x64 lookup16(const uint8_t* table, u8x64 idx) PUNA_LANES(u8x64, 64, table[idx.v[i] & 15])
 // The vector targets shift 16-bit lanes; callers mask away what crosses, so byte shifts give the same result.
 template <int N> inline u8x64 shr(u8x64 a) PUNA_LANES(u8x64, 64, (uint8_t)(a.v[i] >> N))

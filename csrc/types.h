@@ -24,6 +24,9 @@ struct Matrix {
 };
 
 // 32 activations as int8: x = d * q. Sums let a kernel treat weights as unsigned with a zero point or a minimum.
+// d is 1, 1.25, 1.5 or 1.75 times a power of two: then a kernel that keeps its weights' scales times these four gets
+// d_w * d by adding exponents, to the bit, on a port of the core that multiplications leave free. Activations lose a
+// tenth of a bit. Where one of a row is too large, or no number, all d and s of the row are NaN.
 struct QBlock {
   int8_t q[GROUP];
   float d;
@@ -32,6 +35,9 @@ struct QBlock {
   int32_t nsum_low;  // -(sum of the first 16 q)
 };
 static_assert(sizeof(QBlock) == 48);
+
+constexpr float MIN_ACTIVATION_SCALE = 0x1p-60f, MAX_ACTIVATION_SCALE = 0x1p60f;
+constexpr float MIN_WEIGHT_SCALE = 0x1p-62f, MAX_WEIGHT_SCALE = 0x1p62f;  // for which adding exponents is right
 
 // Activations [rows, cols] in whichever of the three forms were asked for.
 struct Input {

@@ -13,8 +13,7 @@
 // once, then multiply them with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
 #include <algorithm>
 
-#include "../formats.h"
-#include "../types.h"
+#include "linear_panel.h"
 
 namespace puna::PUNA_TARGET {
 namespace {
@@ -76,10 +75,6 @@ inline void prefetch_output(const Tiles& tiles, const Output& out, int row, int 
   prefetch_to_write(out.y + at);
   prefetch_to_write(out.y + at + ROWS);
   if (out.residual && out.residual != out.y) prefetch(out.residual + at);
-}
-
-template <class F> inline i32x16 start(int32_t nsum) {  // -ZERO * sum of x, in place of subtracting ZERO from each q
-  return F::ZERO ? iset1(F::ZERO * nsum) : izero();
 }
 
 // acc += sub-block w times one token's 32 activations; the order of operations that the header promises.
@@ -150,87 +145,11 @@ template <class F> void few_tokens(const Tiles& tiles, const Input& x, int row0,
   }
 }
 
-// What a format looks like once unpacked; formats that agree share one compiled kernel.
-template <int Zero, bool Min, bool Halves> struct Unpacked {
-  static constexpr int ZERO = Zero;
-  static constexpr bool MIN = Min, HALVES = Halves;
-};
-template <class F> using UnpackedOf = Unpacked<F::ZERO, F::MIN, F::HALVES>;
-
-// A sub-block of one tile, unpacked: what every quantized format becomes before the many-token kernel.
-template <class U> struct alignas(64) PanelSub {
-  static constexpr int SCALES = U::HALVES ? 2 : 1;
-  uint8_t q[8][64];
-  float d[SCALES][ROWS];
-  float m[U::MIN ? SCALES : 0][ROWS];
-};
-
-template <class F, int S> inline void unpack_sub(const uint8_t* block, PanelSub<UnpackedOf<F>>* out) {
-  SubBlock w;
-  F::template load<S>(block, w);
-  for (int k = 0; k < 8; k++) store_bytes(out[S].q[k], w.q[k]);
-  for (int half = 0; half < (F::HALVES ? 2 : 1); half++) {
-    store(out[S].d[half], w.d[half]);
-    if constexpr (F::MIN) store(out[S].m[half], w.m[half]);
-  }
-  if constexpr (S + 1 < F::SUBS) unpack_sub<F, S + 1>(block, out);
-}
-
-// acc [T][R][16] (+)= R unpacked tiles times T tokens over `subs` sub-blocks.
-template <class F, int R, int T>
-void multiply_panel(const PanelSub<F>* const* panel, int subs, const QBlock* x, size_t x_stride, float* out, bool fresh) {
-  f32x16 acc[R][T];
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) acc[r][t] = fresh ? zero() : load(out + (t * R + r) * ROWS);
-  for (int s = 0; s < subs; s++) {
-    for (int half = 0; half < (F::HALVES ? 2 : 1); half++) {
-      constexpr int STEPS = F::HALVES ? 4 : 8;
-      i32x16 v[R][T];
-      int32_t nsum[T];
-      for (int t = 0; t < T; t++) {
-        const QBlock& b = x[t * x_stride + s];
-        nsum[t] = !F::HALVES ? b.nsum : half ? b.nsum - b.nsum_low : b.nsum_low;
-        for (int r = 0; r < R; r++) v[r][t] = start<F>(nsum[t]);
-      }
-      for (int k = STEPS * half; k < STEPS * half + STEPS; k++) {
-        u8x64 q[R];
-        for (int r = 0; r < R; r++) q[r] = load_bytes(panel[r][s].q[k]);
-        for (int t = 0; t < T; t++) {
-          s8x4 a = repeat4(x[t * x_stride + s].q + 4 * k);
-          for (int r = 0; r < R; r++) v[r][t] = dot4(v[r][t], q[r], a);
-        }
-      }
-      for (int t = 0; t < T; t++) {
-        const QBlock& b = x[t * x_stride + s];
-        const f32x16 dx = set1(b.d);
-        for (int r = 0; r < R; r++) acc[r][t] = fma(to_f32(v[r][t]), mul(load(panel[r][s].d[half]), dx), acc[r][t]);
-        if constexpr (F::MIN) {
-          const f32x16 sx = set1(F::HALVES ? b.d * (float)-nsum[t] : b.s);
-          for (int r = 0; r < R; r++) acc[r][t] = fma(load(panel[r][s].m[half]), sx, acc[r][t]);
-        }
-      }
-    }
-  }
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) store(out + (t * R + r) * ROWS, acc[r][t]);
-}
-
-template <class U, int R> void multiply_tokens(const PanelSub<U>* const* panel, int subs, const QBlock* x, size_t stride, int t, float* out, bool fresh) {
-  switch (t) {
-    case 1: return multiply_panel<U, R, 1>(panel, subs, x, stride, out, fresh);
-    case 2: return multiply_panel<U, R, 2>(panel, subs, x, stride, out, fresh);
-    case 3: return multiply_panel<U, R, 3>(panel, subs, x, stride, out, fresh);
-    case 4: return multiply_panel<U, R, 4>(panel, subs, x, stride, out, fresh);
-    case 5: return multiply_panel<U, R, 5>(panel, subs, x, stride, out, fresh);
-    default: return multiply_panel<U, R, 6>(panel, subs, x, stride, out, fresh);
-  }
-}
-
 // How many of the tokens left go next: six as long as the last group does not become a small one, which is slow.
 inline int group(int left) { return left >= TOKENS + 4 || left <= TOKENS ? std::min(left, TOKENS) : (left + 1) / 2; }
 
 constexpr int MAX_BLOCK_TOKENS = 516;  // tokens of one pass over a panel: their sums stay in scratch
-static_assert(PANEL * PANEL_SUBS * 768 + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeof(float) <= LINEAR_SCRATCH);
+static_assert(PANEL * PANEL_SUBS * 1152 + MAX_BLOCK_TOKENS * PANEL * ROWS * sizeof(float) <= LINEAR_SCRATCH);
 
 template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
   const int subs = tiles.w.cols / GROUP;
@@ -246,9 +165,10 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
     const Sub* panel[PANEL] = {unpacked, unpacked + PANEL_SUBS};
     for (int s = 0; s < subs; s += part) {
       const int n = std::min(part, subs - s);
+      bool tamed = true;
       for (int j = 0; j < r; j++)
         for (int b = 0; b < n; b += F::SUBS)
-          unpack_sub<F, 0>(tiles[i + j] + (size_t)((s + b) / F::SUBS) * F::BYTES * ROWS, unpacked + j * PANEL_SUBS + b);
+          tamed &= unpack_sub<F, 0>(tiles[i + j] + (size_t)((s + b) / F::SUBS) * F::BYTES * ROWS, unpacked + j * PANEL_SUBS + b);
       for (int j = 0; j < r; j++) {  // the part that comes after this one, of these tiles or of the next
         const uint8_t* next = s + n < subs ? tiles[i + j] + (size_t)(s + n) / F::SUBS * F::BYTES * ROWS : i + PANEL + j < tiles.n ? tiles[i + PANEL + j] : nullptr;
         if (next) prefetch_range(next, (size_t)n / F::SUBS * F::BYTES * ROWS);
@@ -260,8 +180,9 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
         const bool done = s + n == subs;
         const int next = std::min(row1, t + tokens + TOKENS);
         for (int j = t == row0 ? t : t + tokens; done && j < next; j++) prefetch_output(tiles, out, j, i);
-        if (r == PANEL) multiply_tokens<UnpackedOf<F>, PANEL>(panel, n, xt, subs, tokens, to, s == 0);
-        else multiply_tokens<UnpackedOf<F>, 1>(panel, n, xt, subs, tokens, to, s == 0);
+        const bool plain = !tamed || !are_numbers(xt, subs, tokens);
+        if (r == PANEL) (plain ? multiply_plainly<UnpackedOf<F>, PANEL> : multiply_tokens<UnpackedOf<F>, PANEL>)(panel, n, xt, subs, tokens, to, s == 0);
+        else (plain ? multiply_plainly<UnpackedOf<F>, 1> : multiply_tokens<UnpackedOf<F>, 1>)(panel, n, xt, subs, tokens, to, s == 0);
         for (int j = 0; done && j < tokens; j++) emit(tiles, out, t + j, i, r, to + j * r * ROWS, ROWS);
       }
     }

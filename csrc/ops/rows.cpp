@@ -1,6 +1,10 @@
 // Ops on one row of activations: rms_norm, add, scale, swiglu, rope, and the conversions that feed `linear`.
 //
 // Contracts: n is a multiple of 16 (of 32 for quantize); pointers need no alignment; y may be x.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
 #include "../simd.h"
 #include "../types.h"
 
@@ -20,37 +24,56 @@ void rms_norm(const float* x, const float* w, int n, float eps, float* y) {
 // The nearest whole number from -127 to 127; -127 for what is no number, by the order of max's arguments.
 inline i32x16 round_s8(f32x16 x) { return round_i32(min(max(x, set1(-127.0f)), set1(127.0f))); }
 
-// N groups, their reductions together. 32 values share the scale max|x| / 127; a group of zeros has scale 0.
-template <int N> inline void quantize_groups(const float* x, QBlock* y) {
+// The scale of a group: max|x| / 127 rounded up to a multiple of a quarter of its power of two (types.h says why).
+inline float scale_of(float largest) {
+  if (!(largest <= 127 * MAX_ACTIVATION_SCALE)) return std::numeric_limits<float>::quiet_NaN();
+  const float d = std::max(largest / 127.0f, MIN_ACTIVATION_SCALE);
+  uint32_t bits;
+  std::memcpy(&bits, &d, 4);
+  bits = (bits + 0x1fffff) & ~0x1fffffu;
+  float rounded;
+  std::memcpy(&rounded, &bits, 4);
+  return rounded;
+}
+
+// N groups, their reductions together. False where a number is too large, or none.
+template <int N> inline bool quantize_groups(const float* x, QBlock* y) {
   f32x16 top[4] = {};
   for (int g = 0; g < N; g++) top[g] = max(abs(load(x + g * GROUP)), abs(load(x + g * GROUP + 16)));
   float largest[4];
   reduce_max4(top, largest);
   i32x16 q[2][4] = {};
+  float d[4];
   for (int g = 0; g < N; g++) {
-    const f32x16 inverse = set1(largest[g] > 0.0f ? 127.0f / largest[g] : 0.0f);
+    d[g] = scale_of(largest[g]);
+    const f32x16 inverse = set1(1.0f / d[g]);
     for (int half = 0; half < 2; half++) {
       q[half][g] = round_s8(mul(load(x + g * GROUP + half * 16), inverse));
       store_s8(y[g].q + half * 16, q[half][g]);
     }
   }
+  bool good = true;
   int low[4], high[4];
   reduce_add4(q[0], low);
   reduce_add4(q[1], high);
   for (int g = 0; g < N; g++) {
-    const float d = largest[g] / 127.0f;
     const int sum = low[g] + high[g];
-    y[g].d = d;
-    y[g].s = d * (float)sum;
+    y[g].d = d[g];
+    y[g].s = d[g] * (float)sum;
     y[g].nsum = -sum;
     y[g].nsum_low = -low[g];
+    good &= d[g] == d[g];
   }
+  return good;
 }
 
 void quantize(const float* x, int n, QBlock* y) {
   int i = 0;
-  for (; i + 4 * GROUP <= n; i += 4 * GROUP) quantize_groups<4>(x + i, y + i / GROUP);
-  for (; i < n; i += GROUP) quantize_groups<1>(x + i, y + i / GROUP);
+  bool good = true;
+  for (; i + 4 * GROUP <= n; i += 4 * GROUP) good &= quantize_groups<4>(x + i, y + i / GROUP);
+  for (; i < n; i += GROUP) good &= quantize_groups<1>(x + i, y + i / GROUP);
+  if (!good)
+    for (i = 0; i < n / GROUP; i++) y[i].d = y[i].s = std::numeric_limits<float>::quiet_NaN();
 }
 
 void to_bf16(const float* x, int n, uint16_t* y) {

@@ -26,10 +26,14 @@ from puna.ops.cases import (
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights.blocks import quant
+from puna.weights.blocks.formats import FORMATS
 from puna.weights.blocks.recode import kernel_kind
 
 TARGETS = _native.available_targets()
 CACHES = {"bf16": "BF16", "f16": "F16", "f32": "F32", "q8_0": "Q8_0"}
+
+FLOAT_SCALES = np.array([0, -0.0, 1e-40, 1e-25, -1e-18, 1e18, 3e19, 1e38, np.inf, np.nan], np.float32)
+HALF_SCALES = np.array([0, -0.0, 6e-8, -65504, np.inf, np.nan], np.float16)
 
 on_targets = pytest.mark.parametrize("target", TARGETS)
 
@@ -68,16 +72,16 @@ def weight_of(case: LinearCase | EmbedCase) -> tuple[Any, np.ndarray]:
 
 
 def as_multiplied(x_TD: np.ndarray, form: str) -> np.ndarray:
-    """Activations as they meet the weights: as they are, in bf16, or in int8 by groups of 32."""
+    """Activations as they meet the weights: as they are, in bf16, or in int8 by groups of 32 (csrc/types.h)."""
     if form == "f32":
         return x_TD.astype(np.float64)
     if form == "bf16":
         bits = x_TD.view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
     groups = x_TD.reshape(-1, 32)
-    largest = np.abs(groups).max(1, keepdims=True)
-    q = np.rint(groups * (np.float32(127) / largest))
-    return (q * (largest / np.float32(127)).astype(np.float64)).reshape(x_TD.shape)
+    bits = (np.abs(groups).max(1, keepdims=True) / np.float32(127)).view(np.uint32)
+    scale = ((bits + 0x1FFFFF) & 0xFFE00000).view(np.float32)
+    return (np.rint(groups * (np.float32(1) / scale)) * scale.astype(np.float64)).reshape(x_TD.shape)
 
 
 @on_targets
@@ -218,11 +222,32 @@ def test_numbers_that_int8_cannot_hold_stay_in_their_row(target: str) -> None:
     for value in (np.inf, -np.inf, np.nan, 1e-40, np.finfo(np.float32).max):
         bad_TD = good_TD.copy()
         bad_TD[0, ::3] = value
-        for n_around in (1, 5):
+        for n_around in (1, 5, 40):
             rows = [*[good_TD] * n_around, bad_TD, np.full_like(good_TD, value), *[good_TD] * n_around]
             got_TE = _native.linear(packed, np.concatenate(rows), target)
             np.testing.assert_array_equal(got_TE[:n_around], np.repeat(expected_TE, n_around, 0))
             np.testing.assert_array_equal(got_TE[-n_around:], np.repeat(expected_TE, n_around, 0))
+            alone_TE = _native.linear(packed, bad_TD, target)
+            np.testing.assert_array_equal(got_TE[n_around : n_around + 1], alone_TE)
+            assert np.isfinite(alone_TE).all() == (value == 1e-40)
+
+
+@on_targets
+@pytest.mark.parametrize("kind", ["INT8", "INT8_16", "INT4_MIN", "Q8_0", "Q4_K"])
+def test_scales_out_of_all_proportion(kind: str, target: str) -> None:
+    """Many tokens at once add exponents of scales. Zeros, tiny, huge and no numbers have to come out as alone."""
+    rng = np.random.default_rng(3)
+    data = quant.random_blocks(kind, (64, 512), rng).reshape(64, -1, FORMATS[kind].block_bytes)
+    scale = FLOAT_SCALES if kind.startswith("INT") else HALF_SCALES
+    for row in range(48):  # of three tiles; the fourth is tame
+        start = rng.integers(data.shape[1])
+        value = np.array(rng.choice(scale, 1))
+        data[row, start, : value.nbytes] = value.view(np.uint8)
+    packed = pack_weight(kind, (64, 512), data.reshape(-1))
+    x_TD = rng.standard_normal((90, 512), np.float32) * np.float32(10) ** rng.integers(-30, 18, (90, 1))
+    together = _native.linear(packed, x_TD.astype(np.float32), target)
+    one_by_one = [_native.linear(packed, x_TD[i : i + 1].astype(np.float32), target) for i in range(90)]
+    np.testing.assert_array_equal(together, np.concatenate(one_by_one))
 
 
 @on_targets
