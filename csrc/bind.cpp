@@ -1,4 +1,4 @@
-// The one file that knows Python: puna._native.
+// Knows Python, as bind_images.cpp does and nothing else: puna._native.
 //
 // Checks every contract that a caller could break: sizes, ranges, types. What lies below trusts its arguments.
 #include <nanobind/nanobind.h>
@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "bind_images.h"
 #include "dispatch.h"
 #include "limits.h"
 #include "pack.h"
@@ -23,17 +24,19 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace puna {
-namespace {
-
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Matrix2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using OutFloats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 void check(bool good, const std::string& message) {
   if (!good) throw std::invalid_argument(message);
 }
+
+OutFloats own(int rows, int cols, float* data) {
+  nb::capsule owner(data, [](void* p) noexcept { delete[] (float*)p; });
+  return OutFloats(data, {(size_t)rows, (size_t)cols}, owner);
+}
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 Kind kind_of(const std::string& name) {
   const Kind kind = kind_named(name.c_str());
@@ -65,11 +68,6 @@ Weight pack_matrix(std::shared_ptr<Arena> arena, const std::string& kind, int ro
   uint8_t* dst = arena->take(bytes);
   pack(k, rows, cols, src, dst, 0, (rows + TILE_ROWS - 1) / TILE_ROWS);
   return std::make_shared<PackedMatrix>(PackedMatrix{{k, rows, cols, row_bytes(k, cols) * TILE_ROWS, dst}, std::move(arena)});
-}
-
-OutFloats own(int rows, int cols, float* data) {
-  nb::capsule owner(data, [](void* p) noexcept { delete[] (float*)p; });
-  return OutFloats(data, {(size_t)rows, (size_t)cols}, owner);
 }
 
 OutFloats unpack_matrix(const Weight& w, const std::string& target) {
@@ -160,13 +158,17 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
   return s;
 }
 
-nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks) {
+// token_ids: how many there are, vocab or more. given, seen: the images of the step.
+nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks, int list, int token_ids, std::vector<Given> given,
+                    std::vector<Seen> seen) {
   Plan& plan = nb::cast<Plan&>(self);
-  Step step = make_step(plan, vocab, tokens, chunks, blocks);
+  check(list >= 0 && list < plan.n_lists(), "step: no such list of ops");
+  Step step = make_step(plan, std::max(vocab, token_ids), tokens, chunks, blocks);
+  place_images(plan, step, given, seen);
   const float* logits;
   {
     nb::gil_scoped_release free;
-    logits = plan.step(step, result);
+    logits = plan.step(step, result, list);
   }
   const size_t stride = plan.at(result).cols;
   return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, {step.wanted.size(), (size_t)vocab}, self, {(int64_t)stride, 1}));
@@ -227,6 +229,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("cols", [](const PackedMatrix& w) { return w.m.cols; })
       .def_prop_ro("kind", [](const PackedMatrix& w) { return std::string(format_of(w.m.kind).name); });
 
+  bind_images(m);
   nb::class_<Plan>(m, "Plan")
       .def("__init__", [](Plan* self, const std::string& target, int threads, int max_tokens, int max_wanted, const std::string& cache,
                           int layers, int n_blocks, int kv_heads, int head_dim) {
@@ -236,7 +239,11 @@ NB_MODULE(_native, m) {
       }, "target"_a, "threads"_a, "max_tokens"_a, "max_wanted"_a, "cache"_a, "layers"_a, "n_blocks"_a, "kv_heads"_a, "head_dim"_a)
       .def("buffer", [](Plan& p, int cols, const std::string& rows) { return p.buffer(cols, rows_named(rows)); }, "cols"_a, "rows"_a)
       .def("set_rotation", &Plan::set_rotation, "frequencies"_a, "factor"_a)
-      .def("embed", &Plan::embed)
+      .def("begin_list", &Plan::begin_list)
+      .def("embed", [](Plan& p, const Weight& table, const Weight& more, int out) {
+        check(!more || more->m.cols == table->m.cols, "embed: tables differ in columns");
+        p.embed(table, more, out);
+      }, "table"_a, "more"_a.none(), "out"_a)
       .def("rms_norm", [](Plan& p, int x, Floats w, float eps, int out, int forms) {
         check((int)w.size() == p.at(x).cols, "rms_norm: " + std::to_string(w.size()) + " weights for " + std::to_string(p.at(x).cols) + " columns");
         p.rms_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out, forms);
@@ -256,12 +263,20 @@ NB_MODULE(_native, m) {
         check_experts(p, x, scores, w1, w2, w3, n_active, out);
         p.experts(x, scores, std::move(w1), std::move(w2), std::move(w3), n_active, out);
       })
+      .def("cross_attend", &Plan::cross_attend)
+      .def("mask_rows", &Plan::mask_rows)
+      .def("head_norm", [](Plan& p, int x, Floats w, float eps, int out) {
+        check(w.size() > 0 && w.size() % 16 == 0 && p.at(x).cols % (int)w.size() == 0, "head_norm: columns are no whole number of heads");
+        p.head_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out);
+      })
       .def("add", &Plan::add)
+      .def("add_scaled", &Plan::add_scaled)
       .def("swiglu", &Plan::swiglu)
       .def("select", &Plan::select)
       .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
-      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a)
+      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "list"_a = 0, "token_ids"_a = 0,
+           "given"_a = std::vector<Given>(), "seen"_a = std::vector<Seen>())
       .def_rw("profile", &Plan::profile)
       .def_prop_ro("op_seconds", [](Plan& p) { return p.op_seconds(); });
 }

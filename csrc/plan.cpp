@@ -7,6 +7,7 @@
 
 #include "plan_attend.h"
 #include "plan_experts.h"
+#include "plan_images.h"
 #include "plan_ops.h"
 
 namespace puna {
@@ -37,11 +38,30 @@ class RotationOp : public RowOp {
 
 class EmbedOp : public RowOp {
  public:
-  EmbedOp(const Kernels& k, Weight table, const Buffer& out) : RowOp(k, out, 16), table_(std::move(table)) {}
-  void row(const Step& s, int i) override { k_.embed(table_->m, s.tokens[i], out_.row(i)); }
+  EmbedOp(const Kernels& k, Weight table, Weight more, const Buffer& out) : RowOp(k, out, 16), table_(std::move(table)), more_(std::move(more)) {}
+  void row(const Step& s, int i) override {
+    const int token = s.tokens[i], behind = token - table_->m.rows;
+    if (!s.given.empty() && s.given[i]) std::copy_n(s.given[i], table_->m.cols, out_.row(i));
+    else if (behind < 0) k_.embed(table_->m, token, out_.row(i));
+    else k_.embed(more_->m, behind, out_.row(i));
+  }
 
  private:
-  const Weight table_;
+  const Weight table_, more_;
+};
+
+class HeadNormOp : public RowOp {
+ public:
+  HeadNormOp(const Kernels& k, const Buffer& x, std::vector<float> w, float eps, const Buffer& out) : RowOp(k, out, 2), x_(x), w_(std::move(w)), eps_(eps) {}
+  void row(const Step&, int i) override {
+    const int n = (int)w_.size();
+    for (int at = 0; at < out_.cols; at += n) k_.rms_norm(x_.row(i) + at, w_.data(), n, eps_, out_.row(i) + at);
+  }
+
+ private:
+  const Buffer& x_;
+  const std::vector<float> w_;
+  const float eps_;
 };
 
 class RmsNormOp : public RowOp {
@@ -76,6 +96,16 @@ class AddOp : public RowOp {
 
  private:
   const Buffer &a_, &b_;
+};
+
+class AddScaledOp : public RowOp {
+ public:
+  AddScaledOp(const Kernels& k, const Buffer& a, const Buffer& b, float factor, const Buffer& out) : RowOp(k, out, 1), a_(a), b_(b), factor_(factor) {}
+  void row(const Step&, int i) override { k_.add_scaled(a_.row(i), b_.row(i), factor_, out_.cols, out_.row(i)); }
+
+ private:
+  const Buffer &a_, &b_;
+  const float factor_;
 };
 
 class SwigluOp : public RowOp {
@@ -230,7 +260,7 @@ void Plan::set_rotation(const std::vector<double>& frequencies, double factor) {
   emplace<RotationOp>(k_, cos_, sin_, frequencies, factor);
 }
 
-void Plan::embed(Weight table, int out) { emplace<EmbedOp>(k_, std::move(table), at(out)); }
+void Plan::embed(Weight table, Weight more, int out) { emplace<EmbedOp>(k_, std::move(table), std::move(more), at(out)); }
 
 void Plan::rms_norm(int x, std::vector<float> w, float eps, int out, int forms) {
   want(out, forms);
@@ -254,14 +284,14 @@ void Plan::gated(int x, Weight gate, Weight up, int out) {
 
 void Plan::store(int q, int k, int v, int layer, const QueryKeySteps& steps) {
   if (cache_query_is_bf16(cache_shape_.kind)) want(q, FORM_BF16);
-  ops_.push_back(make_store(k_, at(q), at(k), at(v), cache_.at(layer), cos_, sin_, steps));
+  lists_.back().push_back(make_store(k_, at(q), at(k), at(v), cache_.at(layer), cos_, sin_, steps));
 }
 
 void Plan::attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms) {
   want(out, forms);
   AttendSchedule& schedule = this->schedule(at(out).rows, n_heads / cache_shape_.n_kv_heads, reach);
-  ops_.push_back(make_attend(k_, schedule, at(q), cache_.at(layer), scale, at(out)));
-  ops_.push_back(make_attend_merge(k_, schedule, at(out), forms));
+  lists_.back().push_back(make_attend(k_, schedule, at(q), cache_.at(layer), scale, at(out)));
+  lists_.back().push_back(make_attend_merge(k_, schedule, at(out), forms));
 }
 
 AttendSchedule& Plan::schedule(Rows rows, int group, int reach) {
@@ -279,7 +309,7 @@ void Plan::experts(int x, int scores, std::vector<Weight> w1, std::vector<Weight
   const SlotBuffers buffers{slots(at(x).cols, rows, n_active, 0), h, gated ? h : slots(gate.rows, rows, n_active, 2)};
   want(buffers.x, form_of(gate.kind) | form_of(up.kind));
   want(buffers.h, form_of(w2.at(0)->m.kind));
-  add_experts(ops_, k_, at(x), at(scores), {std::move(w1), std::move(w2), std::move(w3)}, n_active, buffers, at(out));
+  add_experts(lists_.back(), k_, at(x), at(scores), {std::move(w1), std::move(w2), std::move(w3)}, n_active, buffers, at(out));
 }
 
 // One for all layers that are alike.
@@ -289,6 +319,18 @@ Buffer& Plan::slots(int cols, Rows rows, int n_active, int role) {
   return *slots_.emplace_back(Slots{n_active, role, make_buffer(cols, rows, n_active)}).buffer;
 }
 
+void Plan::cross_attend(int q, int layer, int n_heads, float scale, int out, int forms) {
+  const CacheShape& c = cache_shape_;
+  if (cache_query_is_bf16(c.kind)) convert(q, FORM_BF16);
+  want(out, forms);
+  if (!cross_) cross_ = std::make_unique<CrossSchedule>(n_heads / c.n_kv_heads, c.n_kv_heads, c.head_dim);
+  lists_.back().push_back(make_cross_attend(k_, *cross_, at(q), c.kind, layer, scale, at(out)));
+  lists_.back().push_back(make_cross_merge(k_, *cross_, at(out), forms));
+}
+
+void Plan::mask_rows(int x, int out) { lists_.back().push_back(make_mask_rows(k_, at(x), at(out))); }
+void Plan::head_norm(int x, std::vector<float> w, float eps, int out) { emplace<HeadNormOp>(k_, at(x), std::move(w), eps, at(out)); }
+void Plan::add_scaled(int a, int b, float factor, int out) { emplace<AddScaledOp>(k_, at(a), at(b), factor, at(out)); }
 void Plan::add(int a, int b, int out) { emplace<AddOp>(k_, at(a), at(b), at(out)); }
 void Plan::swiglu(int gate, int up, int out) { emplace<SwigluOp>(k_, at(gate), at(up), at(out)); }
 void Plan::select(int x, int out) { emplace<SelectOp>(k_, at(x), at(out)); }
@@ -299,34 +341,36 @@ int Plan::advance(const Step& step, const Worker& worker, int i) {
   for (;; i++) {
     const int cursors = (int)step.tokens.size() > STREAM_TOKENS ? (int)cursors_.size() : 1;
     for (int c = 0; c < cursors; c++) cursors_[c].next.store(0, std::memory_order_relaxed);
-    if (i == (int)ops_.size()) return i;
-    if (!ops_[i]->serial(step)) {
-      if (i + 1 < (int)ops_.size() && ops_[i + 1]->serial(step)) ops_[i + 1]->prefetch(step);
+    if (i == (int)ops().size()) return i;
+    if (!ops()[i]->serial(step)) {
+      if (i + 1 < (int)ops().size() && ops()[i + 1]->serial(step)) ops()[i + 1]->prefetch(step);
       return i;
     }
     const auto began = std::chrono::steady_clock::now();
-    ops_[i]->run(step, alone);
+    ops()[i]->run(step, alone);
     if (profile) op_seconds_[i] = seconds_since(began);
   }
 }
 
 // Up to the next op for all threads, each may fetch what it will need first.
 void Plan::approach(const Step& step, const Worker& worker, int i) const {
-  for (bool serial = true; serial && i < (int)ops_.size(); i++) {
-    ops_[i]->approach(step, worker);
-    serial = ops_[i]->serial(step);
+  for (bool serial = true; serial && i < (int)ops().size(); i++) {
+    ops()[i]->approach(step, worker);
+    serial = ops()[i]->serial(step);
   }
 }
 
-const float* Plan::step(Step& step, int result) {
+const float* Plan::step(Step& step, int result, int list) {
+  running_ = list;
   for (auto& s : schedules_) s->prepare(step);
-  op_seconds_.assign(profile ? ops_.size() : 0, 0.0);
+  if (cross_) cross_->prepare(step);
+  op_seconds_.assign(profile ? ops().size() : 0, 0.0);
   next_ = advance(step, {0, 1, scratch_.data(), cursors_.data()}, 0);
   pool_.run([&](int thread) {
     const Worker worker{thread, pool_.size(), scratch_.data() + SCRATCH * thread, cursors_.data()};
-    for (int i = next_; i < (int)ops_.size();) {
+    for (int i = next_; i < (int)ops().size();) {
       const auto began = std::chrono::steady_clock::now();
-      ops_[i]->run(step, worker);
+      ops()[i]->run(step, worker);
       approach(step, worker, i + 1);
       barrier_.wait([&] {
         if (profile) op_seconds_[i] = seconds_since(began);

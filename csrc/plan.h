@@ -26,10 +26,20 @@ struct Chunk {
 // All tokens of the step, or only those whose logits are wanted.
 enum class Rows { ALL, WANTED };
 
+class ImageKeys;  // image_ops.h
+
+// Rows of a step that see the same images.
+struct SeenRows {
+  int row0, row1;
+  std::vector<const ImageKeys*> images;
+};
+
 struct Step {
   std::vector<Chunk> chunks;
   std::vector<int32_t> tokens, positions, chunk_of;  // per row
   std::vector<int32_t> wanted;                       // row of each wanted row
+  std::vector<const float*> given;                   // per row an embedding in place of the token's, or null; or empty
+  std::vector<SeenRows> seen;
   int rows(Rows r) const { return r == Rows::ALL ? (int)tokens.size() : (int)wanted.size(); }
 };
 
@@ -92,16 +102,18 @@ struct CacheShape {
 };
 
 class AttendSchedule;  // plan_attend.h
+class CrossSchedule;   // plan_images.h
 
 class Plan {
  public:
   Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, const CacheShape& cache);
   ~Plan();
 
-  // Building. Buffers are named by the number that `buffer` returns.
+  // Building. Buffers are named by the number that `buffer` returns. Ops go to the last list; a step runs one of them.
   int buffer(int cols, Rows rows);
+  void begin_list() { lists_.emplace_back(); }
   void set_rotation(const std::vector<double>& frequencies, double factor);
-  void embed(Weight table, int out);
+  void embed(Weight table, Weight more, int out);  // more: of the tokens behind the table, or null
   void rms_norm(int x, std::vector<float> w, float eps, int out, int forms);
   void convert(int x, int forms);
   void linear(int x, std::vector<Weight> w, std::vector<int> out, int residual);
@@ -109,12 +121,16 @@ class Plan {
   void store(int q, int k, int v, int layer, const QueryKeySteps& steps);
   void attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms);
   void experts(int x, int scores, std::vector<Weight> w1, std::vector<Weight> w2, std::vector<Weight> w3, int n_active, int out);
+  void cross_attend(int q, int layer, int n_heads, float scale, int out, int forms);
+  void mask_rows(int x, int out);
+  void head_norm(int x, std::vector<float> w, float eps, int out);  // every head of w.size() columns
   void add(int a, int b, int out);
+  void add_scaled(int a, int b, float factor, int out);  // a + factor * b
   void swiglu(int gate, int up, int out);
   void select(int x, int out);
 
   // Runs the plan; the values of buffer `result` [wanted rows, cols] are valid until the next step.
-  const float* step(Step& step, int result);
+  const float* step(Step& step, int result, int list = 0);
 
   int max_tokens() const { return max_tokens_; }
   int max_wanted() const { return max_wanted_; }
@@ -122,11 +138,12 @@ class Plan {
   const Buffer& at(int i) const { return *buffers_.at(i); }
   Pool& pool() { return pool_; }
   const Kernels& kernels() const { return k_; }
-  const std::vector<std::unique_ptr<Op>>& ops() const { return ops_; }
+  int n_lists() const { return (int)lists_.size(); }
   std::vector<double>& op_seconds() { return op_seconds_; }  // filled while profiling
   bool profile = false;
 
  private:
+  using Ops = std::vector<std::unique_ptr<Op>>;
   struct Slots { int n_active, role; std::unique_ptr<Buffer> buffer; };  // rows of tokens once per expert they are sent to
 
   std::unique_ptr<Buffer> make_buffer(int cols, Rows rows, int times) const;
@@ -136,7 +153,8 @@ class Plan {
   Buffer& slots(int cols, Rows rows, int n_active, int role);
   int advance(const Step& step, const Worker& worker, int i);
   void approach(const Step& step, const Worker& worker, int i) const;
-  template <class T, class... Args> void emplace(Args&&... args) { ops_.push_back(std::make_unique<T>(std::forward<Args>(args)...)); }
+  const Ops& ops() const { return lists_[running_]; }
+  template <class T, class... Args> void emplace(Args&&... args) { lists_.back().push_back(std::make_unique<T>(std::forward<Args>(args)...)); }
 
   const Kernels& k_;
   const int max_tokens_, max_wanted_;
@@ -147,7 +165,9 @@ class Plan {
   std::vector<Slots> slots_;
   Buffer cos_, sin_;
   std::vector<std::unique_ptr<AttendSchedule>> schedules_;
-  std::vector<std::unique_ptr<Op>> ops_;
+  std::unique_ptr<CrossSchedule> cross_;
+  std::vector<Ops> lists_{1};
+  int running_ = 0;
   std::vector<double> op_seconds_;
   Pages scratch_;
   Pool pool_;

@@ -33,6 +33,22 @@ inline f32x16 exp2(f32x16 x) {
   return scale2(p, x);
 }
 
+// x / 2 * (1 + erf(x / sqrt(2))). erfc by a polynomial in 1 / (1 + p |x|) times exp(-x^2), absolute error of erf 1.5e-7
+// (Abramowitz and Stegun 7.1.26).
+inline f32x16 gelu(f32x16 x) {
+  const f32x16 z = abs(mul(x, set1(0.7071067811865476f)));
+  const f32x16 t = div(set1(1.0f), fma(z, set1(0.3275911f), set1(1.0f)));
+  f32x16 p = set1(1.061405429f);
+  p = fma(p, t, set1(-1.453152027f));
+  p = fma(p, t, set1(1.421413741f));
+  p = fma(p, t, set1(-0.284496736f));
+  p = fma(p, t, set1(0.254829592f));
+  const f32x16 power = max(mul(mul(z, z), set1(-1.4426950408889634f)), set1(-126.0f));
+  const f32x16 tail = mul(mul(p, t), exp2(power));  // erfc(|z|)
+  const f32x16 twice = select_greater(x, zero(), sub(set1(2.0f), tail), tail);
+  return mul(mul(x, set1(0.5f)), twice);
+}
+
 inline f32x16 silu(f32x16 x) {
   f32x16 e = exp2(min(mul(x, set1(-1.4426950408889634f)), set1(126.0f)));
   return div(x, add(set1(1.0f), e));

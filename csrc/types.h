@@ -109,9 +109,12 @@ struct Kernels {
   void (*linear)(const Matrix& w, const Matrix* up, const Input& x, int row0, int row1, int tile0, int tile1, const Output& y, uint8_t* scratch);
   void (*embed)(const Matrix& w, int row, float* y);
   void (*rms_norm)(const float* x, const float* w, int n, float eps, float* y);
+  void (*layer_norm)(const float* x, const float* w, const float* bias, int n, float eps, float* y);
   void (*quantize)(const float* x, int n, QBlock* y);
   void (*to_bf16)(const float* x, int n, uint16_t* y);
   void (*add)(const float* a, const float* b, int n, float* y);
+  void (*add_scaled)(const float* a, const float* b, float factor, int n, float* y);
+  void (*gelu)(const float* x, int n, float* y);
   void (*scale)(const float* x, float factor, int n, float* y);
   void (*swiglu)(const float* gate, const float* up, int n, float* y);
   void (*rope)(const float* x, int heads, int head_dim, const float* cos, const float* sin, float* y);

@@ -1,4 +1,4 @@
-// Ops on one row of activations: rms_norm, add, scale, swiglu, rope, and the conversions that feed `linear`.
+// Ops on one row of activations: norms, add, scale, swiglu, gelu, rope, and the conversions that feed `linear`.
 //
 // Contracts: n is a multiple of 16 (of 32 for quantize); pointers need no alignment; y may be x.
 #include <algorithm>
@@ -19,6 +19,20 @@ void rms_norm(const float* x, const float* w, int n, float eps, float* y) {
   }
   const f32x16 scale = set1(1.0f / std::sqrt(reduce_add(sum) / (float)n + eps));
   for (int i = 0; i < n; i += 16) store(y + i, mul(mul(load(x + i), scale), load(w + i)));
+}
+
+// y = (x - mean(x)) / sqrt(variance(x) + eps) * w + bias
+void layer_norm(const float* x, const float* w, const float* bias, int n, float eps, float* y) {
+  f32x16 sum = zero();
+  for (int i = 0; i < n; i += 16) sum = add(sum, load(x + i));
+  const f32x16 mean = set1(reduce_add(sum) / (float)n);
+  f32x16 squares = zero();
+  for (int i = 0; i < n; i += 16) {
+    const f32x16 v = sub(load(x + i), mean);
+    squares = fma(v, v, squares);
+  }
+  const f32x16 scale = set1(1.0f / std::sqrt(reduce_add(squares) / (float)n + eps));
+  for (int i = 0; i < n; i += 16) store(y + i, fma(mul(sub(load(x + i), mean), scale), load(w + i), load(bias + i)));
 }
 
 // The nearest whole number from -127 to 127; -127 for what is no number, by the order of max's arguments.
@@ -82,6 +96,15 @@ void to_bf16(const float* x, int n, uint16_t* y) {
 
 void add(const float* a, const float* b, int n, float* y) {
   for (int i = 0; i < n; i += 16) store(y + i, add(load(a + i), load(b + i)));
+}
+
+// y = a + factor * b
+void add_scaled(const float* a, const float* b, float factor, int n, float* y) {
+  for (int i = 0; i < n; i += 16) store(y + i, fma(load(b + i), set1(factor), load(a + i)));
+}
+
+void gelu(const float* x, int n, float* y) {
+  for (int i = 0; i < n; i += 16) store(y + i, gelu(load(x + i)));
 }
 
 void scale(const float* x, float factor, int n, float* y) {

@@ -9,9 +9,12 @@ namespace puna::PUNA_TARGET {
 void linear(const Matrix&, const Matrix*, const Input&, int, int, int, int, const Output&, uint8_t*);
 void embed(const Matrix&, int, float*);
 void rms_norm(const float*, const float*, int, float, float*);
+void layer_norm(const float*, const float*, const float*, int, float, float*);
 void quantize(const float*, int, QBlock*);
 void to_bf16(const float*, int, uint16_t*);
 void add(const float*, const float*, int, float*);
+void add_scaled(const float*, const float*, float, int, float*);
+void gelu(const float*, int, float*);
 void scale(const float*, float, int, float*);
 void swiglu(const float*, const float*, int, float*);
 void rope(const float*, int, int, const float*, const float*, float*);
@@ -27,7 +30,7 @@ double int8_peak(int64_t);
 double bf16_peak(int64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, quantize, to_bf16, add, scale, swiglu, rope, cache_write,
-                         cache_clear, cache_prefetch, attend, merge, finish, encode, read, int8_peak, bf16_peak};
+const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, layer_norm, quantize, to_bf16, add, add_scaled, gelu, scale, swiglu, rope,
+                         cache_write, cache_clear, cache_prefetch, attend, merge, finish, encode, read, int8_peak, bf16_peak};
 
 }  // namespace puna::PUNA_TARGET

@@ -25,7 +25,6 @@ from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.runtime.native import NativeExecutor, cache_bytes_per_token
-from puna.runtime.supported import refuse_uncomputed
 from puna.weights.load import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
     with open_checkpoint(path, asked.mmproj) as checkpoint:
         chosen = backend.choose(asked)
-        # before the memory of what will not run is asked for
-        refuse_uncomputed(checkpoint.config, native=not chosen.is_torch)
         name = path.name if path.is_dir() else path.stem
         room = _room(name, checkpoint, asked, engine_config, chosen)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)

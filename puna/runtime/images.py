@@ -27,12 +27,19 @@ IMAGE_BYTES = 1 << 30  # five pictures of four tiles for Llama 3.2 11B Vision in
 @dataclass(frozen=True, slots=True)
 class Encoded:
     image_ID: Any  # embeddings (Llama 4); else None
-    layers: Sequence[tuple[Any, Any]]  # keys and values [I, K*C] of each cross-attention layer
+    layers: Any  # what cross-attention reads: keys and values [I, K*C] of each layer, or the executor's own form
+    n_bytes: int
 
-    @property
-    def n_bytes(self) -> int:
-        parts = [part for pair in self.layers for part in pair]
-        return sum(part.nbytes for part in (parts or [self.image_ID]))
+
+# (ops, configuration, cross-attention layers, encoded image) -> Encoded.layers and its bytes
+Keep = Callable[[Any, ModelConfig, Sequence[Any], Any], tuple[Any, int]]
+
+
+def _pairs(ops: Any, cfg: ModelConfig, layers: Sequence[Any], y_ID: Any) -> tuple[Any, int]:
+    from puna.model.vision import cross_keys
+
+    pairs = cross_keys(ops, cfg, layers, y_ID)
+    return pairs, sum(part.nbytes for pair in pairs for part in pair)
 
 
 class ImageStore:
@@ -54,17 +61,23 @@ class ImageStore:
 
         return n_positions(self._cfg, image)
 
-    def encode(self, image: Image, w: Weights, ops_of: Callable[[Any], Any], read: Any) -> Encoded:
-        """The image by the ops that `ops_of` makes for its tiles; `read` turns weights into numbers."""
-        from puna.model.vision import cross_keys, encode, tiles
+    def encode(
+        self, image: Image, w: Weights, ops_of: Callable[[Any], Any], read: Any, keep: Keep | None = None
+    ) -> Encoded:
+        """The image by the ops that `ops_of` makes for its tiles.
+
+        `read` turns weights into numbers; `keep` brings it before cross-attention in another form than pairs
+        of keys and values.
+        """
+        from puna.model.vision import encode, tiles
 
         vision = self._cfg.vision
         assert vision is not None
         ops = ops_of(tiles(vision, w.vision, image, read))
         y_ID = encode(ops, vision, w.vision)
         if self._cfg.cross_attention:
-            return Encoded(None, cross_keys(ops, self._cfg, w.cross_layers, y_ID))
-        return Encoded(y_ID, ())
+            return Encoded(None, *(keep or _pairs)(ops, self._cfg, w.cross_layers, y_ID))
+        return Encoded(y_ID, (), y_ID.nbytes)
 
     def of(self, batch: Batch) -> StepImages:
         """What the tokens of the batch have to do with images, each of which is encoded by now."""

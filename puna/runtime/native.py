@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from puna import _native
 from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
+from puna.runtime.images import IMAGE_BYTES
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
-from puna.runtime.supported import refuse_uncomputed
 from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.recode import kernel_kind, recode
 from puna.weights.blocks.tensor import RawTensor
@@ -78,6 +78,7 @@ class NativeExecutor:
     """core.Executor on the CPU.
 
     `cache_tokens` positions of keys and values are kept as `cache_type`; memory is taken as they fill.
+    Encoded images are kept up to `image_bytes`, and longer while a step needs them.
     A step runs at most `max_tokens` tokens and returns at most `max_logits` rows. Raises BadValue for an
     unknown target or cache type, Unsupported for a shape that no kernel has.
     """
@@ -97,15 +98,19 @@ class NativeExecutor:
         max_logits: int = 512,
         target: str = "",
         progress: Callable[[int], None] | None = None,
+        image_bytes: int = IMAGE_BYTES,
     ) -> None:
         _check(cfg, target, cache_type)
-        self.vocab_size = self.n_token_ids = cfg.vocab_size
+        self.vocab_size = cfg.vocab_size
+        self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self.max_tokens = max_tokens
         self.threads = threads or default_threads()
         refs = {name: WeightRef(name, kernel_kind(t.kind), tuple(t.shape)) for name, t in tensors.items()}
-        plan = fuse(record(cfg, refs, rope))
+        plans = [fuse(record(cfg, refs, rope))]
+        if cfg.cross_attention:
+            plans.append(fuse(record(cfg, refs, rope, with_images=True)))
         sizes = (
             max_tokens,
             max_logits,
@@ -121,14 +126,25 @@ class NativeExecutor:
             raise WorkFailed(
                 f"{self.threads} threads could not be started ({error}); ask for fewer, or raise the limit"
             ) from None
-        self._plan.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
-        self.ops = [node.op for node in plan.nodes]
-        vectors = _vectors(plan, tensors)
-        self._result = _lower(plan, self._plan, _pack_all(plan, tensors, progress), vectors)
+        self.ops = [node.op for node in plans[0].nodes]
+        vectors = _vectors(plans, tensors)
+        packed = _pack_all(_matrices(plans, cfg, refs), tensors, progress)
+        self._results = _lower_all(plans, self._plan, rope, packed, vectors)
+        self._images: Any = None
+        if cfg.vision is not None:
+            from puna.runtime.native_vision import NativeImages, encoder_weights  # most models see nothing
+
+            weights = encoder_weights(cfg, tensors, packed, rope)
+            self._images = NativeImages(cfg, self._plan, weights, image_bytes)
 
     def n_image_positions(self, image: Image) -> int:
-        """Images are refused: see supported.py."""
-        raise BadValue("the native backend sees no images yet; use backend torch")
+        """See core.Executor.n_image_positions."""
+        if self._images is None:
+            raise BadValue(
+                "this model sees no images; choose one with vision, such as llama-3.2-11b-vision"
+            )
+        n: int = self._images.n_positions(image)
+        return n
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.step."""
@@ -139,16 +155,20 @@ class NativeExecutor:
             chunks.extend((len(c.tokens), c.start, c.n_logits, len(blocks)))
             tokens.extend(c.tokens)
             blocks.extend(c.blocks)
-        arrays = (np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks))
-        logits: NDArray[np.float32] = self._plan.step(self._result, self.vocab_size, *arrays)
+        arrays = [np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)]
+        if self._images is not None:
+            kept, given, seen = self._images.of(batch)
+            number = int(bool(seen))
+            arrays += [number, self.n_token_ids, given, seen]
+        result = self._results[number if self._images is not None else 0]
+        logits: NDArray[np.float32] = self._plan.step(result, self.vocab_size, *arrays)
         return logits
 
     def close(self) -> None:
-        self._plan = None
+        self._plan = self._images = None
 
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
-    refuse_uncomputed(cfg, native=True)
     for what, found, known in (
         ("the CPU target of this machine", target, ("", *_native.available_targets())),
         ("the cache type", cache_type, CACHE_TYPES),
@@ -168,30 +188,45 @@ def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
 def _widths(cfg: ModelConfig) -> list[tuple[str, int, int]]:
     """(name, width, the number that kernels need it to be a multiple of)."""
     widths = [("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)]
+    if cfg.vision is not None:
+        widths.append(("the image encoder's dim", cfg.vision.dim, 16))
     if cfg.experts is not None:
         widths.append(("expert_ffn_dim", cfg.experts.expert_ffn_dim, 2))
         widths.append(("shared_ffn_dim", cfg.experts.shared_ffn_dim, 2))
     return widths
 
 
-def _matrices(plan: Plan) -> dict[str, WeightRef]:
-    """Weights that are multiplied or looked up, in the order in which a step reads them."""
-    return {w.name: w for node in plan.nodes if node.op != "rms_norm" for w in node.weights}
+_OF_VECTORS = ("rms_norm", "weighted_head_norm", "add_gated")  # ops whose weights are no matrices
 
 
-def _vectors(plan: Plan, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[np.float32]]:
-    """The weights of norms."""
+def _matrices(
+    plans: Sequence[Plan], cfg: ModelConfig, refs: Mapping[str, WeightRef]
+) -> dict[str, WeightRef]:
+    """Weights that are multiplied or looked up, in the order in which a step reads them; encoders come last."""
+    nodes = [node for plan in plans for node in plan.nodes if node.op not in _OF_VECTORS]
+    found = {w.name: w for node in nodes for w in node.weights}
+    if cfg.vision is not None:
+        from puna.runtime.native_vision import matrix_names
+
+        found |= {name: refs[name] for name in matrix_names(cfg, refs)}
+    return found
+
+
+def _vectors(plans: Sequence[Plan], tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[np.float32]]:
+    """The weights of norms, and gates."""
     vectors = {}
-    for w in (w for node in plan.nodes if node.op == "rms_norm" for w in node.weights):
+    nodes = [node for plan in plans for node in plan.nodes if node.op in _OF_VECTORS]
+    for w in {w.name: w for node in nodes for w in node.weights}.values():
         vectors[w.name] = dequantize(tensors[w.name].data(), tensors[w.name].kind, w.shape)
         tensors[w.name].release()
     return vectors
 
 
 def _pack_all(
-    plan: Plan, tensors: Mapping[str, RawTensor], progress: Callable[[int], None] | None
+    refs: Mapping[str, WeightRef],
+    tensors: Mapping[str, RawTensor],
+    progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    refs = _matrices(plan)
     sizes = {name: n_matrices(w) * _native.packed_bytes(w.kind, *w.shape[-2:]) for name, w in refs.items()}
     arena = _native.Arena(sum(sizes.values()) + 64 * sum(n_matrices(w) for w in refs.values()))
     packed: dict[str, Any] = {}
@@ -214,15 +249,34 @@ def n_matrices(w: WeightRef) -> int:
     return w.shape[0] if len(w.shape) == 3 else 1
 
 
+def _lower_all(
+    plans: Sequence[Plan],
+    native: _native.Plan,
+    rope: RopeTable,
+    packed: Mapping[str, Any],
+    vectors: Mapping[str, NDArray[np.float32]],
+) -> list[int]:
+    """Every plan as a list of ops over the same weights, cache and buffers; returns the results' buffers."""
+    made: list[tuple[int, str]] = []
+    results = []
+    for i, plan in enumerate(plans):
+        if i:
+            native.begin_list()
+        native.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
+        results.append(_lower(plan, native, made, packed, vectors))
+    return results
+
+
 def _lower(
     plan: Plan,
     native: _native.Plan,
+    made: list[tuple[int, str]],
     packed: Mapping[str, Any],
     vectors: Mapping[str, NDArray[np.float32]],
 ) -> int:
-    """Hand every node to the C++ plan; returns the buffer of the result."""
+    """Hand every node to the C++ plan; returns the buffer of the result. `made`: buffers that it has by now."""
     buffers, home = assign_buffers(plan)
-    numbers = [native.buffer(cols, rows) for cols, rows in buffers]
+    numbers = _buffers(buffers, native, made)
     forms = _wanted_forms(plan)
 
     def number(value: Value) -> int:
@@ -234,10 +288,22 @@ def _lower(
         weights = [packed[w.name] for w in node.weights if w.name in packed]
         form = forms.get(node.outs[0], 0) if node.outs else 0
         _LOWER[node.op](native, node, ins, outs, weights, form, vectors)
-        if node.op not in ("rms_norm", "attend") and form:
+        if node.op not in ("rms_norm", "attend", "cross_attend") and form:
             native.convert(outs[0], form)
     result: int = numbers[home[plan.result]]
     return result
+
+
+def _buffers(wanted: list[tuple[int, str]], native: _native.Plan, made: list[tuple[int, str]]) -> list[int]:
+    """A number for each of the wanted buffers, of those that another list has where they fit."""
+    numbers: list[int] = []
+    for shape in wanted:
+        fitting = [i for i, other in enumerate(made) if other == shape and i not in numbers]
+        if not fitting:
+            fitting = [native.buffer(*shape)]
+            made.append(shape)
+        numbers.append(fitting[0])
+    return numbers
 
 
 def _wanted_forms(plan: Plan) -> dict[Value, int]:
@@ -253,6 +319,21 @@ def _wanted_forms(plan: Plan) -> dict[Value, int]:
 def _norm(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, vectors: Any) -> None:
     (w,) = node.weights
     native.rms_norm(ins[0], vectors[w.name], node.attrs["eps"], outs[0], form)
+
+
+def _head_norm(native: Any, node: Node, ins: list[int], outs: list[int], *rest: Any) -> None:
+    (w,), vectors = node.weights, rest[-1]
+    native.head_norm(ins[0], vectors[w.name], node.attrs["eps"], outs[0])
+
+
+def _add_gated(native: Any, node: Node, ins: list[int], outs: list[int], *rest: Any) -> None:
+    (w,), vectors = node.weights, rest[-1]
+    native.add_scaled(*ins, float(np.tanh(vectors[w.name][0])), outs[0])
+
+
+def _cross(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, form: int, __: Any) -> None:
+    layer, n_heads, scale = (node.attrs[name] for name in ("layer", "n_heads", "scale"))
+    native.cross_attend(ins[0], layer, n_heads, scale, outs[0], form)
 
 
 def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:
@@ -275,7 +356,7 @@ def _experts(native: Any, node: Node, ins: list[int], outs: list[int], weights: 
 
 
 _LOWER: dict[str, Callable[..., None]] = {
-    "embed": lambda native, node, ins, outs, weights, *_: native.embed(weights[0], outs[0]),
+    "embed": lambda native, node, ins, outs, weights, *_: native.embed(*(*weights, None)[:2], outs[0]),
     "rms_norm": _norm,
     "linear": _linear,
     "gated": lambda native, node, ins, outs, weights, *_: native.gated(ins[0], *weights, outs[0]),
@@ -284,5 +365,9 @@ _LOWER: dict[str, Callable[..., None]] = {
     "experts": _experts,
     "add": lambda native, node, ins, outs, *_: native.add(*ins, outs[0]),
     "swiglu": lambda native, node, ins, outs, *_: native.swiglu(*ins, outs[0]),
+    "weighted_head_norm": _head_norm,
+    "add_gated": _add_gated,
+    "cross_attend": _cross,
+    "mask_rows": lambda native, node, ins, outs, *_: native.mask_rows(ins[0], outs[0]),
     "select": lambda native, node, ins, outs, *_: native.select(ins[0], outs[0]),
 }

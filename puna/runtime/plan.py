@@ -89,13 +89,15 @@ class Recorder:
         return out
 
     def embed(self, w_VD: WeightRef, more_MD: WeightRef | None = None) -> Value:
-        assert more_MD is None, "embeddings behind the vocabulary are refused before anything is recorded"
-        return self._node("embed", (), w_VD.shape[1], w_VD)
+        weights = (w_VD,) if more_MD is None else (w_VD, more_MD)
+        return self._node("embed", (), w_VD.shape[1], *weights)
 
     def linear(self, x_TD: Value, w_ED: WeightRef) -> Value:
         return self._node("linear", (x_TD,), w_ED.shape[0], w_ED)
 
-    def add(self, a_TD: Value, b_TD: Value) -> Value:
+    def add(self, a_TD: Value, b_TD: Value, gate_1: WeightRef | None = None) -> Value:
+        if gate_1 is not None:
+            return self._node("add_gated", (a_TD, b_TD), a_TD.cols, gate_1)
         return self._node("add", (a_TD, b_TD), a_TD.cols)
 
     def rms_norm(self, x_TD: Value, w_D: WeightRef, eps: float) -> Value:
@@ -104,7 +106,9 @@ class Recorder:
     def rope(self, x_THC: Value, n_heads: int, freqs_C2: Any) -> Value:
         return self._node("rope", (x_THC,), x_THC.cols, n_heads=n_heads, table=freqs_C2)
 
-    def head_norm(self, x_THC: Value, head_dim: int, eps: float) -> Value:
+    def head_norm(self, x_THC: Value, head_dim: int, eps: float, w_C: WeightRef | None = None) -> Value:
+        if w_C is not None:
+            return self._node("weighted_head_norm", (x_THC,), x_THC.cols, w_C, eps=eps)
         return self._node("head_norm", (x_THC,), x_THC.cols, head_dim=head_dim, eps=eps)
 
     def temper(self, q_THC: Value, temperature: Any) -> Value:
@@ -129,6 +133,13 @@ class Recorder:
         }
         return self._node("attend", (q_THC, k_TKC, v_TKC), q_THC.cols, **attrs)
 
+    def cross_attend(self, q_THC: Value, layer: int, head_dim: int, scale: float) -> Value:
+        attrs = {"layer": layer, "n_heads": q_THC.cols // head_dim, "scale": scale}
+        return self._node("cross_attend", (q_THC,), q_THC.cols, **attrs)
+
+    def mask_rows(self, x_TD: Value) -> Value:
+        return self._node("mask_rows", (x_TD,), x_TD.cols)
+
     def swiglu(self, gate_TF: Value, up_TF: Value) -> Value:
         return self._node("swiglu", (gate_TF, up_TF), gate_TF.cols)
 
@@ -148,8 +159,10 @@ class Recorder:
         return self._node("select", (x_TD,), x_TD.cols, rows="wanted")
 
 
-def record(cfg: ModelConfig, weights: Mapping[str, WeightRef], rope: RopeTable) -> Plan:
-    """The plan of a text decoder from its weights by our names."""
+def record(
+    cfg: ModelConfig, weights: Mapping[str, WeightRef], rope: RopeTable, with_images: bool = False
+) -> Plan:
+    """The plan of a decoder from its weights by our names; see block.decoder for `with_images`."""
     ops = Recorder()
-    result = decoder(ops, cfg, assemble(cfg, weights, rope))
+    result = decoder(ops, cfg, assemble(cfg, weights, rope), with_images)
     return Plan(tuple(ops.nodes), result, ops.n_values)

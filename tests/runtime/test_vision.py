@@ -1,4 +1,4 @@
-"""Images in numpy and torch, against transformers: both encoders, cross-attention and early fusion."""
+"""Images on every executor, against transformers: both encoders, cross-attention and early fusion."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CASES = {
     "llama4-text": ("llama4", [12]),
 }
 cases = pytest.mark.parametrize("case", CASES)
-kinds = pytest.mark.parametrize("kind", ["numpy", "torch"])
+kinds = pytest.mark.parametrize("kind", ["numpy", "torch", "native"])
 
 
 @kinds
@@ -124,7 +124,7 @@ def test_without_images_it_is_the_text_model() -> None:
         None, replace(m.config, cross_attention=(), n_image_embeddings=0, vision=None), m.tensors
     )
     ids, _ = prompt("mllama", [20])
-    for kind in ("numpy", "torch"):
+    for kind in ("numpy", "torch", "native"):
         got, expected = (run(executor(kind, each), ids, [], [12, 8]) for each in (m, text))
         np.testing.assert_array_equal(got, expected)
 
@@ -158,7 +158,8 @@ def test_images_are_encoded_once_and_the_least_used_forgotten(
     monkeypatch.setattr(ImageStore, "encode", counted)
     a, b, c = (picture(1, 1, seed=seed) for seed in range(3))
     m = model("mllama")
-    size = 2 * 2 * 17 * 32 * 4  # bytes: keys and values of two layers, 17 positions of 32 floats
+    positions = 32 if kind == "native" else 17  # native: whole tiles
+    size = 2 * 2 * positions * 64 * 4  # bytes: keys and values of two layers, positions of 64 floats
     ex = executor(kind, m, image_bytes=2 * size)
     for image in (a, b, a, a, c, a, b):
         ids, placed = prompt("mllama", [1, image, 4])
@@ -189,7 +190,7 @@ def test_a_chunk_behind_the_image_needs_no_encoding() -> None:
     ],
 )
 def test_foreign_images_are_refused(name: str, image: Image, said: str) -> None:
-    for kind in ("numpy", "torch"):
+    for kind in ("numpy", "torch", "native"):
         with pytest.raises(BadValue, match=said):
             executor(kind, model(name)).n_image_positions(image)
 

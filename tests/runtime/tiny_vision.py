@@ -31,6 +31,7 @@ from puna.model import names
 from puna.model.config import ModelConfig, from_hf
 from puna.model.incoming import incoming
 from puna.model.rope import rope_table
+from puna.runtime.native import NativeExecutor
 from puna.runtime.reference import ReferenceExecutor
 from puna.runtime.torch import TorchExecutor
 from puna.weights.blocks.tensor import RawTensor
@@ -40,7 +41,7 @@ SIDE, PATCH = 16, 4  # 16 patches of 4 x 4 pixels
 BLOCKS = [5, 2, 9, 7, 11, 12]
 
 _TEXT: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+    "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False, "pad_token_id": 0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
 }  # fmt: skip
@@ -99,7 +100,7 @@ def _llama4() -> Any:
         projector_input_dim=56, projector_output_dim=56, vision_output_dim=56,
     )  # fmt: skip
     text = transformers.Llama4TextConfig(
-        **_TEXT, intermediate_size_mlp=96, num_hidden_layers=4, head_dim=16, attention_chunk_size=64,
+        **_TEXT, intermediate_size_mlp=96, num_hidden_layers=4, head_dim=32, attention_chunk_size=64,
         num_local_experts=4, num_experts_per_tok=1, interleave_moe_layer_step=1, use_qk_norm=True,
         attn_temperature_tuning=True, floor_scale=16, attn_scale=0.1, router_aux_loss_coef=0.0,
         no_rope_layers=[1, 1, 1, 0],
@@ -196,6 +197,9 @@ def stored(tensors: dict[str, np.ndarray]) -> dict[str, RawTensor]:
 def executor(kind: str, m: VisionModel, **options: Any) -> Any:
     if kind == "numpy":
         return ReferenceExecutor(m.config, m.tensors, n_blocks=64, block_size=32, **options)
+    if kind == "native":
+        options = {"cache_type": "f32", "cache_tokens": 2048} | options
+        return NativeExecutor(m.config, stored(m.tensors), rope_table(m.config), **options)
     rope, options = rope_table(m.config), {"device": "cpu", "dtype": "f32", "cache_tokens": 2048} | options
     return TorchExecutor(m.config, stored(m.tensors), rope, **options)
 
