@@ -27,7 +27,7 @@ IMAGE_BYTES = 1 << 30  # five pictures of four tiles for Llama 3.2 11B Vision in
 @dataclass(frozen=True, slots=True)
 class Encoded:
     image_ID: Any  # embeddings (Llama 4); else None
-    layers: Any  # what cross-attention reads: keys and values [I, K*C] of each layer, or the executor's own form
+    layers: Any  # for cross-attention: keys and values [I, K*C] of each layer, or an executor's own form
     n_bytes: int
 
 

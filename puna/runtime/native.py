@@ -140,9 +140,7 @@ class NativeExecutor:
     def n_image_positions(self, image: Image) -> int:
         """See core.Executor.n_image_positions."""
         if self._images is None:
-            raise BadValue(
-                "this model sees no images; choose one with vision, such as llama-3.2-11b-vision"
-            )
+            raise BadValue("this model sees no images; choose one with vision, such as llama-3.2-11b-vision")
         n: int = self._images.n_positions(image)
         return n
 
@@ -157,11 +155,16 @@ class NativeExecutor:
             blocks.extend(c.blocks)
         arrays = [np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)]
         if self._images is not None:
-            kept, given, seen = self._images.of(batch)
-            number = int(bool(seen))
-            arrays += [number, self.n_token_ids, given, seen]
-        result = self._results[number if self._images is not None else 0]
-        logits: NDArray[np.float32] = self._plan.step(result, self.vocab_size, *arrays)
+            return self._step_with_images(batch, arrays)
+        logits: NDArray[np.float32] = self._plan.step(self._results[0], self.vocab_size, *arrays)
+        return logits
+
+    def _step_with_images(self, batch: Batch, arrays: list[Any]) -> NDArray[np.float32]:
+        images, given, seen = self._images.of(batch)
+        number = int(bool(seen))
+        more = (number, self.n_token_ids, given, seen)
+        logits: NDArray[np.float32] = self._plan.step(self._results[number], self.vocab_size, *arrays, *more)
+        del images  # `given` and `seen` point into them
         return logits
 
     def close(self) -> None:
@@ -199,10 +202,8 @@ def _widths(cfg: ModelConfig) -> list[tuple[str, int, int]]:
 _OF_VECTORS = ("rms_norm", "weighted_head_norm", "add_gated")  # ops whose weights are no matrices
 
 
-def _matrices(
-    plans: Sequence[Plan], cfg: ModelConfig, refs: Mapping[str, WeightRef]
-) -> dict[str, WeightRef]:
-    """Weights that are multiplied or looked up, in the order in which a step reads them; encoders come last."""
+def _matrices(plans: Sequence[Plan], cfg: ModelConfig, refs: Mapping[str, WeightRef]) -> dict[str, WeightRef]:
+    """Weights that are multiplied or looked up, in the order of a step, then the encoder's."""
     nodes = [node for plan in plans for node in plan.nodes if node.op not in _OF_VECTORS]
     found = {w.name: w for node in nodes for w in node.weights}
     if cfg.vision is not None:
@@ -274,7 +275,7 @@ def _lower(
     packed: Mapping[str, Any],
     vectors: Mapping[str, NDArray[np.float32]],
 ) -> int:
-    """Hand every node to the C++ plan; returns the buffer of the result. `made`: buffers that it has by now."""
+    """Hand every node to the C++ plan, which has `made` buffers by now; returns the buffer of the result."""
     buffers, home = assign_buffers(plan)
     numbers = _buffers(buffers, native, made)
     forms = _wanted_forms(plan)

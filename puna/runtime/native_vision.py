@@ -7,7 +7,7 @@ in tiles that the attention kernels read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class GridTable:
         return dequantize(self._rows[row], self._kind, (self._cols,))
 
 
-def matrix_names(cfg: ModelConfig, tensors: Mapping[str, RawTensor]) -> list[str]:
+def matrix_names(cfg: ModelConfig, tensors: Iterable[str]) -> list[str]:
     """What is multiplied to encode a picture, in the order of use."""
     names = [name for name in tensors if name.startswith("vision") and name.split(".")[-1] in _MATRICES]
     for i in range(len(cfg.cross_attention)):
@@ -132,7 +132,7 @@ class NativeImages:
         return self._store.n_positions(image)
 
     def of(self, batch: Batch) -> tuple[StepImages, list[Any], list[Any]]:
-        """What Plan.step calls `given` and `seen`, and what they point into: keep that until the step is over."""
+        """What Plan.step calls `given` and `seen`, and before them what they point into: to be kept."""
         images = self._store.of(batch)
         given = [
             (part.rows_N.astype(np.int32), part.image_ID, part.parts_N.astype(np.int32))

@@ -134,7 +134,7 @@ class Recorder:
         return self._node("attend", (q_THC, k_TKC, v_TKC), q_THC.cols, **attrs)
 
     def cross_attend(self, q_THC: Value, layer: int, head_dim: int, scale: float) -> Value:
-        attrs = {"layer": layer, "n_heads": q_THC.cols // head_dim, "scale": scale}
+        attrs: dict[str, Any] = {"layer": layer, "n_heads": q_THC.cols // head_dim, "scale": scale}
         return self._node("cross_attend", (q_THC,), q_THC.cols, **attrs)
 
     def mask_rows(self, x_TD: Value) -> Value:

@@ -42,8 +42,10 @@ def tokenizer_files(name: str) -> dict[str, bytes]:
     return hf_files({**full, "tokenizer.chat_template": TEMPLATE}, 256)
 
 
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], LLM]:
+@pytest.fixture(params=["torch", "native"])
+def load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Callable[[str], LLM]:
     """An LLM over the model in memory, its tokenizer from a folder."""
 
     def loaded(name: str) -> LLM:
@@ -52,7 +54,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], LLM
         checkpoint = Checkpoint(model(name).config, {}, stored(model(name).tensors), folder=tmp_path)
         monkeypatch.setattr("puna.llm.load.open_checkpoint", lambda *_: checkpoint)
         (tmp_path / "model.gguf").touch()  # so that there is something to open
-        return LLM(tmp_path / "model.gguf", backend="torch", device="cpu", threads=1, cache_type="f32")
+        return LLM(tmp_path / "model.gguf", backend=request.param, device="cpu", threads=1, cache_type="f32")
 
     return loaded
 

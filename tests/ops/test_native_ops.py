@@ -72,7 +72,7 @@ def weight_of(case: LinearCase | EmbedCase) -> tuple[Any, np.ndarray]:
 
 
 def as_multiplied(x_TD: np.ndarray, form: str) -> np.ndarray:
-    """Activations as they meet the weights: as they are, in bf16, or in int8 by groups of 32 (csrc/types.h)."""
+    """Activations as they meet the weights: as they are, in bf16, or in int8 by 32 (csrc/types.h)."""
     if form == "f32":
         return x_TD.astype(np.float64)
     if form == "bf16":
@@ -235,7 +235,7 @@ def test_numbers_that_int8_cannot_hold_stay_in_their_row(target: str) -> None:
 @on_targets
 @pytest.mark.parametrize("kind", ["INT8", "INT8_16", "INT4_MIN", "Q8_0", "Q4_K"])
 def test_scales_out_of_all_proportion(kind: str, target: str) -> None:
-    """Many tokens at once add exponents of scales. Zeros, tiny, huge and no numbers have to come out as alone."""
+    """Many tokens at once add exponents of scales: zeros, tiny, huge and no numbers come out as alone."""
     rng = np.random.default_rng(3)
     data = quant.random_blocks(kind, (64, 512), rng).reshape(64, -1, FORMATS[kind].block_bytes)
     scale = FLOAT_SCALES if kind.startswith("INT") else HALF_SCALES

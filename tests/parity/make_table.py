@@ -10,6 +10,8 @@ from importlib.metadata import version
 from parity.features import FEATURES
 from parity.oracle import oracle
 from parity.runs import EXECUTORS, N_GREEDY, compare
+from runtime.tiny_vision import CASES, executor, model, prompt, run
+from runtime.tiny_vision import oracle as vision_oracle
 
 _HEAD = f"""# Parity
 
@@ -18,6 +20,15 @@ same float32 weights in transformers {version("transformers")} and in our execut
 absolute difference of natural log-probabilities over all tokens of the prompt, prefilled 512 at a time, and
 {N_GREEDY} greedily decoded ones; `tests/parity/test_parity.py` fails above 0.0001, and where a greedy token
 differs.
+"""
+
+
+_VISION = """
+## Pictures
+
+Tiny Llama 3.2 Vision (`mllama`) and Llama 4 models with both encoders, prompts of text and pictures, in one
+pass; tiles of Llama 4 count the thumbnail. `tests/runtime/test_vision.py` fails above 0.0001, and compares
+chunks, decoding and greedy tokens as well; `tests/runtime/test_vision_meta.py` compares with Meta's code.
 """
 
 
@@ -32,5 +43,18 @@ def main() -> None:
         print(f"| `{name}` | {feature.shows} | {feature.n_tokens:,} |{figures}")
 
 
+def vision() -> None:
+    print(_VISION)
+    print("| case | " + " | ".join(EXECUTORS) + " |")
+    print("|---|" + "---:|" * len(EXECUTORS))
+    for case, (name, parts) in CASES.items():
+        ids, placed = prompt(name, parts)
+        expected = vision_oracle(name, ids, placed)
+        rows = (run(executor(kind, model(name)), ids, placed, [len(ids)]) for kind in EXECUTORS)
+        figures = "".join(f" {abs(got - expected).max():.1e} |" for got in rows)
+        print(f"| {case.replace('-', ' ')} |{figures}")
+
+
 if __name__ == "__main__":
     main()
+    vision()

@@ -206,8 +206,8 @@ def test_any_mix_gives_the_same_bits(quant: str) -> None:
 
 
 def test_experts_of_many_formats_share_a_model() -> None:
-    """Quantized weights, and the same numbers as floats on the oracle; int8 activations turn a near tie of experts
-    now and then, in one token of twenty at most."""
+    """Quantized weights, and the same numbers as floats on the oracle. Activations in int8 turn a near tie of
+    experts now and then."""
     tensors = synthetic_tensors(WIDE, "q8_0")
     floats = {name: dequantize(t.data(), t.kind, t.shape) for name, t in tensors.items()}
     ids = list(range(100))

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from runtime.tiny_vision import (
+    CASES,
     VisionModel,
     executor,
     log_softmax,
@@ -29,20 +30,6 @@ from puna.runtime.images import Encoded, ImageStore
 
 LOGPROB = 1e-4  # absolute, natural
 
-CASES = {
-    "mllama-1-tile": ("mllama", [2, picture(1, 1), 6]),
-    "mllama-2-tiles": ("mllama", [picture(1, 2), 7]),
-    "mllama-2-rows": ("mllama", [1, picture(2, 1), 7]),
-    "mllama-4-tiles": ("mllama", [3, picture(2, 2), 6]),
-    "mllama-two-images": ("mllama", [3, picture(1, 1), 5, picture(1, 3, seed=1), 6]),
-    "mllama-neighbours": ("mllama", [2, picture(1, 1), 4, picture(1, 2, seed=1), picture(2, 1, seed=2), 5]),
-    "mllama-text": ("mllama", [12]),
-    "llama4-1-tile": ("llama4", [3, picture(1, 1), 6]),
-    "llama4-2-tiles": ("llama4", [3, picture(1, 2, thumbnail=True), 6]),
-    "llama4-5-tiles": ("llama4", [5, picture(2, 2, thumbnail=True), 8]),
-    "llama4-two-images": ("llama4", [2, picture(1, 1), 3, picture(3, 1, thumbnail=True, seed=1), 4]),
-    "llama4-text": ("llama4", [12]),
-}
 cases = pytest.mark.parametrize("case", CASES)
 kinds = pytest.mark.parametrize("kind", ["numpy", "torch", "native"])
 
@@ -202,8 +189,23 @@ def test_text_models_see_nothing() -> None:
         executor("numpy", text).n_image_positions(picture(1, 1))
 
 
+@pytest.mark.parametrize("kind", ["torch", "native"])
 @pytest.mark.parametrize("name", ["mllama", "llama4"])
-def test_bfloat16_stays_near(name: str) -> None:
+def test_bfloat16_stays_near(name: str, kind: str) -> None:
     ids, placed = prompt(name, [2, picture(1, 1), 6])
-    got = run(executor("torch", model(name), dtype="bf16"), ids, placed, [len(ids)])
+    options = {"dtype": "bf16"} if kind == "torch" else {"cache_type": "bf16"}
+    got = run(executor(kind, model(name), **options), ids, placed, [len(ids)])
     assert np.abs(got - oracle(name, ids, placed)).mean() < 0.1
+
+
+@pytest.mark.parametrize("cache_type", ["bf16", "f32", "q8_0"])
+@pytest.mark.parametrize("case", ["mllama-neighbours", "llama4-two-images"])
+def test_native_bits_depend_on_neither_threads_nor_chunks(case: str, cache_type: str) -> None:
+    name, parts = CASES[case]
+    ids, placed = prompt(name, parts)
+    rows = [
+        run(executor("native", model(name), threads=threads, cache_type=cache_type), ids, placed, cuts)
+        for threads, cuts in ((1, [len(ids)]), (2, [1] * len(ids)), (3, [len(ids) - 3, 3]))
+    ]
+    for other in rows[1:]:
+        np.testing.assert_array_equal(rows[0], other)

@@ -129,6 +129,22 @@ def prompt(name: str, parts: Sequence[int | Image], seed: int = 1) -> tuple[list
     return ids, placed
 
 
+CASES = {
+    "mllama-1-tile": ("mllama", [2, picture(1, 1), 6]),
+    "mllama-2-tiles": ("mllama", [picture(1, 2), 7]),
+    "mllama-2-rows": ("mllama", [1, picture(2, 1), 7]),
+    "mllama-4-tiles": ("mllama", [3, picture(2, 2), 6]),
+    "mllama-two-images": ("mllama", [3, picture(1, 1), 5, picture(1, 3, seed=1), 6]),
+    "mllama-neighbours": ("mllama", [2, picture(1, 1), 4, picture(1, 2, seed=1), picture(2, 1, seed=2), 5]),
+    "mllama-text": ("mllama", [12]),
+    "llama4-1-tile": ("llama4", [3, picture(1, 1), 6]),
+    "llama4-2-tiles": ("llama4", [3, picture(1, 2, thumbnail=True), 6]),
+    "llama4-5-tiles": ("llama4", [5, picture(2, 2, thumbnail=True), 8]),
+    "llama4-two-images": ("llama4", [2, picture(1, 1), 3, picture(3, 1, thumbnail=True, seed=1), 4]),
+    "llama4-text": ("llama4", [12]),
+}
+
+
 def oracle(name: str, ids: Sequence[int], placed: Sequence[PlacedImage]) -> np.ndarray:
     """Log-probabilities [T, V] of a full pass by transformers."""
     with torch.inference_mode():
