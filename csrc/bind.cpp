@@ -3,6 +3,7 @@
 // Checks every contract that a caller could break: sizes, ranges, types. What lies below trusts its arguments.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 
 #include "bind_images.h"
@@ -132,19 +134,35 @@ CacheKind cache_named(const std::string& name) {
   return CacheKind::Q8_0;
 }
 
-// tokens [T]; chunks [n, 4] rows of (tokens, start, logits wanted, block table begin); blocks: all tables, concatenated.
-Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints blocks) {
+// The table at `begin` of `blocks`, of positions origin..end-1.
+BlockTable table_at(Ints blocks, int begin, int origin, int64_t end, int n_blocks) {
+  const int64_t n = (end - origin + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+  check(begin >= 0 && begin + n <= (int64_t)blocks.size(), "step: malformed chunk");
+  for (int b = 0; b < n; b++) check(blocks.data()[begin + b] >= 0 && blocks.data()[begin + b] < n_blocks, "step: no such cache block");
+  return {blocks.data() + begin, origin};
+}
+
+// tokens [T]; chunks [n, 4] rows of (tokens, start, logits wanted, block table begin); blocks: all tables, concatenated;
+// locals [n, 2] rows of (begin of the table of local layers, its first position), empty where there is one pool.
+Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals) {
   Step s;
   const int n_chunks = (int)chunks.size() / 4;
+  const bool has_pool = !plan.cache().local_layers.empty();
+  check((locals ? (int)locals->size() : 0) == (has_pool ? 2 * n_chunks : 0), "step: a table of local layers for each chunk is needed where they have a pool");
   int row = 0;
   for (int i = 0; i < n_chunks; i++) {
     const int32_t* c = chunks.data() + 4 * i;
     const int n = c[0], start = c[1], wanted = c[2], table = c[3];
-    const int64_t end = ((int64_t)start + n + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    check(n > 0 && start >= 0 && wanted >= 0 && wanted <= n && table >= 0 && table + end <= (int64_t)blocks.size(), "step: malformed chunk");
+    check(n > 0 && start >= 0 && wanted >= 0 && wanted <= n, "step: malformed chunk");
     check(n <= plan.max_tokens() - row && wanted <= plan.max_wanted() - (int)s.wanted.size(), "step: more tokens than the plan was made for");
-    for (int b = 0; b < end; b++) check(blocks.data()[table + b] >= 0 && blocks.data()[table + b] < plan.cache().n_blocks, "step: no such cache block");
-    s.chunks.push_back({row, n, start, wanted, (int)s.wanted.size(), blocks.data() + table});
+    const BlockTable global = table_at(blocks, table, 0, (int64_t)start + n, plan.cache().n_blocks);
+    BlockTable local = global;
+    if (has_pool) {
+      const int begin = locals->data()[2 * i], origin = locals->data()[2 * i + 1];
+      check(origin >= 0 && origin <= start && origin % BLOCK_TOKENS == 0, "step: malformed chunk");
+      local = table_at(blocks, begin, origin, (int64_t)start + n, plan.cache().n_local_blocks);
+    }
+    s.chunks.push_back({row, n, start, wanted, (int)s.wanted.size(), global, local});
     for (int j = 0; j < n; j++) {
       s.positions.push_back(start + j);
       s.chunk_of.push_back(i);
@@ -159,11 +177,11 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
 }
 
 // token_ids: how many there are, vocab or more. given, seen: the images of the step.
-nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks, int list, int token_ids, std::vector<Given> given,
-                    std::vector<Seen> seen) {
+nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals, int list, int token_ids,
+                    std::vector<Given> given, std::vector<Seen> seen) {
   Plan& plan = nb::cast<Plan&>(self);
   check(list >= 0 && list < plan.n_lists(), "step: no such list of ops");
-  Step step = make_step(plan, std::max(vocab, token_ids), tokens, chunks, blocks);
+  Step step = make_step(plan, std::max(vocab, token_ids), tokens, chunks, blocks, locals);
   place_images(plan, step, given, seen);
   const float* logits;
   {
@@ -232,11 +250,14 @@ NB_MODULE(_native, m) {
   bind_images(m);
   nb::class_<Plan>(m, "Plan")
       .def("__init__", [](Plan* self, const std::string& target, int threads, int max_tokens, int max_wanted, const std::string& cache,
-                          int layers, int n_blocks, int kv_heads, int head_dim) {
+                          int layers, int n_blocks, int kv_heads, int head_dim, int n_local_blocks, const std::vector<int>& local_layers) {
         check(threads > 0 && max_tokens > 0 && max_wanted > 0 && layers > 0 && n_blocks > 0, "Plan: sizes must be positive");
         check(head_dim % 32 == 0 && head_dim <= 256, "Plan: head_dim must be a multiple of 32, at most 256; got " + std::to_string(head_dim));
-        new (self) Plan(choose_target(target), threads, max_tokens, max_wanted, {cache_named(cache), layers, n_blocks, kv_heads, head_dim});
-      }, "target"_a, "threads"_a, "max_tokens"_a, "max_wanted"_a, "cache"_a, "layers"_a, "n_blocks"_a, "kv_heads"_a, "head_dim"_a)
+        check(local_layers.empty() || n_local_blocks > 0, "Plan: local layers need blocks");
+        new (self) Plan(choose_target(target), threads, max_tokens, max_wanted,
+                        {cache_named(cache), layers, n_blocks, kv_heads, head_dim, n_local_blocks, local_layers});
+      }, "target"_a, "threads"_a, "max_tokens"_a, "max_wanted"_a, "cache"_a, "layers"_a, "n_blocks"_a, "kv_heads"_a, "head_dim"_a,
+           "n_local_blocks"_a = 0, "local_layers"_a = std::vector<int>())
       .def("buffer", [](Plan& p, int cols, const std::string& rows) { return p.buffer(cols, rows_named(rows)); }, "cols"_a, "rows"_a)
       .def("set_rotation", &Plan::set_rotation, "frequencies"_a, "factor"_a)
       .def("begin_list", &Plan::begin_list)
@@ -275,7 +296,7 @@ NB_MODULE(_native, m) {
       .def("select", &Plan::select)
       .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
-      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "list"_a = 0, "token_ids"_a = 0,
+      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "locals"_a = nb::none(), "list"_a = 0, "token_ids"_a = 0,
            "given"_a = std::vector<Given>(), "seen"_a = std::vector<Seen>())
       .def_rw("profile", &Plan::profile)
       .def_prop_ro("op_seconds", [](Plan& p) { return p.op_seconds(); });

@@ -111,12 +111,16 @@ CacheLayer cache_layer(CacheKind kind, int head_dim, int n_kv_heads, int n_block
 
 Plan::Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, const CacheShape& cache)
     : k_(k), max_tokens_(max_tokens), max_wanted_(max_wanted), cache_shape_(cache), scratch_(SCRATCH * n_threads), pool_(n_threads), barrier_(n_threads), cursors_(n_threads) {
-  const CacheLayer shape = cache_layer(cache.kind, cache.head_dim, cache.n_kv_heads, cache.n_blocks, nullptr);
-  const size_t layer = shape.head_bytes() * cache.n_kv_heads;
-  cache_pages_ = Pages(layer * cache.n_layers, false);  // large pages would take memory for blocks that nobody fills
+  size_t bytes = 0;
   for (int i = 0; i < cache.n_layers; i++) {
-    cache_.push_back(shape);
-    cache_.back().data = cache_pages_.data() + layer * i;
+    cache_.push_back(cache_layer(cache.kind, cache.head_dim, cache.n_kv_heads, cache.is_local(i) ? cache.n_local_blocks : cache.n_blocks, nullptr));
+    bytes += cache_.back().head_bytes() * cache.n_kv_heads;
+  }
+  cache_pages_ = Pages(bytes, false);  // large pages would take memory for blocks that nobody fills
+  uint8_t* data = cache_pages_.data();
+  for (CacheLayer& layer : cache_) {
+    layer.data = data;
+    data += layer.head_bytes() * cache.n_kv_heads;
   }
 }
 
@@ -176,21 +180,21 @@ void Plan::gated(int x, Weight gate, Weight up, int out) {
 
 void Plan::store(int q, int k, int v, int layer, const QueryKeySteps& steps) {
   if (cache_query_is_bf16(cache_shape_.kind)) want(q, FORM_BF16);
-  lists_.back().push_back(make_store(k_, at(q), at(k), at(v), cache_.at(layer), cos_, sin_, steps));
+  lists_.back().push_back(make_store(k_, at(q), at(k), at(v), cache_.at(layer), cache_shape_.is_local(layer), cos_, sin_, steps));
 }
 
 void Plan::attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms) {
   want(out, forms);
-  AttendSchedule& schedule = this->schedule(at(out).rows, n_heads / cache_shape_.n_kv_heads, reach);
+  AttendSchedule& schedule = this->schedule(at(out).rows, n_heads / cache_shape_.n_kv_heads, reach, cache_shape_.is_local(layer));
   lists_.back().push_back(make_attend(k_, schedule, at(q), cache_.at(layer), scale, at(out)));
   lists_.back().push_back(make_attend_merge(k_, schedule, at(out), forms));
 }
 
-AttendSchedule& Plan::schedule(Rows rows, int group, int reach) {
+AttendSchedule& Plan::schedule(Rows rows, int group, int reach, bool local) {
   for (auto& s : schedules_)
-    if (s->rows == rows && s->group == group && s->reach == reach) return *s;
+    if (s->rows == rows && s->group == group && s->reach == reach && s->local == local) return *s;
   const CacheShape& c = cache_shape_;
-  return *schedules_.emplace_back(std::make_unique<AttendSchedule>(rows, group, reach, c.n_kv_heads, c.head_dim));
+  return *schedules_.emplace_back(std::make_unique<AttendSchedule>(rows, group, reach, local, c.n_kv_heads, c.head_dim));
 }
 
 void Plan::experts(int x, int scores, std::vector<Weight> w1, std::vector<Weight> w2, std::vector<Weight> w3, int n_active, int out) {

@@ -2,6 +2,7 @@
 //
 // Knows nothing of Python or files. Built once per model by runtime/native.py; `step` runs it.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -14,13 +15,20 @@
 
 namespace puna {
 
+// Where the keys and values of a sequence are: of position p in blocks[(p - origin) / BLOCK_TOKENS].
+struct BlockTable {
+  const int32_t* blocks;
+  int origin;
+};
+
 // The part of one sequence that a step runs.
 struct Chunk {
   int row0, n;       // rows of the step: row0 .. row0 + n
   int start;         // position of its first token
   int n_wanted;      // logits are wanted after its last n_wanted tokens
   int wanted0;       // where those rows begin among all wanted rows
-  const int32_t* blocks;
+  BlockTable global, local;  // of layers that see everything; of layers with chunked attention, where those have a pool
+  const BlockTable& table(bool is_local) const { return is_local ? local : global; }
 };
 
 // All tokens of the step, or only those whose logits are wanted.
@@ -99,6 +107,9 @@ struct QueryKeySteps {
 struct CacheShape {
   CacheKind kind;
   int n_layers, n_blocks, n_kv_heads, head_dim;
+  int n_local_blocks = 0;           // of the layers below, whose blocks are another pool
+  std::vector<int> local_layers{};  // those with chunked attention, or none
+  bool is_local(int layer) const { return std::find(local_layers.begin(), local_layers.end(), layer) != local_layers.end(); }
 };
 
 class AttendSchedule;  // plan_attend.h
@@ -149,7 +160,7 @@ class Plan {
   std::unique_ptr<Buffer> make_buffer(int cols, Rows rows, int times) const;
   void want(int buffer, int forms);
   static void want(Buffer& buffer, int forms);
-  AttendSchedule& schedule(Rows rows, int group, int reach);
+  AttendSchedule& schedule(Rows rows, int group, int reach, bool local);
   Buffer& slots(int cols, Rows rows, int n_active, int role);
   int advance(const Step& step, const Worker& worker, int i);
   void approach(const Step& step, const Worker& worker, int i) const;

@@ -11,26 +11,30 @@ namespace {
 // Makes queries and keys ready; appends keys and values to the cache.
 class StoreOp : public RowsOp {
  public:
-  StoreOp(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache, const Buffer& cos, const Buffer& sin,
-          const QueryKeySteps& steps)
-      : RowsOp(k, q, 4), key_(key), value_(value), cache_(cache), cos_(cos), sin_(sin), steps_(steps), ones_(cache.head_dim, 1.0f) {}
+  StoreOp(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache, bool local, const Buffer& cos,
+          const Buffer& sin, const QueryKeySteps& steps)
+      : RowsOp(k, q, 4), key_(key), value_(value), cache_(cache), local_(local), cos_(cos), sin_(sin), steps_(steps), ones_(cache.head_dim, 1.0f) {}
   // Rows that go into one block of the cache are stored together.
   void rows(const Step& s, Range r) override {
     for (int i = r.begin, n; i < r.end; i += n) {
       const Chunk& c = s.chunks[s.chunk_of[i]];
       n = std::min({r.end, c.row0 + c.n, i + BLOCK_TOKENS - s.positions[i] % BLOCK_TOKENS}) - i;
       for (int j = i; j < i + n; j++) prepare(j, s.positions[j]);
-      store(c, s.positions[i], i, n);
+      store(c, s.positions[i], i, n);  // a table's origin is the first position of a block
     }
   }
   void prefetch(const Step& s) const override {
     for (const Chunk& c : s.chunks) {
       const int at = c.start + c.n - 1;
-      k_.cache_prefetch(cache_, c.blocks[at / BLOCK_TOKENS], at % BLOCK_TOKENS);
+      k_.cache_prefetch(cache_, block(c, at), at % BLOCK_TOKENS);
     }
   }
 
  private:
+  int block(const Chunk& c, int position) const {
+    const BlockTable& table = c.table(local_);
+    return table.blocks[(position - table.origin) / BLOCK_TOKENS];
+  }
   void prepare(int i, int position) {
     const int n = cache_.head_dim;
     float *q = out_.row(i), *key = key_.row(i);
@@ -49,7 +53,7 @@ class StoreOp : public RowsOp {
     return (float)(1 + steps_.attn_scale * std::log1p(std::floor((position + 1.0) / steps_.floor_scale)));
   }
   void store(const Chunk& c, int at, int row, int n) {
-    const int block = c.blocks[at / BLOCK_TOKENS], slot = at % BLOCK_TOKENS;
+    const int block = this->block(c, at), slot = at % BLOCK_TOKENS;
     const bool last = row + n == c.row0 + c.n, opened_here = at - slot >= c.start;
     if (last && opened_here && slot + n < BLOCK_TOKENS) k_.cache_clear(cache_, block, c.n == 1 ? 0 : slot + n);
     k_.cache_write(cache_, block, slot, n, key_.row(row), key_.cols, value_.row(row), value_.cols);
@@ -57,6 +61,7 @@ class StoreOp : public RowsOp {
 
   const Buffer &key_, &value_;
   const CacheLayer& cache_;
+  const bool local_;
   const Buffer &cos_, &sin_;
   const QueryKeySteps steps_;
   const std::vector<float> ones_;
@@ -84,8 +89,8 @@ class AttendOp : public Op {
  private:
   void fetch_first_tile(const Step& s, const AttendSchedule::Item& item) const {
     const Chunk& c = s.chunks[item.chunk];
-    const int seen = schedule_.first_visible(c.start + item.first_row / schedule_.group);
-    const int block = c.blocks[std::max(item.first_span * SPAN, seen) / BLOCK_TOKENS];
+    const int seen = schedule_.first_visible(schedule_.start(c) + item.first_row / schedule_.group);
+    const int block = schedule_.table(c).blocks[std::max(item.first_span * SPAN, seen) / BLOCK_TOKENS];
     fetch(cache_.keys(block, item.kv_head), cache_.key_bytes);
     for (int column = 0; column < cache_.head_dim; column += 32) fetch(cache_.values(block, item.kv_head, column), cache_.value_bytes);
   }
@@ -103,13 +108,13 @@ class AttendOp : public Op {
       const int token = (item.first_row + r) / group, at = (item.kv_head * group + (item.first_row + r) % group) * n;
       const int row = c.row0 + token, out_row = out_.rows == Rows::ALL ? row : c.wanted0 + token - skipped;
       q[r] = bf16 ? (const void*)(q_.row_bf16(row) + at) : q_.row(row) + at;
-      last[r] = c.start + token;
+      last[r] = schedule_.start(c) + token;
       first[r] = schedule_.first_visible(last[r]);
       out[r] = partial ? schedule_.partial_out.data() + (size_t)(item.partial + r) * n : out_.row(out_row) + at;
       state[r] = {-std::numeric_limits<float>::infinity(), 0};
       std::fill_n(out[r], n, 0.0f);
     }
-    k_.attend({&cache_, item.kv_head, c.blocks, item.first_span, item.n_spans, item.rows, q, first, last, scale_log2_, state, out, scratch});
+    k_.attend({&cache_, item.kv_head, schedule_.table(c).blocks, item.first_span, item.n_spans, item.rows, q, first, last, scale_log2_, state, out, scratch});
     if (!partial)
       for (int r = 0; r < item.rows; r++) k_.finish(state[r], out[r], n);
   }
@@ -129,13 +134,13 @@ class AttendMergeOp : public RowOp {
   void row(const Step& s, int i) override {
     const int row = out_.rows == Rows::ALL ? i : s.wanted[i];
     const AttendSchedule::Split& split = schedule_.splits[s.chunk_of[row]];
-    if (split.n_spans) merge_heads(split, s.chunks[s.chunk_of[row]], row, s.positions[row], out_.row(i));
+    if (split.n_spans) merge_heads(split, s.chunks[s.chunk_of[row]], row, out_.row(i));
     fill_forms(k_, out_, i, forms_);
   }
 
  private:
-  void merge_heads(const AttendSchedule::Split& split, const Chunk& c, int row, int position, float* out) const {
-    const int n = schedule_.head_dim, group = schedule_.group;
+  void merge_heads(const AttendSchedule::Split& split, const Chunk& c, int row, float* out) const {
+    const int n = schedule_.head_dim, group = schedule_.group, position = schedule_.start(c) + row - c.row0;
     const int token = row - c.row0 - schedule_.first_token(c);
     for (int h = 0; h < schedule_.n_kv_heads * group; h++, out += n) {
       SpanState state{-std::numeric_limits<float>::infinity(), 0};
@@ -170,15 +175,15 @@ void AttendSchedule::prepare(const Step& s) {
 int AttendSchedule::add_items(const Chunk& c, int index, int partials) {
   const int first = first_token(c) * group, end = c.n * group;
   if (first == end) return partials;
-  const int span0 = first_visible(c.start + first / group) / SPAN, spans = (c.start + c.n - 1) / SPAN + 1 - span0;
+  const int start = this->start(c), span0 = first_visible(start + first / group) / SPAN, spans = (start + c.n - 1) / SPAN + 1 - span0;
   const bool split = end - first <= MAX_QUERY_ROWS && spans > 1;
   if (split) splits[index] = {partials, span0, spans, end - first};
   for (int kv = 0; kv < n_kv_heads; kv++) {
     for (int r = first; r < end; r += MAX_QUERY_ROWS) {
       const int n = std::min(MAX_QUERY_ROWS, end - r);
       if (!split) {
-        const int from = first_visible(c.start + r / group) / SPAN;
-        items.push_back({index, kv, r, n, from, (c.start + (r + n - 1) / group) / SPAN + 1 - from, -1});
+        const int from = first_visible(start + r / group) / SPAN;
+        items.push_back({index, kv, r, n, from, (start + (r + n - 1) / group) / SPAN + 1 - from, -1});
       } else {
         for (int span = 0; span < spans; span++, partials += n) items.push_back({index, kv, r, n, span0 + span, 1, partials});
       }
@@ -187,9 +192,9 @@ int AttendSchedule::add_items(const Chunk& c, int index, int partials) {
   return partials;
 }
 
-std::unique_ptr<Op> make_store(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache,
+std::unique_ptr<Op> make_store(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache, bool local,
                                const Buffer& cos, const Buffer& sin, const QueryKeySteps& steps) {
-  return std::make_unique<StoreOp>(k, q, key, value, cache, cos, sin, steps);
+  return std::make_unique<StoreOp>(k, q, key, value, cache, local, cos, sin, steps);
 }
 
 std::unique_ptr<Op> make_attend(const Kernels& k, AttendSchedule& schedule, const Buffer& q, const CacheLayer& cache, float scale, const Buffer& out) {

@@ -12,17 +12,22 @@ class AttendSchedule {
   struct Item { int chunk, kv_head, first_row, rows, first_span, n_spans, partial; };
   struct Split { int first_partial, first_span, n_spans, rows; };  // of a chunk; n_spans 0: not split
 
-  // reach: positions of a chunk of attention, 0 where a token sees all that precede it.
-  AttendSchedule(Rows rows, int group, int reach, int n_kv_heads, int head_dim)
-      : rows(rows), group(group), reach(reach), n_kv_heads(n_kv_heads), head_dim(head_dim) {}
+  // reach: positions of a chunk of attention, 0 where a token sees all that precede it. local: blocks are those of local
+  // layers. Positions below count from the origin of the chunk's table, a multiple of reach.
+  AttendSchedule(Rows rows, int group, int reach, bool local, int n_kv_heads, int head_dim)
+      : rows(rows), group(group), reach(reach), local(local), n_kv_heads(n_kv_heads), head_dim(head_dim) {}
 
   void prepare(const Step& s);
   bool is_short() const { return items.empty() || items[0].n_spans * items[0].rows <= MAX_QUERY_ROWS; }  // the longest is first
   int first_token(const Chunk& c) const { return rows == Rows::ALL ? 0 : c.n - c.n_wanted; }
+  const BlockTable& table(const Chunk& c) const { return c.table(local); }
+  int start(const Chunk& c) const { return c.start - table(c).origin; }
   int first_visible(int position) const { return reach ? position / reach * reach : 0; }
 
   const Rows rows;
-  const int group, reach, n_kv_heads, head_dim;
+  const int group, reach;
+  const bool local;
+  const int n_kv_heads, head_dim;
   std::vector<Item> items;
   std::vector<Split> splits;
   std::vector<SpanState> partial_state;
@@ -32,7 +37,7 @@ class AttendSchedule {
   int add_items(const Chunk& c, int index, int partials);
 };
 
-std::unique_ptr<Op> make_store(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache,
+std::unique_ptr<Op> make_store(const Kernels& k, const Buffer& q, const Buffer& key, const Buffer& value, const CacheLayer& cache, bool local,
                                const Buffer& cos, const Buffer& sin, const QueryKeySteps& steps);
 std::unique_ptr<Op> make_attend(const Kernels& k, AttendSchedule& schedule, const Buffer& q, const CacheLayer& cache, float scale, const Buffer& out);
 // Merges what attend cut by span, and fills the forms that the next op reads.

@@ -249,6 +249,10 @@ class Chunk:
     blocks: Sequence[int]  # block table covering 0..start+len(tokens)-1
     n_logits: int  # logits are wanted after each of the last n_logits tokens
     images: Sequence[PlacedImage] = ()  # of the whole sequence, those before and behind the chunk too
+    # the same for layers with chunked attention, where they have blocks of their own, from local_start on: a
+    # multiple of the executor's local_window, at most `start`, nearer than that
+    local_blocks: Sequence[int] = ()
+    local_start: int = 0
 
 
 @dataclass(slots=True)
@@ -262,11 +266,15 @@ class Executor(Protocol):
     """Runs steps of one model. The engine knows nothing else of a model.
 
     The cache has `n_blocks` blocks of `block_size` positions each. Contents of a block are a function of the
-    tokens and images that precede and fill it, so blocks of equal prefixes may be shared.
+    tokens and images that precede and fill it, so blocks of equal prefixes may be shared. An executor whose
+    layers see back to a multiple of `local_window` only, in part, may keep `n_local_blocks` others for those;
+    where it does not, local_window is 0 and one block holds all layers.
     """
 
     block_size: int
     n_blocks: int
+    n_local_blocks: int
+    local_window: int
     vocab_size: int
     n_token_ids: int  # that may be read: those from vocab_size on stand for images and are never predicted
     context_length: int

@@ -3,23 +3,27 @@
 A block is blank (free, contents worthless), held (by one or more sequences), or idle (free, but its
 contents are in the prefix cache: the least recently used idle block is overwritten when no blank one is
 left). Only integers; the tensors are the executor's.
+
+Where layers with chunked attention have blocks of their own (core.Executor.local_window), a sequence has a
+second, short block table: it begins with the chunk of attention that its next position lies in. What lies
+before was given back, so that only the other layers grow with the sequence.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 
-from puna.engine.prefix import ROOT, PrefixCache, marks
+from puna.engine.prefix import ROOT, LocalPrefixes, PrefixCache, marks
 from puna.engine.sequence import Sequence
 
 
-class BlockManager:
-    """Hands the blocks 0..n_blocks-1 of `block_size` positions each to sequences."""
+class BlockPool:
+    """Hands out the blocks 0..n_blocks-1; `cached` says which have contents worth keeping while free."""
 
-    def __init__(self, n_blocks: int, block_size: int) -> None:
+    def __init__(self, n_blocks: int, cached: PrefixCache | LocalPrefixes) -> None:
         self.n_blocks = n_blocks
-        self.block_size = block_size
-        self._prefix = PrefixCache(block_size)
+        self._cached = cached
         self._n_holders = [0] * n_blocks
         self._blank = list(range(n_blocks - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
@@ -28,36 +32,133 @@ class BlockManager:
     def n_free(self) -> int:
         return len(self._blank) + len(self._idle)
 
+    def is_free(self, block: int) -> bool:
+        return not self._n_holders[block]
+
+    def take(self, n: int) -> list[int]:
+        """Blocks with worthless contents for one holder; the caller has seen that so many are free."""
+        return [self._take() for _ in range(n)]
+
+    def _take(self) -> int:
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            self._cached.forget(block)
+        assert not self._n_holders[block]
+        self._n_holders[block] = 1
+        return block
+
+    def hold(self, block: int) -> None:
+        if not self._n_holders[block]:
+            del self._idle[block]
+        self._n_holders[block] += 1
+
+    def drop(self, block: int) -> None:
+        self._n_holders[block] -= 1
+        assert self._n_holders[block] >= 0
+        if self._n_holders[block]:
+            return
+        if self._cached.holds(block):
+            self._idle[block] = None
+        else:
+            self._blank.append(block)
+
+
+class BlockManager:
+    """Gives sequences blocks of `block_size` positions: `n_blocks` in all and, with a `window`, as many of
+    their own for layers whose attention goes back to a multiple of `window` only.
+
+    `n_step` is the most tokens of a sequence that one step runs. A sequence then needs local blocks for
+    `window` + n_step positions at most, and the pool has to hold so many.
+    """
+
+    def __init__(
+        self, n_blocks: int, block_size: int, *, n_local_blocks: int = 0, window: int = 0, n_step: int = 0
+    ) -> None:
+        self.block_size = block_size
+        self.window = window
+        self._prefix = PrefixCache(block_size)
+        self._local_prefix = LocalPrefixes()
+        self._pool = BlockPool(n_blocks, self._prefix)
+        self._local = BlockPool(n_local_blocks, self._local_prefix)
+        self._n_reach = self._n_needed(window + n_step)  # local blocks of one sequence at most
+        assert not window or (window % block_size == 0 and self._n_reach <= n_local_blocks)
+
+    @property
+    def n_free(self) -> int:
+        return self._pool.n_free
+
+    @property
+    def n_free_local(self) -> int:
+        return self._local.n_free
+
     def admit(self, seq: Sequence, reserve: int) -> bool:
         """Give `seq` blocks for all its tokens, cached ones as far as they go, and leave `reserve` blocks
-        free.
+        free. Of local blocks it gets as many as it will hold at once.
 
         False, and nothing has changed, where too few are free.
         """
         assert not seq.blocks
         cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images)
+        local_cached: list[int] = []
+        if self.window:
+            cached, local_cached = self._with_local(cached)
+        origin = self._origin(len(cached) * self.block_size)
         n_new = self._n_needed(len(seq.tokens)) - len(cached)
-        if self.n_free - sum(not self._n_holders[block] for block in cached) < n_new + reserve:
+        n_local = self._n_covered(len(seq.tokens) - origin) - len(local_cached) if self.window else 0
+        enough = _n_left(self._pool, cached) >= n_new + reserve
+        if not enough or (self.window and _n_left(self._local, local_cached) < n_local + reserve):
             return False
-        for block in cached:
-            self._hold(block)
-        seq.blocks.extend(cached)
-        seq.blocks.extend([self._take() for _ in range(n_new)])
+        for pool, blocks, known, n in (
+            (self._pool, seq.blocks, cached, n_new),
+            (self._local, seq.local_blocks, local_cached, n_local),
+        ):
+            for block in known:
+                pool.hold(block)
+            blocks.extend(known)
+            blocks.extend(pool.take(n))
         seq.n_shared = len(cached)
         seq.parent = self._prefix.serial(cached[-1]) if cached else ROOT
         seq.n_computed = len(cached) * self.block_size
+        seq.chunk.local_start = origin
         return True
+
+    def _with_local(self, cached: list[int]) -> tuple[list[int], list[int]]:
+        """As many of the cached blocks as have what local layers see behind them, and those local blocks.
+
+        At a multiple of the window they see nothing.
+        """
+        n_window = self.window // self.block_size
+        best: tuple[int, list[int]] = (0, [])
+        run: list[int] | None = []
+        for i, block in enumerate(cached, 1):
+            local = self._local_prefix.block(self._prefix.serial(block))
+            run = [*run, local] if run is not None and local is not None else None
+            if i % n_window == 0:
+                run = []
+            if run is not None:
+                best = (i, run)
+        return cached[: best[0]], best[1]
 
     def missing(self, seq: Sequence, n_positions: int) -> int:
         """Blocks that `seq` lacks to hold n_positions."""
         return max(0, self._n_needed(n_positions) - len(seq.blocks))
 
-    def grow(self, seq: Sequence, n_blocks: int) -> None:
-        """Give `seq` n_blocks more; the caller has seen that so many are free."""
-        seq.blocks.extend([self._take() for _ in range(n_blocks)])
+    def missing_local(self, seq: Sequence, n_positions: int) -> int:
+        """Local blocks that `seq` lacks to run up to n_positions in the next step."""
+        if not self.window:
+            return 0
+        return max(0, self._n_needed(n_positions - seq.chunk.local_start) - len(seq.local_blocks))
 
-    def share(self, seq: Sequence) -> None:
-        """Offer the blocks that `seq` has filled by now to the prefix cache.
+    def grow(self, seq: Sequence, n_blocks: int, n_local: int = 0) -> None:
+        """Give `seq` so many blocks more; the caller has seen that they are free."""
+        seq.blocks.extend(self._pool.take(n_blocks))
+        seq.local_blocks.extend(self._local.take(n_local))
+
+    def advance(self, seq: Sequence) -> None:
+        """Offer the blocks that `seq` has filled by now to the prefix cache, and take back local ones that its
+        next position does not see.
 
         To be called after the step that computed them. Where another sequence has cached the same contents in
         the meantime, `seq` goes on with that block and its own is free again.
@@ -65,50 +166,58 @@ class BlockManager:
         size = self.block_size
         while (seq.n_shared + 1) * size <= seq.n_computed:
             i = seq.n_shared
-            own, start, end = seq.blocks[i], i * size, (i + 1) * size
+            start, end = i * size, (i + 1) * size
             seen = marks(seq.request.images, start, end)
-            kept = self._prefix.insert(seq.parent, seq.tokens[start:end], own, seen)
-            if kept != own:
-                self._hold(kept)
-                seq.blocks[i] = kept
-                self._drop(own)
+            kept = self._prefix.insert(seq.parent, seq.tokens[start:end], seq.blocks[i], seen)
+            _replace(self._pool, seq.blocks, i, kept)
             seq.parent = self._prefix.serial(kept)
+            if self.window:
+                j = i - seq.chunk.local_start // size
+                kept = self._local_prefix.insert(seq.parent, seq.local_blocks[j])
+                _replace(self._local, seq.local_blocks, j, kept)
             seq.n_shared += 1
+        self._leave_behind(seq)
+
+    def _leave_behind(self, seq: Sequence) -> None:
+        origin = self._origin(seq.n_computed)
+        n = (origin - seq.chunk.local_start) // self.block_size
+        if n:
+            for block in reversed(seq.local_blocks[:n]):
+                self._local.drop(block)
+            del seq.local_blocks[:n]
+            seq.chunk.local_start = origin
 
     def release(self, seq: Sequence) -> None:
         """Take all blocks of `seq` back; what is full stays in the prefix cache until overwritten.
 
         Last block first: a block is of no use without those before it, so it must be overwritten before them.
         """
-        for block in reversed(seq.blocks):
-            self._drop(block)
-        del seq.blocks[:]
+        for pool, blocks in ((self._pool, seq.blocks), (self._local, seq.local_blocks)):
+            for block in reversed(blocks):
+                pool.drop(block)
+            del blocks[:]
+        seq.chunk.local_start = 0
+
+    def _origin(self, position: int) -> int:
+        """The first position that local layers see from `position`, all before it where they are no others."""
+        return position // self.window * self.window if self.window else 0
 
     def _n_needed(self, n_positions: int) -> int:
         return -(-n_positions // self.block_size)
 
-    def _take(self) -> int:
-        """A block with worthless contents for one holder."""
-        if self._blank:
-            block = self._blank.pop()
-        else:
-            block, _ = self._idle.popitem(last=False)
-            self._prefix.forget(block)
-        assert not self._n_holders[block]
-        self._n_holders[block] = 1
-        return block
+    def _n_covered(self, n_positions: int) -> int:
+        return min(self._n_needed(n_positions), self._n_reach)
 
-    def _hold(self, block: int) -> None:
-        if not self._n_holders[block]:
-            del self._idle[block]
-        self._n_holders[block] += 1
 
-    def _drop(self, block: int) -> None:
-        self._n_holders[block] -= 1
-        assert self._n_holders[block] >= 0
-        if self._n_holders[block]:
-            return
-        if self._prefix.holds(block):
-            self._idle[block] = None
-        else:
-            self._blank.append(block)
+def _n_left(pool: BlockPool, cached: list[int]) -> int:
+    """Blocks that are free once `cached` ones are held."""
+    return pool.n_free - sum(pool.is_free(block) for block in cached)
+
+
+def _replace(pool: BlockPool, table: array[int], i: int, kept: int) -> None:
+    """Let a table go on with a block of the same contents."""
+    own = table[i]
+    if kept != own:
+        pool.hold(kept)
+        table[i] = kept
+        pool.drop(own)

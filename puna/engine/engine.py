@@ -41,7 +41,13 @@ class Engine:
     def __init__(self, executor: Executor, config: EngineConfig | None = None) -> None:
         config = config or EngineConfig()
         self._executor = executor
-        blocks = BlockManager(executor.n_blocks, executor.block_size)
+        blocks = BlockManager(
+            executor.n_blocks,
+            executor.block_size,
+            n_local_blocks=executor.n_local_blocks,
+            window=executor.local_window,
+            n_step=config.max_step_tokens if executor.local_window else 0,
+        )
         self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size))
         self._sampler = Sampler(executor.vocab_size)
         self._live: dict[int, Sequence] = {}  # by request id

@@ -75,3 +75,31 @@ class PrefixCache:
     def forget(self, block: int) -> None:
         """The block is about to be overwritten."""
         del self._block_of[self._key_of.pop(block)], self._serial_of[block]
+
+
+class LocalPrefixes:
+    """Which blocks of layers with chunked attention go with which entries of a PrefixCache.
+
+    An entry may have lost its local block, or never had one: then it is of use only where nothing sees it.
+    """
+
+    def __init__(self) -> None:
+        self._block_of: dict[int, int] = {}  # serial of the entry -> block
+        self._serial_of: dict[int, int] = {}
+
+    def block(self, serial: int) -> int | None:
+        return self._block_of.get(serial)
+
+    def insert(self, serial: int, block: int) -> int:
+        """Offer the local block of an entry; returns the one that is kept."""
+        known = self._block_of.setdefault(serial, block)
+        if known == block:
+            self._serial_of[block] = serial
+        return known
+
+    def holds(self, block: int) -> bool:
+        return block in self._serial_of
+
+    def forget(self, block: int) -> None:
+        """The block is about to be overwritten."""
+        del self._block_of[self._serial_of.pop(block)]

@@ -61,6 +61,7 @@ class Scheduler:
         self._n_rows_left = self._n_spare_rows
         scheduled: list[Sequence] = []
         n_running = len(self.running)
+        self._let_oldest_go_on()
         self._decode(scheduled)
         for seq in self.running:
             if len(seq.tokens) - seq.n_computed > 1:
@@ -73,7 +74,18 @@ class Scheduler:
     def advance(self, seq: Sequence, n_computed: int) -> None:
         """The step is done, and the first n_computed positions of `seq` are good."""
         seq.n_computed = n_computed
-        self.blocks.share(seq)
+        self.blocks.advance(seq)
+
+    def _let_oldest_go_on(self) -> None:
+        """See that the oldest sequence, if it prefills, has a local block for its next token.
+
+        It gets back what it gives back at the end of a chunk of attention, unless others hold that too.
+        """
+        if not self.running:
+            return
+        oldest, blocks = self.running[0], self.blocks
+        while len(self.running) > 1 and blocks.missing_local(oldest, oldest.n_computed + 1) > blocks.n_free_local:
+            self._preempt(self.running.pop())
 
     def _decode(self, scheduled: list[Sequence]) -> None:
         """Run every sequence that lacks one token, with its guesses. Preemption may shorten `running`."""
@@ -91,18 +103,29 @@ class Scheduler:
         False if it was itself the newest. Guesses must not cost anybody a block, and are dropped otherwise.
         """
         blocks = self.blocks
-        n_missing = blocks.missing(seq, len(seq.tokens) + len(seq.draft))
-        if n_missing and seq.draft and blocks.n_free - n_missing < len(self.running):
+        n_missing, n_local = self._missing(seq)
+        if seq.draft and self._is_tight(n_missing, n_local):
             del seq.draft[:]
-            n_missing = blocks.missing(seq, len(seq.tokens))
-        while n_missing > blocks.n_free:
+            n_missing, n_local = self._missing(seq)
+        while n_missing > blocks.n_free or n_local > blocks.n_free_local:
             victim = self.running.pop()
             self._preempt(victim)
             if victim is seq:
                 return False
-        if n_missing:
-            blocks.grow(seq, n_missing)
+        if n_missing or n_local:
+            blocks.grow(seq, n_missing, n_local)
         return True
+
+    def _missing(self, seq: Sequence) -> tuple[int, int]:
+        end = len(seq.tokens) + len(seq.draft)
+        return self.blocks.missing(seq, end), self.blocks.missing_local(seq, end)
+
+    def _is_tight(self, n_missing: int, n_local: int) -> bool:
+        """Whether taking so many blocks would leave a running sequence without one to grow into."""
+        blocks, n = self.blocks, len(self.running)
+        return bool(
+            (n_missing and blocks.n_free - n_missing < n) or (n_local and blocks.n_free_local - n_local < n)
+        )
 
     def _preempt(self, victim: Sequence) -> None:
         self.blocks.release(victim)
@@ -111,8 +134,9 @@ class Scheduler:
         self._admission_is_futile = False
 
     def _prefill(self, seq: Sequence, scheduled: list[Sequence]) -> None:
-        """Run as many of the missing tokens of `seq` as this step has room for."""
+        """Run as many of the missing tokens of `seq` as this step, and the free local blocks, have room for."""
         end = min(len(seq.tokens), seq.n_computed + self._n_tokens_left)
+        end -= self._n_without_local(seq, end)
         n_logits = int(end == len(seq.tokens))
         if seq.n_to_score:
             first = max(seq.n_computed, seq.n_scored)  # earlier ones were scored before a preemption
@@ -120,7 +144,17 @@ class Scheduler:
             n_logits = max(0, end - first)
             self._n_rows_left -= max(0, n_logits - 1)
         if end > seq.n_computed:
+            self.blocks.grow(seq, 0, self.blocks.missing_local(seq, end))
             self._run(seq, end, n_logits, scheduled)
+
+    def _n_without_local(self, seq: Sequence, end: int) -> int:
+        """How many of the positions before `end` no local block is free for."""
+        blocks = self.blocks
+        n_short = blocks.missing_local(seq, end) - blocks.n_free_local
+        if n_short <= 0:
+            return 0
+        size = blocks.block_size
+        return end - max(seq.n_computed, (-(-end // size) - n_short) * size)
 
     def _admit(self, scheduled: list[Sequence]) -> None:
         """Let waiting sequences in, leaving every running one a free block to grow into."""

@@ -37,6 +37,7 @@ class Sequence:
     n_cached: int | None = None  # prompt tokens found in the prefix cache when first admitted
     # set by the block manager
     blocks: array[int] = field(default_factory=lambda: array("i"))  # block table
+    local_blocks: array[int] = field(default_factory=lambda: array("i"))  # from chunk.local_start on
     n_shared: int = 0  # leading blocks that the prefix cache knows
     parent: int = ROOT  # prefix cache entry of the last of them
     chunk: Chunk = field(init=False)  # what the next step runs; the same object every step
@@ -44,7 +45,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = array("i", self.request.prompt)
         self.n_prompt = len(self.tokens)
-        self.chunk = Chunk(self.tokens, 0, self.blocks, 0, self.request.images)
+        self.chunk = Chunk(self.tokens, 0, self.blocks, 0, self.request.images, self.local_blocks)
 
     @property
     def n_to_score(self) -> int:

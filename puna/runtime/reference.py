@@ -40,6 +40,7 @@ class ReferenceExecutor:
         self.block_size = block_size
         self.vocab_size = cfg.vocab_size
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
+        self.n_local_blocks = self.local_window = 0  # one block holds all layers
         self.context_length = context_length or cfg.context_length
         self._cfg = cfg
         self._weights = assemble(cfg, tensors, rope_table(cfg, self.context_length))

@@ -99,6 +99,7 @@ class TorchExecutor:
         self.threads = torch.get_num_threads()
         self.vocab_size = cfg.vocab_size
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
+        self.n_local_blocks = self.local_window = 0  # one block holds all layers
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         shard = Shard(ranks, cfg) if ranks is not None else None

@@ -27,7 +27,7 @@ def admitted(blocks: BlockManager, *tokens: int) -> Sequence:
 
 def compute_all(blocks: BlockManager, seq: Sequence) -> None:
     seq.n_computed = len(seq.tokens)
-    blocks.share(seq)
+    blocks.advance(seq)
 
 
 def test_admits_only_what_fits_beside_the_reserve() -> None:
@@ -52,7 +52,7 @@ def test_blocks_are_reused_only_after_they_are_computed() -> None:
     early = admitted(blocks, 1, 2, 3, 4, 5)
     assert early.n_computed == 0
     first.n_computed = 3  # one block full, one half full
-    blocks.share(first)
+    blocks.advance(first)
     late = sequence(1, 2, 3, 4, 5)
     blocks.release(early)
     assert blocks.admit(late, 0)

@@ -1,4 +1,5 @@
-"""10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size.
+"""10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with and
+without blocks of their own for local layers.
 
 Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
 twice, and the oldest request moves on in every step.
@@ -33,7 +34,6 @@ PROMPTS = [
     [1, 2, 3] * 5,
 ]
 CONTEXT = 24
-MODEL = MockExecutor(VOCAB)
 
 
 class Model(MockExecutor):
@@ -42,8 +42,10 @@ class Model(MockExecutor):
     def __init__(self, rng: Random) -> None:
         block_size = rng.randint(1, 4)
         n_blocks = -(-rng.choice([18, 18, 28, 60]) // block_size)
-        super().__init__(VOCAB, CONTEXT, n_blocks, block_size)
         self.max_tokens = rng.choice([1, 3, 5, 8, 12, 12, 20, 50])
+        window = block_size * rng.choice([0, 0, 1, 2, 3])
+        n_local_blocks = -(-(window + self.max_tokens) // block_size) + rng.choice([0, 0, 2, 8]) if window else 0
+        super().__init__(VOCAB, CONTEXT, n_blocks, block_size, n_local_blocks, window)
         self.max_rows = rng.choice([1, 3, 8, 12, 20])
         self.engine: Engine | None = None
 
@@ -57,22 +59,25 @@ class Model(MockExecutor):
 
 
 @cache
-def expected(prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int) -> slow_engine.Answer:
+def expected(
+    prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int, window: int
+) -> slow_engine.Answer:
     """The answer in the largest context; in a smaller one it only ends sooner."""
     request = Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=True)
-    return slow_engine.answer(MODEL, request, CONTEXT)
+    return slow_engine.answer(MockExecutor(VOCAB, local_window=window), request, CONTEXT)
 
 
 def check_books(engine: Engine) -> None:
     """Every block is held as often as running sequences list it, or is free exactly once."""
-    blocks = engine._scheduler.blocks
-    held = [0] * blocks.n_blocks
-    for seq in engine._scheduler.running:
-        for block in seq.blocks:
-            held[block] += 1
-    assert held == blocks._n_holders
-    assert sorted([*blocks._blank, *blocks._idle]) == [b for b, n in enumerate(held) if not n]
-    assert not any(seq.blocks for seq in engine._scheduler.waiting)
+    manager = engine._scheduler.blocks
+    for pool, table in ((manager._pool, "blocks"), (manager._local, "local_blocks")):
+        held = [0] * pool.n_blocks
+        for seq in engine._scheduler.running:
+            for block in getattr(seq, table):
+                held[block] += 1
+        assert held == pool._n_holders
+        assert sorted([*pool._blank, *pool._idle]) == [b for b, n in enumerate(held) if not n]
+        assert not any(getattr(seq, table) for seq in engine._scheduler.waiting)
 
 
 def draw_request(rng: Random) -> tuple[Request, int]:
@@ -84,9 +89,10 @@ def draw_request(rng: Random) -> tuple[Request, int]:
     return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.3), i_params
 
 
-def compare(request: Request, i_params: int, results: list[StepResult], capacity: int) -> None:
-    answer = expected(tuple(request.prompt), request.end_ids, i_params)
-    room = max(1, capacity - len(request.prompt))
+def compare(request: Request, i_params: int, results: list[StepResult], engine: Engine) -> None:
+    window = engine._scheduler.blocks.window
+    answer = expected(tuple(request.prompt), request.end_ids, i_params, window)
+    room = max(1, engine.capacity - len(request.prompt))
     done = completion(request, results)
     assert list(done.token_ids) == answer.tokens[: len(done.token_ids)]
     if done.finish_reason == "cancelled":
@@ -129,8 +135,9 @@ def run_trace(seed: int) -> None:
             results[result.request_id].append(result)
         check_books(engine)
     for request_id, (request, i_params) in kinds.items():
-        compare(request, i_params, results[request_id], engine.capacity)
+        compare(request, i_params, results[request_id], engine)
     assert engine._scheduler.blocks.n_free == model.n_blocks
+    assert engine._scheduler.blocks.n_free_local == model.n_local_blocks
 
 
 def test_ten_thousand_traces() -> None:
