@@ -226,6 +226,7 @@ OutFloats values(const Plan& plan, int buffer, int rows) {
 NB_MODULE(_native, m) {
   m.doc() = "Puna's kernels and plan executor.";
   m.attr("BLOCK_TOKENS") = BLOCK_TOKENS;
+  m.attr("SPAN") = SPAN;
   m.def("available_targets", &available_targets, "CPU targets this machine can run, best last.");
   m.def("chosen_target", [](const std::string& name) { return std::string(choose_target(name).name); }, "name"_a);
   m.def("input_form", &input_form, "kind"_a, "Form of activations that a weight kind is multiplied with: f32, bf16 or q8.");

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_TOKENS: int
+SPAN: int
 
 def available_targets() -> list[str]: ...
 def chosen_target(name: str) -> str: ...
@@ -84,6 +85,8 @@ class Plan:
         n_blocks: int,
         kv_heads: int,
         head_dim: int,
+        n_local_blocks: int = 0,
+        local_layers: Sequence[int] = (),
     ) -> None: ...
     def buffer(self, cols: int, rows: str) -> int: ...
     def set_rotation(self, frequencies: Sequence[float], factor: float) -> None: ...
@@ -133,6 +136,7 @@ class Plan:
         tokens: NDArray[np.int32],
         chunks: NDArray[np.int32],
         blocks: NDArray[np.int32],
+        locals: NDArray[np.int32] | None = None,
         list: int = 0,
         token_ids: int = 0,
         given: Sequence[Given] = (),

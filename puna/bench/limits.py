@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from puna.bench.jobs import BenchConfig, Limits
-from puna.runtime.native import measure_limits
+from puna.runtime.cpu import measure_limits
 
 
 class Probe:

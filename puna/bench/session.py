@@ -28,7 +28,8 @@ from puna.llm.load import needs_of
 from puna.llm.memory import Needs, available_bytes, fit
 from puna.model import catalog
 from puna.model.config import ModelConfig
-from puna.runtime.native import BLOCK_TOKENS, cpu_info
+from puna.runtime.cpu import cpu_info
+from puna.runtime.native import BLOCK_TOKENS
 from puna.weights.load import open_checkpoint, write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
 

@@ -109,7 +109,7 @@ def _config(args: argparse.Namespace) -> BenchConfig:
 
 def _setting(args: argparse.Namespace) -> Setting:
     from puna.bench.session import Setting
-    from puna.runtime.native import default_threads
+    from puna.runtime.cpu import default_threads
 
     return Setting(
         threads=args.threads or env.threads() or default_threads(),
@@ -183,7 +183,7 @@ def _limit(machine: dict[str, Any], key: str, text: str) -> str:
 
 def _run_ops(args: argparse.Namespace) -> int:
     from puna.bench.ops import cases, measure_ops
-    from puna.runtime.native import cpu_info
+    from puna.runtime.cpu import cpu_info
 
     forced = env.cpu_target()
     targets = [forced] if forced else list(cpu_info()["available"])

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.llm.config import LLMConfig
     from puna.llm.importance import importance_of
     from puna.llm.verify import compare
-    from puna.runtime.native import default_threads
+    from puna.runtime.cpu import default_threads
     from puna.weights import store
     from puna.weights.convert import convert
     from puna.weights.load import open_checkpoint

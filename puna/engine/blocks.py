@@ -130,16 +130,14 @@ class BlockManager:
         At a multiple of the window they see nothing.
         """
         n_window = self.window // self.block_size
-        best: tuple[int, list[int]] = (0, [])
-        run: list[int] | None = []
-        for i, block in enumerate(cached, 1):
+        begin = len(cached) // n_window * n_window
+        known: list[int] = []
+        for block in cached[begin:]:
             local = self._local_prefix.block(self._prefix.serial(block))
-            run = [*run, local] if run is not None and local is not None else None
-            if i % n_window == 0:
-                run = []
-            if run is not None:
-                best = (i, run)
-        return cached[: best[0]], best[1]
+            if local is None:
+                break
+            known.append(local)
+        return cached[: begin + len(known)], known
 
     def missing(self, seq: Sequence, n_positions: int) -> int:
         """Blocks that `seq` lacks to hold n_positions."""
@@ -156,9 +154,9 @@ class BlockManager:
         seq.blocks.extend(self._pool.take(n_blocks))
         seq.local_blocks.extend(self._local.take(n_local))
 
-    def advance(self, seq: Sequence) -> None:
-        """Offer the blocks that `seq` has filled by now to the prefix cache, and take back local ones that its
-        next position does not see.
+    def advance(self, seq: Sequence) -> bool:
+        """Offer the blocks that `seq` has filled by now to the prefix cache, and take back local ones that
+        its next position does not see: whether there were any.
 
         To be called after the step that computed them. Where another sequence has cached the same contents in
         the meantime, `seq` goes on with that block and its own is free again.
@@ -176,9 +174,9 @@ class BlockManager:
                 kept = self._local_prefix.insert(seq.parent, seq.local_blocks[j])
                 _replace(self._local, seq.local_blocks, j, kept)
             seq.n_shared += 1
-        self._leave_behind(seq)
+        return self._leave_behind(seq)
 
-    def _leave_behind(self, seq: Sequence) -> None:
+    def _leave_behind(self, seq: Sequence) -> bool:
         origin = self._origin(seq.n_computed)
         n = (origin - seq.chunk.local_start) // self.block_size
         if n:
@@ -186,6 +184,7 @@ class BlockManager:
                 self._local.drop(block)
             del seq.local_blocks[:n]
             seq.chunk.local_start = origin
+        return n > 0
 
     def release(self, seq: Sequence) -> None:
         """Take all blocks of `seq` back; what is full stays in the prefix cache until overwritten.
@@ -199,7 +198,7 @@ class BlockManager:
         seq.chunk.local_start = 0
 
     def _origin(self, position: int) -> int:
-        """The first position that local layers see from `position`, all before it where they are no others."""
+        """The first position that local layers see from `position`; 0 where there are no such layers."""
         return position // self.window * self.window if self.window else 0
 
     def _n_needed(self, n_positions: int) -> int:

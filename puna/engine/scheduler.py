@@ -74,7 +74,8 @@ class Scheduler:
     def advance(self, seq: Sequence, n_computed: int) -> None:
         """The step is done, and the first n_computed positions of `seq` are good."""
         seq.n_computed = n_computed
-        self.blocks.advance(seq)
+        if self.blocks.advance(seq):
+            self._admission_is_futile = False
 
     def _let_oldest_go_on(self) -> None:
         """See that the oldest sequence, if it prefills, has a local block for its next token.
@@ -84,7 +85,10 @@ class Scheduler:
         if not self.running:
             return
         oldest, blocks = self.running[0], self.blocks
-        while len(self.running) > 1 and blocks.missing_local(oldest, oldest.n_computed + 1) > blocks.n_free_local:
+        while (
+            len(self.running) > 1
+            and blocks.missing_local(oldest, oldest.n_computed + 1) > blocks.n_free_local
+        ):
             self._preempt(self.running.pop())
 
     def _decode(self, scheduled: list[Sequence]) -> None:
@@ -134,7 +138,7 @@ class Scheduler:
         self._admission_is_futile = False
 
     def _prefill(self, seq: Sequence, scheduled: list[Sequence]) -> None:
-        """Run as many of the missing tokens of `seq` as this step, and the free local blocks, have room for."""
+        """Run as many of the missing tokens of `seq` as this step and the free local blocks have room for."""
         end = min(len(seq.tokens), seq.n_computed + self._n_tokens_left)
         end -= self._n_without_local(seq, end)
         n_logits = int(end == len(seq.tokens))

@@ -138,7 +138,7 @@ def _estimate(
         context=context,
         batch=batch,
         weights=needs.weight_bytes,
-        cache=needs.padded(context) * batch * needs.token_bytes + pictures,
+        cache=needs.cache_bytes(needs.padded(context) * batch) + pictures,
         seen_cache=kv_bytes(config, context, asked.cache_type) * batch + pictures,
         activations=_activations(config, context, batch),
         process=PROCESS_BYTES + words + (TORCH_BYTES if chosen.is_torch else 0),
@@ -172,7 +172,7 @@ def _activations(config: ModelConfig, context: int, batch: int) -> int:
 
 
 def _needs(checkpoint: Checkpoint, asked: LLMConfig, chosen: Backend) -> Needs:
-    needs = needs_of("", checkpoint, asked.cache_type, EngineConfig())
+    needs = needs_of("", checkpoint, asked.cache_type, EngineConfig(), chosen)
     return replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
 
 
@@ -195,8 +195,6 @@ def _alternatives(
             continue
         needs = _needs(other, asked, chosen)
         room = found.available - (whole.total - whole.cache)
-        blocks = room // (needs.token_bytes * needs.block_tokens * found.batch)
-        if blocks > 0:
-            yield _estimate(
-                other, asked, chosen, quant, blocks * needs.block_tokens, found.batch, found.available
-            )
+        context = needs.tokens_in(room, found.batch)
+        if context > 0:
+            yield _estimate(other, asked, chosen, quant, context, found.batch, found.available)

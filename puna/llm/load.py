@@ -24,7 +24,7 @@ from puna.llm.config import LLMConfig
 from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
-from puna.runtime.native import NativeExecutor, cache_bytes_per_token
+from puna.runtime.native import NativeExecutor, cache_bytes_per_token, local_layers, local_window
 from puna.weights.load import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -76,23 +76,35 @@ def _room(
             f"context must be at most the {config.context_length:,} tokens that {name} was made for, "
             f"got {asked.context:,}"
         )
-    needs = needs_of(name, checkpoint, asked.cache_type, engine_config)
+    needs = needs_of(name, checkpoint, asked.cache_type, engine_config, chosen)
     needs = replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
     return fit(needs, asked.context, asked.batch, backend.available(chosen))
 
 
-def needs_of(name: str, checkpoint: Checkpoint, cache_type: str, engine_config: EngineConfig) -> Needs:
+def needs_of(
+    name: str,
+    checkpoint: Checkpoint,
+    cache_type: str,
+    engine_config: EngineConfig,
+    chosen: Backend = backend.NATIVE,
+) -> Needs:
     """What the model of a file takes in memory."""
     config = checkpoint.config
+    window = 0 if chosen.is_torch else local_window(config)
+    n_local = len(local_layers(config)) if window else 0
+    layer_bytes = cache_bytes_per_token(config, cache_type) // config.n_layers
     n_values = engine_config.max_step_tokens * (4 * config.dim + 2 * config.ffn_dim)
     n_logits = engine_config.max_rows(config.vocab_size) * config.vocab_size
     return Needs(
         name,
         weight_bytes=checkpoint.packed_bytes,
-        token_bytes=cache_bytes_per_token(config, cache_type),
+        token_bytes=layer_bytes * (config.n_layers - n_local),
         workspace_bytes=6 * n_values + 4 * n_logits,  # float32, beside it quantized or bfloat16
         context=config.context_length,
         block_tokens=NativeExecutor.block_size,
+        local_token_bytes=layer_bytes * n_local,
+        local_window=window,
+        step_tokens=engine_config.max_step_tokens,
     )
 
 

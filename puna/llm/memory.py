@@ -7,11 +7,13 @@ the cache fills, but has to be there by then), and the arrays that a step works 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from puna.core import DoesNotFit
+from puna.model.sizes import local_positions
 
 _MEMINFO = Path("/proc/meminfo")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -28,14 +30,32 @@ class Needs:
 
     name: str
     weight_bytes: int
-    token_bytes: int  # keys and values of one position, all layers
+    token_bytes: int  # keys and values of one position, all layers that keep every position
     workspace_bytes: int  # what a step works in, at most
     context: int  # tokens
     block_tokens: int  # the cache is handed out in blocks of so many
+    local_token_bytes: int = (
+        0  # keys and values of one position, layers that keep some: sizes.local_positions
+    )
+    local_window: int = 0
+    step_tokens: int = 0
+
+    def cache_bytes(self, n_tokens: int) -> int:
+        """Bytes of a cache of n_tokens, all sequences together."""
+        n_local = local_positions(self.local_window, n_tokens, self.step_tokens)
+        return n_tokens * self.token_bytes + n_local * self.local_token_bytes
 
     def total(self, n_tokens: int) -> int:
         """Bytes with n_tokens in the cache."""
-        return self.weight_bytes + self.workspace_bytes + n_tokens * self.token_bytes
+        return self.weight_bytes + self.workspace_bytes + self.cache_bytes(n_tokens)
+
+    def tokens_in(self, n_bytes: int, batch: int) -> int:
+        """Tokens of each of `batch` sequences whose caches take at most n_bytes, in whole blocks."""
+        most = max(0, n_bytes) // (self.token_bytes * self.block_tokens * batch)
+        found = bisect_right(
+            range(1, most + 1), n_bytes, key=lambda n: self.cache_bytes(n * self.block_tokens * batch)
+        )
+        return found * self.block_tokens
 
     def padded(self, n_tokens: int) -> int:
         """Tokens in whole blocks."""
@@ -73,8 +93,7 @@ def fit(needs: Needs, context: int | None, batch: int | None, available: int | N
 
 def _tokens(needs: Needs, available: int, share: float, batch: int) -> int:
     """Tokens of each of `batch` sequences whose caches take `share` of what the rest of the model leaves."""
-    n_blocks = int((available - needs.total(0)) * share) // (needs.token_bytes * needs.block_tokens * batch)
-    return max(0, n_blocks) * needs.block_tokens
+    return needs.tokens_in(int((available - needs.total(0)) * share), batch)
 
 
 def _refusal(needs: Needs, context: int, batch: int, available: int) -> str:
@@ -83,7 +102,7 @@ def _refusal(needs: Needs, context: int, batch: int, available: int) -> str:
     times = f" for each of {batch} sequences" if batch > 1 else ""
     message = (
         f"{needs.name} with a context of {context:,} tokens{times} needs {_gb(needs.total(n_tokens))} "
-        f"of memory ({_gb(needs.weight_bytes)} for weights, {_gb(n_tokens * needs.token_bytes)} for "
+        f"of memory ({_gb(needs.weight_bytes)} for weights, {_gb(needs.cache_bytes(n_tokens))} for "
         f"keys and values), and {_gb(available)} are available"
     )
     if fits < 1:

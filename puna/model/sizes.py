@@ -14,6 +14,19 @@ from puna.model.vision_config import Llama32VisionConfig
 CACHE_BYTES: Mapping[str, float] = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}
 
 
+def local_positions(window: int, n_tokens: int, step_tokens: int) -> int:
+    """Positions that layers with chunked attention keep of a cache of `n_tokens` for all sequences together.
+
+    A sequence of n tokens needs n positions in the other layers, and min(n, window + step_tokens) in these:
+    its chunk, and what a step of step_tokens runs beyond. Two sequences can always be as long as they like
+    here; of more, a quarter of the cache's tokens may be at the ends of sequences at once, so that many short
+    sequences run out of these positions first. All n_tokens where that saves nothing, or window is 0.
+    """
+    if not window:
+        return n_tokens
+    return min(n_tokens, max(n_tokens // 4, 2 * (window + step_tokens)))
+
+
 def n_parameters(cfg: ModelConfig) -> int:
     """All of them, image encoder included. A tied output counts once."""
     return sum(prod(shape) for _, shape in shapes(cfg))

@@ -6,10 +6,8 @@ a step.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,8 @@ from puna import _native
 from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
+from puna.model.sizes import local_positions
+from puna.runtime.cpu import default_threads
 from puna.runtime.images import IMAGE_BYTES
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
@@ -27,28 +27,10 @@ from puna.weights.blocks.recode import kernel_kind, recode
 from puna.weights.blocks.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
+SPAN: int = _native.SPAN
 CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")
 _SMALL = 32 << 20  # bytes; below, the order of reading stays
 _FORMS = {"f32": 0, "bf16": 1, "q8": 2}
-
-
-def default_threads() -> int:
-    """Cores this process may use: its affinity, within the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
-def cpu_info(target: str = "") -> dict[str, Any]:
-    """The chosen CPU target, the ones this machine could run, and the number of usable cores."""
-    return {
-        "target": _native.chosen_target(target),
-        "available": _native.available_targets(),
-        "cores": default_threads(),
-    }
 
 
 def cache_bytes_per_token(cfg: ModelConfig, cache_type: str) -> int:
@@ -56,15 +38,19 @@ def cache_bytes_per_token(cfg: ModelConfig, cache_type: str) -> int:
     return int(_native.cache_bytes_per_token(cache_type, cfg.n_layers, cfg.n_kv_heads, cfg.head_dim))
 
 
-def measure_limits(
-    threads: int, target: str = "", seconds: float = 0.3, read_bytes: int = 1 << 30
-) -> dict[str, float]:
-    """Read bandwidth (1e9 bytes/s) and peaks (1e12 operations/s, a multiply-accumulate being two)."""
-    return {
-        "read_gb_s": _native.read_gb_s(threads, read_bytes, seconds),
-        "int8_tops": _native.int8_tops(target, threads, seconds),
-        "bf16_tflops": _native.bf16_tflops(target, threads, seconds),
-    }
+def local_window(cfg: ModelConfig) -> int:
+    """Positions of a chunk of attention whose layers get blocks of their own, 0 where there are none.
+
+    Attention computes in spans of SPAN positions from the beginning of a block table, so that other chunks
+    would give other bits from a table that begins elsewhere.
+    """
+    chunk = cfg.attention_chunk or 0
+    return 0 if chunk % SPAN else chunk
+
+
+def local_layers(cfg: ModelConfig) -> list[int]:
+    """The layers with chunked attention."""
+    return [i for i in range(cfg.n_layers) if cfg.chunk(i)]
 
 
 def pack_weight(kind: str, shape: tuple[int, int], data: NDArray[np.uint8]) -> Any:
@@ -108,6 +94,10 @@ class NativeExecutor:
         self.max_tokens = max_tokens
         self.threads = threads or default_threads()
         refs = {name: WeightRef(name, kernel_kind(t.kind), tuple(t.shape)) for name, t in tensors.items()}
+        self.n_local_blocks = self.local_window = 0
+        n_local = -(-local_positions(local_window(cfg), cache_tokens, max_tokens) // BLOCK_TOKENS)
+        if n_local < self.n_blocks:
+            self.n_local_blocks, self.local_window = n_local, local_window(cfg)
         plans = [fuse(record(cfg, refs, rope))]
         if cfg.cross_attention:
             plans.append(fuse(record(cfg, refs, rope, with_images=True)))
@@ -119,6 +109,8 @@ class NativeExecutor:
             self.n_blocks,
             cfg.n_kv_heads,
             cfg.head_dim,
+            self.n_local_blocks,
+            local_layers(cfg) if self.local_window else [],
         )
         try:
             self._plan: Any = _native.Plan(target, self.threads, *sizes)
@@ -149,11 +141,18 @@ class NativeExecutor:
         if self._plan is None:
             raise EngineClosed("the executor is closed: make a new LLM")
         tokens, chunks, blocks = array("i"), array("i"), array("i")
+        tables: Any = None  # of local layers
         for c in batch.chunks:
             chunks.extend((len(c.tokens), c.start, c.n_logits, len(blocks)))
             tokens.extend(c.tokens)
             blocks.extend(c.blocks)
-        arrays = [np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)]
+        if self.local_window:
+            tables = array("i")
+            for c in batch.chunks:
+                tables.extend((len(blocks), c.local_start))
+                blocks.extend(c.local_blocks)
+            tables = np.frombuffer(tables, np.int32)
+        arrays = [*(np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)), tables]
         if self._images is not None:
             return self._step_with_images(batch, arrays)
         logits: NDArray[np.float32] = self._plan.step(self._results[0], self.vocab_size, *arrays)

@@ -1,5 +1,5 @@
-"""10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with and
-without blocks of their own for local layers.
+"""10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with
+and without blocks of their own for local layers.
 
 Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
 twice, and the oldest request moves on in every step.
@@ -44,7 +44,9 @@ class Model(MockExecutor):
         n_blocks = -(-rng.choice([18, 18, 28, 60]) // block_size)
         self.max_tokens = rng.choice([1, 3, 5, 8, 12, 12, 20, 50])
         window = block_size * rng.choice([0, 0, 1, 2, 3])
-        n_local_blocks = -(-(window + self.max_tokens) // block_size) + rng.choice([0, 0, 2, 8]) if window else 0
+        n_local_blocks = (
+            -(-(window + self.max_tokens) // block_size) + rng.choice([0, 0, 2, 8]) if window else 0
+        )
         super().__init__(VOCAB, CONTEXT, n_blocks, block_size, n_local_blocks, window)
         self.max_rows = rng.choice([1, 3, 8, 12, 20])
         self.engine: Engine | None = None

@@ -11,6 +11,10 @@ from puna.llm import memory
 from puna.llm.memory import Needs, Room, available_bytes, fit
 
 # weights of 1,000 bytes, 100 to work in, 10 for each token
+LOCAL = Needs(
+    "m", 1000, token_bytes=10, workspace_bytes=100, context=10**6, block_tokens=32, local_token_bytes=30,
+    local_window=256, step_tokens=64,
+)  # fmt: skip
 NEEDS = Needs("m", weight_bytes=1000, token_bytes=10, workspace_bytes=100, context=4096, block_tokens=1)
 
 
@@ -111,3 +115,17 @@ def test_no_tables_at_all(system: Path) -> None:
     found = available_bytes()
     assert found is not None
     assert found > 10_000_000  # all of the machine's
+
+
+def test_layers_with_chunked_attention_keep_part_of_the_cache() -> None:
+    assert LOCAL.cache_bytes(640) == 640 * 40
+    assert LOCAL.cache_bytes(1280) == 1280 * 10 + 640 * 30
+    assert LOCAL.cache_bytes(64_000) == 64_000 * 10 + 16_000 * 30
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("n_bytes", [0, 1, 2000, 25_600, 26_000, 99_999, 3_000_000])
+def test_the_longest_caches_that_fit(n_bytes: int, batch: int) -> None:
+    n = LOCAL.tokens_in(n_bytes, batch)
+    assert LOCAL.cache_bytes(n * batch) <= n_bytes
+    assert LOCAL.cache_bytes((n + 32) * batch) > n_bytes

@@ -19,7 +19,8 @@ from puna.model import names  # noqa: E402
 from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature, from_hf  # noqa: E402
 from puna.model.incoming import incoming  # noqa: E402
 from puna.model.rope import rope_table  # noqa: E402
-from puna.runtime.native import NativeExecutor, cpu_info  # noqa: E402
+from puna.runtime.cpu import cpu_info  # noqa: E402
+from puna.runtime.native import NativeExecutor  # noqa: E402
 from puna.runtime.reference import ReferenceExecutor  # noqa: E402
 from puna.runtime.torch import TorchExecutor  # noqa: E402
 from puna.weights.blocks.quant import dequantize  # noqa: E402

@@ -14,7 +14,8 @@ from golden.tiny import N_PROMPT, TINY, Tiny, golden
 from puna.core import Batch, Chunk, EngineClosed, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
-from puna.runtime.native import BLOCK_TOKENS, NativeExecutor, cpu_info
+from puna.runtime.cpu import cpu_info
+from puna.runtime.native import BLOCK_TOKENS, NativeExecutor
 from puna.weights.blocks.quant import dequantize, quantize
 from puna.weights.blocks.tensor import RawTensor
 from puna.weights.synthetic import synthetic_checkpoint
