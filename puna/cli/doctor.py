@@ -89,14 +89,14 @@ def _version(package: str) -> str | None:
 def _cpu(available_bytes: int | None) -> dict[str, Any]:
     """What the compiled part says of the processor; `native` is False where it is not built."""
     try:
-        native = import_module("puna.runtime.native")
+        cpu = import_module("puna.runtime.cpu")
     except ImportError:
         return {"native": False, "cores": os.cpu_count()}
-    target = _target(native.cpu_info()["available"])
-    threads = env.threads() or native.default_threads()
+    target = _target(cpu.cpu_info()["available"])
+    threads = env.threads() or cpu.default_threads()
     read_bytes = min(_READ_BYTES, (available_bytes or _READ_BYTES) // 4)
-    limits = native.measure_limits(threads, target, _SECONDS, read_bytes)
-    facts = {"native": True, **native.cpu_info(target), "threads": threads}
+    limits = cpu.measure_limits(threads, target, _SECONDS, read_bytes)
+    facts = {"native": True, **cpu.cpu_info(target), "threads": threads}
     return facts | {name: round(value, 2) for name, value in limits.items()}
 
 
