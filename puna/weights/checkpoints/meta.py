@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from puna.core import BadFile, BadValue
+from puna.core import BadFile, BadValue, Unsupported
 from puna.model import catalog, names
 from puna.model.config import ModelConfig, from_meta
 from puna.model.record import Record
@@ -26,6 +26,7 @@ from puna.weights.files.layout import Layout, Slice
 from puna.weights.files.pth import PthFile, layout
 from puna.weights.files.safetensors import read_json
 from puna.weights.folder import meta_shards
+from puna.weights.prequantized.meta_config import MetaQuantization, read_meta_quantization
 
 _CHUNK = 1 << 24  # bytes compared at a time
 
@@ -35,6 +36,7 @@ class MetaCheckpoint:
     config: ModelConfig
     tensors: dict[str, RawTensor]  # by our names
     files: list[PthFile]
+    quantization: str = ""  # how matrices were quantized; else empty
 
 
 def open_folder(folder: Path) -> MetaCheckpoint:
@@ -43,26 +45,64 @@ def open_folder(folder: Path) -> MetaCheckpoint:
     Raises BadFile for files that are missing or do not belong together, and for shapes that params.json does
     not describe; whatever has to be equal in several files is compared when it is read.
     """
-    params = read_json(folder / "params.json")
+    params, quantized = read_meta_quantization(read_json(folder / "params.json"))
     files = [PthFile.open(path) for path in meta_shards(folder)]
-    shards = _shards(files)
+    stored, quantization = _stored(folder, files, quantized)
+    shards = _shards(files[: len(stored)], stored)
     table = _table(shards)
-    _check_count(Record(params, "params.json"), shards, len(files))
+    _check_count(Record(params, "params.json"), shards, len(stored))
     axis = _embeddings_axis(params, shards[table])
-    vocab_size = shards[table][0].shape[0] * (len(files) if axis == 0 else 1)
+    vocab_size = shards[table][0].shape[0] * (len(stored) if axis == 0 else 1)
     config = read_params(params, vocab_size)
+    if quantized is not None:
+        config = replace(config, ffn_hadamard=quantized.spinquant, lora_rank=quantized.lora_rank)
     whole = {name: joined(parts, share(name, config, axis)) for name, parts in shards.items()}
     tensors = foreign.to_ours("meta", config, whole)
     tensors = {name: without_copies(config, tensor) for name, tensor in tensors.items()}
     names.check_shapes(
         replace(config, tied="output" not in tensors), {n: t.shape for n, t in tensors.items()}
     )
-    return MetaCheckpoint(replace(config, tied=_is_tied(shards, table, tensors)), tensors, files)
+    config = replace(config, tied=_is_tied(shards, table, tensors))
+    return MetaCheckpoint(config, tensors, files, quantization)
 
 
-def _shards(files: Sequence[PthFile]) -> dict[str, list[RawTensor]]:
+def _stored(
+    folder: Path, files: list[PthFile], quantized: MetaQuantization | None
+) -> tuple[list[dict[str, RawTensor]], str]:
+    """The tensors of each file by Meta's names, and how they are quantized ("" where they are not).
+
+    Files of scales are opened and added to `files`.
+    """
+    if quantized is not None:
+        if len(files) > 1:
+            raise Unsupported(
+                f"params.json states quantization_args, and the checkpoint has {len(files)} files; Puna reads "
+                "int4 releases of one, as Meta publishes them"
+            )
+        from puna.weights.prequantized.meta_int4 import join_meta_int4
+
+        tensors = {t.name: t for t in files[0].raw_tensors(("I8",))}
+        return [join_meta_int4(quantized, tensors)], str(quantized)
+    stored = [{tensor.name: tensor for tensor in file.raw_tensors(("F8_E4M3",))} for file in files]
+    if not any(tensor.kind == "F8_E4M3" for tensors in stored for tensor in tensors.values()):
+        return stored, ""
+    from puna.weights.prequantized.meta_fp8 import join_meta_fp8
+
+    joined_stored = []
+    for i, tensors in enumerate(stored):
+        path = folder / f"fp8_scales_{i}.pt"
+        if not path.is_file():
+            raise BadFile(f"{path.name} is missing, the scales of 8-bit floats in file {i:02d}; get it too")
+        files.append(PthFile.open(path))
+        scales = {tensor.name: tensor for tensor in files[-1].raw_tensors()}
+        joined_stored.append(join_meta_fp8(tensors, scales, i))
+    return joined_stored, "Meta's fp8"
+
+
+def _shards(
+    files: Sequence[PthFile], stored: Sequence[Mapping[str, RawTensor]]
+) -> dict[str, list[RawTensor]]:
     """The parts of each tensor, by Meta's names, in the order of the files."""
-    stored = [{tensor.name: tensor for tensor in file.raw_tensors()} for file in files]
     for file, tensors in zip(files, stored, strict=True):
         odd = tensors.keys() ^ stored[0].keys()
         if odd:

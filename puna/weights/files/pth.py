@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
@@ -22,7 +22,7 @@ from puna.weights.blocks.formats import FORMATS
 from puna.weights.blocks.tensor import RawTensor
 from puna.weights.files.layout import Layout, Slice
 from puna.weights.files.mapped import MappedFile, TensorFile
-from puna.weights.files.pickles import STORAGES, StorageRef, TensorRef, read_tensors, write_tensors
+from puna.weights.files.pickles import PARTS, STORAGES, StorageRef, TensorRef, read_tensors, write_tensors
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member's bytes, up to its name
 _CENTRAL = struct.Struct("<4s6H3I5H2I")  # a member's row of the table at the end, up to its name
@@ -62,8 +62,16 @@ class PthFile(TensorFile):
     def place(self, name: str) -> slice:
         return self._places[name]
 
-    def raw_tensors(self) -> Iterator[RawTensor]:
+    def raw_tensors(self, parts: Collection[str] = ()) -> Iterator[RawTensor]:
+        """All tensors in the order of the pickle; those of the kinds `parts`, which only whoever joins the
+        parts of quantized matrices can use, are refused by Unsupported unless they are asked for.
+        """
         for name, ref in self.tensors.items():
+            if ref.storage.kind in PARTS.values() and ref.storage.kind not in parts:
+                raise Unsupported(
+                    f"{self.path.name}: tensor {name!r} holds {ref.storage.kind}, and params.json does not "
+                    "say that the weights are quantized; get the params.json of the release"
+                )
             read, release = partial(self.data, name), partial(self.release, name)
             yield RawTensor(name, ref.storage.kind, ref.shape, read, release)
 
@@ -107,7 +115,7 @@ class PthFile(TensorFile):
 def _place(name: str, ref: TensorRef, member: slice | None) -> slice:
     """Where the tensor's bytes are, once everything about it is checked."""
     kind = ref.storage.kind
-    if kind not in STORAGES.values():
+    if kind not in STORAGES.values() and kind not in PARTS.values():
         raise Unsupported(f"tensor {name!r} is a {kind}, and Puna reads {', '.join(STORAGES)}")
     if len(ref.shape) > _MAX_AXES or len(ref.strides) != len(ref.shape):
         raise BadFile(f"tensor {name!r} has the shape {ref.shape!r:.60} and strides {ref.strides!r:.60}")
@@ -118,7 +126,7 @@ def _place(name: str, ref: TensorRef, member: slice | None) -> slice:
             f"tensor {name!r} should be contiguous, with strides {wanted}, found {ref.strides}; "
             "save it again after .contiguous()"
         )
-    width = FORMATS[kind].block_bytes
+    width = 1 if kind in PARTS.values() else FORMATS[kind].block_bytes
     size, start = prod(ref.shape) * width, ref.offset * width
     held = 0 if member is None else member.stop - member.start
     if member is None or start + size > min(held, ref.storage.count * width):
