@@ -128,19 +128,21 @@ def _fp8(tensor: RawTensor) -> Fp8Weight:
     blocks = np.array(tensor.data()).view(FORMATS["FP8"].layout).reshape(*tensor.shape[:-1], -1)
     values = torch.from_numpy(np.ascontiguousarray(blocks["qs"]).reshape(tensor.shape)).view(FP8)
     scale_EG = torch.from_numpy(np.ascontiguousarray(blocks["d"]))
-    return Fp8Weight(values, _joined(scale_EG, tensor.shape[-1]))
+    return Fp8Weight(values, *_joined([scale_EG], scale_EG.shape[-1]))
 
 
-def _joined(scale_EG: torch.Tensor, most: int) -> torch.Tensor:
-    """Scales of groups twice as large as long as neighbours have the same, up to `most` of our blocks."""
-    blocks = 1
-    while scale_EG.shape[-1] % 2 == 0 and 2 * blocks <= most:
-        if not torch.equal(scale_EG[..., ::2], scale_EG[..., 1::2]):
-            return scale_EG
-        scale_EG, blocks = scale_EG[..., ::2].contiguous(), 2 * blocks
-    if most > _BLOCKS_PACKED and bool((scale_EG == scale_EG[..., :1]).all()):
-        return scale_EG[..., :1].contiguous()
-    return scale_EG
+def _joined(parts: list[torch.Tensor], most: int) -> list[torch.Tensor]:
+    """Scales [..., E, G], and minimums, of groups twice as large as long as neighbours have the same: up to
+    `most` of our blocks.
+    """
+    n_blocks = parts[0].shape[-1]
+    while all(part.shape[-1] % 2 == 0 and 2 * n_blocks <= most * part.shape[-1] for part in parts):
+        if not all(torch.equal(part[..., ::2], part[..., 1::2]) for part in parts):
+            return parts
+        parts = [part[..., ::2].contiguous() for part in parts]
+    if most >= n_blocks and all(bool((part == part[..., :1]).all()) for part in parts):
+        return [part[..., :1].contiguous() for part in parts]
+    return parts
 
 
 def _coded(tensor: RawTensor) -> CodedWeight:
@@ -171,6 +173,8 @@ def _weight(codes: Codes, shape: tuple[int, ...]) -> CodedWeight:
     outer = rows(codes.outer_B2, 2)
     scale, minimum = (rows(array, 1) for array in (codes.scale_BG, codes.minimum_BG))
     scale, minimum = scale.squeeze(-1), None if minimum is None else minimum.squeeze(-1)
-    if scale.dtype == torch.float32 and minimum is None:  # of a release, whose groups may be larger
-        scale = _joined(scale, _BLOCKS_PACKED if codes.bits == 4 else shape[-1])
+    if scale.dtype == torch.float32:  # of a release, whose groups may be larger than our blocks
+        parts = [scale] if minimum is None else [scale, minimum]
+        scale, *rest = _joined(parts, _BLOCKS_PACKED if codes.bits == 4 else scale.shape[-1])
+        minimum = rest[0] if rest else None
     return CodedWeight(torch.from_numpy(np.ascontiguousarray(values)), scale, minimum, outer, codes.zero)
