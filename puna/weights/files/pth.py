@@ -17,6 +17,9 @@ from math import prod
 from typing import Self
 from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puna.core import BadFile, Unsupported
 from puna.weights.blocks.formats import FORMATS
 from puna.weights.blocks.tensor import RawTensor
@@ -61,6 +64,17 @@ class PthFile(TensorFile):
 
     def place(self, name: str) -> slice:
         return self._places[name]
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """As TensorFile.data; a copy of a tensor that was saved transposed."""
+        raw, ref = super().data(name), self.tensors[name]
+        order = _order(ref)
+        assert order is not None
+        if order == tuple(range(len(order))):
+            return raw
+        lying = raw.reshape(*(ref.shape[axis] for axis in order), -1)
+        back = [order.index(axis) for axis in range(len(order))]
+        return np.ascontiguousarray(lying.transpose(*back, len(order))).reshape(-1)
 
     def raw_tensors(self, parts: Collection[str] = ()) -> Iterator[RawTensor]:
         """All tensors in the order of the pickle; those of the kinds `parts`, which only whoever joins the
@@ -119,12 +133,10 @@ def _place(name: str, ref: TensorRef, member: slice | None) -> slice:
         raise Unsupported(f"tensor {name!r} is a {kind}, and Puna reads {', '.join(STORAGES)}")
     if len(ref.shape) > _MAX_AXES or len(ref.strides) != len(ref.shape):
         raise BadFile(f"tensor {name!r} has the shape {ref.shape!r:.60} and strides {ref.strides!r:.60}")
-    wanted = _contiguous(ref.shape)
-    pairs = zip(ref.shape, ref.strides, wanted, strict=True)
-    if any(length > 1 and found != expected for length, found, expected in pairs):
+    if _order(ref) is None:
         raise Unsupported(
-            f"tensor {name!r} should be contiguous, with strides {wanted}, found {ref.strides}; "
-            "save it again after .contiguous()"
+            f"tensor {name!r} should be contiguous, with strides {_contiguous(ref.shape)}, found "
+            f"{ref.strides}; save it again after .contiguous()"
         )
     width = 1 if kind in PARTS.values() else FORMATS[kind].block_bytes
     size, start = prod(ref.shape) * width, ref.offset * width
@@ -139,6 +151,21 @@ def _place(name: str, ref: TensorRef, member: slice | None) -> slice:
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1][: len(shape)]
+
+
+def _order(ref: TensorRef) -> tuple[int, ...] | None:
+    """Axes of a tensor in the order in which its numbers lie, first the outermost; None where there are gaps.
+
+    (0, 1, ...) is contiguous; others come from transposing.
+    """
+    axes = sorted(range(len(ref.shape)), key=lambda axis: (-ref.strides[axis], axis))
+    axes.sort(key=lambda axis: ref.shape[axis] != 1)  # axes of length 1 have any stride
+    wanted = _contiguous([ref.shape[axis] for axis in axes])
+    pairs = zip(axes, wanted, strict=True)
+    if 0 not in ref.shape and any(ref.shape[a] > 1 and ref.strides[a] != stride for a, stride in pairs):
+        return None
+    moving = [axis for axis in axes if ref.shape[axis] > 1]
+    return tuple(range(len(axes))) if moving == sorted(moving) else tuple(axes)
 
 
 def layout(file_name: str, tensors: Sequence[Slice]) -> Layout:

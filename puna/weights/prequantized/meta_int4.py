@@ -35,6 +35,7 @@ def join_meta_int4(found: MetaQuantization, stored: Mapping[str, RawTensor]) -> 
 
     `stored` may hold the kind I8. Raises BadFile where parts of a matrix are missing or do not fit.
     """
+    stored = {name: _squeezed(tensor) for name, tensor in stored.items()}
     tensors: dict[str, RawTensor] = {}
     for name, tensor in stored.items():
         module = name.removesuffix(".weight")
@@ -53,6 +54,11 @@ def join_meta_int4(found: MetaQuantization, stored: Mapping[str, RawTensor]) -> 
     return tensors
 
 
+def _squeezed(tensor: RawTensor) -> RawTensor:
+    """Without axes of length 1, which releases have in places (executorch, pre_quantization.py)."""
+    return replace(tensor, shape=tuple(n for n in tensor.shape if n != 1))
+
+
 def _matrix(
     found: MetaQuantization, module: str, weight: RawTensor, stored: Mapping[str, RawTensor]
 ) -> RawTensor:
@@ -61,12 +67,12 @@ def _matrix(
     n_out, n_in = weight.shape
     bits, size = (8, n_in) if module in _WIDE else (4, found.group_size)
     scales = stored.get(f"{module}.scales")
-    shapes = [(n_out, -(-n_in // size))] + [(n_out,)] * (size == n_in)
-    if scales is None or scales.shape not in shapes or scales.kind not in _FLOATS or n_in % size:
+    shape = (n_out,) if size == n_in else (n_out, -(-n_in // size))
+    if scales is None or scales.shape != shape or scales.kind not in _FLOATS or n_in % size:
         state = "none" if scales is None else f"{scales.kind} of shape {scales.shape}"
         raise BadFile(
             f"the int8 matrix {weight.name!r} of shape {weight.shape} needs '{module}.scales' of shape "
-            f"{shapes[0]}, for groups of {size} inputs, found {state}; download weights and params.json again"
+            f"{shape}, for groups of {size} inputs, found {state}; download weights and params.json again"
         )
     zeros = stored.get(f"{module}.zeros")
     if zeros is not None and (zeros.kind not in _FLOATS or zeros.data().any()):
