@@ -14,10 +14,10 @@
 namespace puna::PUNA_TARGET {
 namespace {
 
-constexpr int FP8_FEW = 8;        // tokens up to which converting in registers wins
+constexpr int FP8_FEW = 4;        // tokens up to which converting in registers wins
 constexpr int FP8_TILES = 4;      // for one token: as many sums at once as an addition takes cycles
 constexpr int FP8_TOKENS = 6;     // multiplied together with two tiles
-constexpr int FP8_BLOCKS = 32;    // of a converted part of a tile, at most
+constexpr int FP8_BLOCKS = 12;    // of a converted part of a tile, at most
 constexpr int FP8_MOST = 256;     // tokens of one pass over the weights: their sums stay in scratch
 constexpr int PAIRS = GROUP / 2;  // of columns of a block
 constexpr size_t FP8_AHEAD = 4096;

@@ -182,7 +182,8 @@ class NumpyOps:
             pairs = y_TF.reshape(n_tokens, -1, 2, h)
             y_TF = np.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), axis=2)
             h *= 2
-        return (y_TF.reshape(n_tokens, width) / np.sqrt(width)).astype(np.float32)
+        result: Array = (y_TF.reshape(n_tokens, width) / np.sqrt(width)).astype(np.float32)
+        return result
 
     def experts(
         self, x_TD: Array, router_ED: Array, w1_EFD: Array, w2_EDF: Array, w3_EFD: Array, n_active: int

@@ -137,8 +137,8 @@ def check_ranks(cfg: ModelConfig, n: int) -> None:
         )
     if cfg.lora_rank or cfg.ffn_hadamard:
         raise BadValue(
-            f"tensor_parallel shares out plain matrices only, got {n} for a model with adapters or a Hadamard "
-            "transform; leave it out, or convert the model first"
+            f"tensor_parallel shares out plain matrices only, got {n} for a model with adapters or a "
+            "Hadamard transform; leave it out, or convert the model first"
         )
     problem = _unshared(cfg, n)
     if problem:

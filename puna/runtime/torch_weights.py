@@ -1,7 +1,7 @@
 """From tensors of a checkpoint to weights on a torch device, in the type that was asked for.
 
-  bf16, f16, f32   plain tensors; block formats are decoded. Where nobody asks for a type, matrices of releases
-                   that others quantized (formats.CODED) keep their numbers, and their few bits
+  bf16, f16, f32   plain tensors; block formats are decoded. Where nobody asks for a type, matrices of
+                   releases that others quantized (formats.CODED) keep their numbers, and their few bits
   fp8              matrices as e4m3 with a scale for every row, a byte a weight; e4m3 of a release is kept
   int4             block formats keep their numbers, four bits where the file has four or fewer and eight
   where it

@@ -1,6 +1,6 @@
 """Make meta_quantized.npz: logits of the tiny int4 checkpoints by Meta's own code.
 
-    PYTHONPATH=.:tests python tests/golden/make_meta_quantized.py    needs torch, torchao (0.18), llama-models
+    PYTHONPATH=.:tests python tests/golden/make_meta_quantized.py        needs torchao (0.18), llama-models
 
 Meta's Transformer, turned by its `convert_to_int4_quantized_model` into torchao's layers, loads the file; plain
 layers of one process stand for fairscale's. The Hadamard transform before w2 is not in llama-models (it
@@ -72,8 +72,10 @@ def meta() -> tuple[Any, Any, Any]:
         VocabParallelEmbedding=Embedding,
     )
     stand_in(f"{parallel}.mappings", reduce_from_model_parallel_region=lambda x: x)
-    stand_in("torchao.quantization.GPTQ", Int8DynActInt4WeightLinear=torchao_linear.Int8DynActInt4WeightLinear)
-    import llama_models.llama3
+    stand_in(
+        "torchao.quantization.GPTQ", Int8DynActInt4WeightLinear=torchao_linear.Int8DynActInt4WeightLinear
+    )
+    import llama_models.llama3  # noqa: F401  (the parent of what follows)
 
     stand_in("llama_models.llama3.multimodal")
     stand_in("llama_models.llama3.multimodal.model", CrossAttentionTransformer=torch.nn.Module)

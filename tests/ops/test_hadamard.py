@@ -20,7 +20,7 @@ def activations(width: int, n_tokens: int = 3) -> np.ndarray:
 
 
 def expected(x_TF: np.ndarray) -> np.ndarray:
-    """H as the Kronecker power of [[1, 1], [1, -1]], in float64; wide ones axis by axis, which is the same."""
+    """H as the Kronecker power of [[1, 1], [1, -1]], in float64; wide ones axis by axis: the same."""
     n_bits = x_TF.shape[1].bit_length() - 1
     two = np.array([[1.0, 1.0], [1.0, -1.0]])
     if n_bits <= 8:

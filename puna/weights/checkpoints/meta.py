@@ -53,7 +53,7 @@ def open_folder(folder: Path) -> MetaCheckpoint:
     _check_count(Record(params, "params.json"), shards, len(stored))
     axis = _embeddings_axis(params, shards[table])
     vocab_size = shards[table][0].shape[0] * (len(stored) if axis == 0 else 1)
-    config = read_params(params, vocab_size)
+    config = read_params(params, vocab_size, int4=quantized is not None)
     if quantized is not None:
         config = replace(config, ffn_hadamard=quantized.spinquant, lora_rank=quantized.lora_rank)
     whole = {name: joined(parts, share(name, config, axis)) for name, parts in shards.items()}
@@ -76,8 +76,8 @@ def _stored(
     if quantized is not None:
         if len(files) > 1:
             raise Unsupported(
-                f"params.json states quantization_args, and the checkpoint has {len(files)} files; Puna reads "
-                "int4 releases of one, as Meta publishes them"
+                f"params.json states quantization_args, and the checkpoint has {len(files)} files; Puna "
+                "reads int4 releases of one, as Meta publishes them"
             )
         from puna.weights.prequantized.meta_int4 import join_meta_int4
 
@@ -168,10 +168,13 @@ def _wrong_width(width: int, dim: int) -> int:
     )
 
 
-def read_params(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
-    """params.json, and what it leaves out as far as the catalog knows a release of this shape."""
+def read_params(params: Mapping[str, Any], vocab_size: int, int4: bool = False) -> ModelConfig:
+    """params.json, and what it leaves out as far as the catalog knows a release of this shape.
+
+    `int4` releases were made for a shorter context.
+    """
     config = from_meta(params, vocab_size)
-    known = _release(config)
+    known = _release(config, int4)
     if known is None:
         return config
     return replace(
@@ -182,12 +185,13 @@ def read_params(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     )
 
 
-def _release(config: ModelConfig) -> ModelConfig | None:
+def _release(config: ModelConfig, int4: bool) -> ModelConfig | None:
     alike = ("dim", "n_layers", "n_heads", "head_dim", "ffn_dim", "vocab_size", "norm_eps", "rope_theta")
     for entry in catalog.CATALOG:
         known = entry.config
         if (
             is_dense(known)
+            and entry.weights.startswith("int4") == int4
             and all(getattr(known, name) == getattr(config, name) for name in alike)
             and (known.rope_scaling is None) == (config.rope_scaling is None)
             and config.n_kv_heads % known.n_kv_heads == 0

@@ -16,7 +16,7 @@ from puna.core import BadFile, Unsupported
 
 # torch's storage classes -> kinds of formats.FORMATS; others are refused by name
 STORAGES: Mapping[str, str] = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
-# those that only whoever joins the parts of quantized matrices can use: storage classes, and dtypes without one
+# what only those can use who join the parts of quantized matrices: storage classes, and dtypes without one
 PARTS: Mapping[str, str] = {"CharStorage": "I8", "float8_e4m3fn": "F8_E4M3"}
 _KINDS: Mapping[str, str] = {**STORAGES, **PARTS}
 _STORAGE_OF = {kind: name for name, kind in STORAGES.items()}

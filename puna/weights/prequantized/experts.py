@@ -1,4 +1,4 @@
-"""Experts of Llama 4 in quantized releases of Hugging Face's layout, as one tensor for each of three matrices.
+"""Experts of Llama 4 in quantized releases of Hugging Face's layout: one tensor for each of three matrices.
 
 Meta's FP8 release and those of compressed-tensors have a module for each expert, `PREFIX.7.gate_proj`; what
 transformers saves with fbgemm_fp8 has all of them in `PREFIX.gate_up_proj` [E, D, 2F] and `PREFIX.down_proj`
@@ -105,7 +105,7 @@ def split_fused(module: str, parts: Mapping[str, RawTensor]) -> dict[str, RawTen
 
 
 def _turned(name: str, weight: RawTensor, scale: RawTensor, outputs: slice) -> RawTensor:
-    n_experts, n_in, width = weight.shape
+    n_experts, n_in, _ = weight.shape
     shape = (n_experts, outputs.stop - outputs.start, n_in)
     kind = packed.fp8_kind(n_in, n_in)
 
@@ -128,7 +128,7 @@ def _turn(
 ) -> NDArray[np.uint8]:
     codes_EOI = weight.data().reshape(weight.shape)[:, :, outputs].swapaxes(1, 2)
     packed.refuse_nan(weight.name, codes_EOI)
-    n_experts, n_out, n_in = shape
+    n_experts, _, n_in = shape
     scales_EO = dequantize(scale.data(), scale.kind, (n_experts, weight.shape[2]))[:, outputs]
     parts = [
         packed.fp8_blocks(codes_OI, scales_O[:, None], n_in, kind)

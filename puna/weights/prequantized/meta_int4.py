@@ -1,10 +1,11 @@
 """Meta's int4 releases of Llama 3.2 (SpinQuant, QLoRA): their tensors as single ones, number for number.
 
 A matrix of a layer is `NAME.weight`, int8 that holds -8 to 7, with `NAME.scales` for groups of inputs, and
-sometimes `NAME.zeros`, all zero; the table and the output have 8 bits and a scale for every row (llama-models,
-llama3/quantization/loader.py). They become INT4 and INT8. An adapter `NAME.adaptor.{A,B}.weight` stays beside
-its matrix and is applied at run time, as there: merged, the matrix would be four times as large. Its factor
-becomes part of B. That Meta rounds activations to int8 is left out: Puna rounds those in its own way.
+sometimes `NAME.zeros`, all zero; the table and the output have 8 bits and a scale for every row
+(llama-models, llama3/quantization/loader.py). They become INT4 and INT8. An adapter
+`NAME.adaptor.{A,B}.weight` stays beside its matrix and is applied at run time, as there: merged, the matrix
+would be more than three times as large. Its factor becomes part of B. That Meta rounds activations to int8 is
+left out: Puna rounds those in its own way.
 
 Shapes: O outputs, I inputs, G groups of inputs, A rank.
 """

@@ -104,7 +104,7 @@ def test_kinds_that_only_quantized_releases_have(tmp_path: Path) -> None:
         found = {t.name: (t.kind, t.shape, t.data().tolist()) for t in file.raw_tensors(("I8", "F8_E4M3"))}
         assert found["f"] == ("F8_E4M3", (2, 3), [0, 1, 2, 3, 4, 5])
         assert found["s"] == ("I8", (1, 3), [3, 4, 5])
-        with pytest.raises(Unsupported, match="'f' holds F8_E4M3, and params.json does not say"):
+        with pytest.raises(Unsupported, match=r"'f' holds F8_E4M3, and params\.json does not say"):
             list(file.raw_tensors(("I8",)))
     torch.save({"u": bytes_.to(torch.uint16)}, tmp_path / "m.pth")
     with pytest.raises(Unsupported):

@@ -1,4 +1,4 @@
-"""Llama 4's experts in 8-bit floats: as transformers and compressed-tensors lay them out, and Meta's own files.
+"""Llama 4's experts in 8-bit floats: as transformers and compressed-tensors have them, and Meta's own files.
 
 Logits are those of transformers' model with the dequantized numbers.
 """
@@ -152,7 +152,7 @@ def test_conversion_keeps_the_numbers(
 ) -> None:
     write(model, "fused", tmp_path / "m", monkeypatch)
     with open_checkpoint(tmp_path / "m") as checkpoint:
-        with pytest.raises(Unsupported, match="is FP8.*add --dtype"):
+        with pytest.raises(Unsupported, match=r"is FP8.*add --dtype"):
             plan(checkpoint, form, NO_TEXTS)
         made = tmp_path / ("m.gguf" if form == "gguf" else form)
         convert(plan(checkpoint, form, NO_TEXTS, name="m", dtype="F32"), made)
@@ -217,7 +217,9 @@ def as_meta_does(folder: Path, n_files: int, experts: bool) -> Parts:
                 laid_back = codes.transpose(1, 2).reshape(-1, stored[name].shape[1]).contiguous()
                 stored[name] = torch.nn.Parameter(laid_back, requires_grad=False)
                 scales[f"layers.1.feed_forward.experts.{key}"] = scale
-                found.setdefault(f"layers.1.experts_{key}", []).append((axis, codes.float() * scale[..., None]))
+                found.setdefault(f"layers.1.experts_{key}", []).append(
+                    (axis, codes.float() * scale[..., None])
+                )
         else:
             for key, axis in (("w1", 0), ("w2", 1), ("w3", 0)):
                 codes, scale = per_row(stored[f"layers.1.feed_forward.{key}.weight"])

@@ -85,9 +85,8 @@ def test_the_compiled_core_is_about_as_near_as_metas_own_rounding(
 def test_torch(scheme: str, folder: Path, weights: str, tolerance: float) -> None:
     with open_checkpoint(folder) as checkpoint:
         cfg = checkpoint.config
-        executor = TorchExecutor(
-            cfg, checkpoint.tensors, rope_table(cfg), cache_tokens=64, device="cpu", weights=weights, dtype="f32"
-        )  # fmt: skip
+        given: dict[str, Any] = {"cache_tokens": 64, "device": "cpu", "weights": weights, "dtype": "f32"}
+        executor = TorchExecutor(cfg, checkpoint.tensors, rope_table(cfg), **given)
         np.testing.assert_allclose(executor.step(ALL), GOLDEN[f"{scheme} exact"], atol=tolerance)
         executor.close()
 
@@ -154,7 +153,10 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"quantization_args": {"group_size": 64}}, "groups of 64 inputs"),
-        ({"quantization_args": {"group_size": 0}}, "group_size of quantization_args must be a count, found 0"),
+        (
+            {"quantization_args": {"group_size": 0}},
+            "group_size of quantization_args must be a count, found 0",
+        ),
         ({"quantization_args": {"scheme": "int8", "group_size": 32}}, "scheme .* is 'int8', and Puna reads"),
         ({"quantization_args": {"group_size": 32, "bits": 3}}, "sets 'bits', which Puna does not know"),
         ({"quantization_args": [32]}, "must be a mapping"),
@@ -176,6 +178,22 @@ def test_a_width_that_has_no_hadamard_transform(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text(json.dumps({**params("spinquant"), "multiple_of": 96}))
     with pytest.raises(BadFile, match="ffn_dim must be a power of two from 16"):
         open_checkpoint(tmp_path)
+
+
+def test_a_release_has_its_own_context() -> None:
+    """Meta made the int4 ones for 8,192 positions; factor 32 is what the published configs say."""
+    from puna.weights.checkpoints.meta import read_params
+
+    shape = {
+        "dim": 2048, "ffn_dim_multiplier": 1.5, "multiple_of": 256, "n_heads": 32, "n_kv_heads": 8,
+        "n_layers": 16, "norm_eps": 1e-05, "rope_theta": 500000.0, "use_scaled_rope": True,
+        "vocab_size": 128256,
+    }  # fmt: skip
+    for int4, context in ((True, 8192), (False, 131072)):
+        config = read_params(shape, 128256, int4)
+        assert config.context_length == context
+        assert config.rope_scaling is not None
+        assert config.rope_scaling.factor == 32
 
 
 def test_show_says_how_it_is_quantized(scheme: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
