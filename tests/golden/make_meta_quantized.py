@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:tests python tests/golden/make_meta_quantized.py        needs torchao (0.18), llama-models
 
-Meta's Transformer, turned by its `convert_to_int4_quantized_model` into torchao's layers, loads the file; plain
+    PYTHONPATH=.:tests python tests/golden/make_meta_quantized.py    needs torchao (0.18), llama-models
 layers of one process stand for fairscale's. The Hadamard transform before w2 is not in llama-models (it
 was in llama-stack, llama_stack/models/llama/hadamard_utils.py, applied where quantization_args.spinquant is
 true): here it is a product with Sylvester's matrix, made by the recursion that defines it.
