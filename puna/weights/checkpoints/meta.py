@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puna.core import BadFile, BadValue, Unsupported
 from puna.model import catalog, names
@@ -29,6 +30,7 @@ from puna.weights.folder import meta_shards
 from puna.weights.prequantized.meta_config import MetaQuantization, read_meta_quantization
 
 _CHUNK = 1 << 24  # bytes compared at a time
+_TABLES = ("tok_embeddings", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def open_folder(folder: Path) -> MetaCheckpoint:
     names.check_shapes(
         replace(config, tied="output" not in tensors), {n: t.shape for n, t in tensors.items()}
     )
-    config = replace(config, tied=_is_tied(shards, table, tensors))
+    tied = _is_tied(shards, table, tensors) if quantized is None else _same_codes(files[0])
+    config = replace(config, tied=tied)
     return MetaCheckpoint(config, tensors, files, quantization)
 
 
@@ -91,6 +94,10 @@ def _stored(
     joined_stored = []
     for i, tensors in enumerate(stored):
         path = folder / f"fp8_scales_{i}.pt"
+        if not path.is_file() and (folder / f"int4_scales_{i}.pt").is_file():
+            raise Unsupported(
+                "Meta's int4 experts of Llama 4 are not read; use its fp8 files, or the release in bf16"
+            )
         if not path.is_file():
             raise BadFile(f"{path.name} is missing, the scales of 8-bit floats in file {i:02d}; get it too")
         files.append(PthFile.open(path))
@@ -186,18 +193,18 @@ def read_params(params: Mapping[str, Any], vocab_size: int, int4: bool = False) 
 
 
 def _release(config: ModelConfig, int4: bool) -> ModelConfig | None:
+    """The catalog's release of this shape; where there are several, one in 4 bits or none such."""
     alike = ("dim", "n_layers", "n_heads", "head_dim", "ffn_dim", "vocab_size", "norm_eps", "rope_theta")
-    for entry in catalog.CATALOG:
-        known = entry.config
-        if (
-            is_dense(known)
-            and entry.weights.startswith("int4") == int4
-            and all(getattr(known, name) == getattr(config, name) for name in alike)
-            and (known.rope_scaling is None) == (config.rope_scaling is None)
-            and config.n_kv_heads % known.n_kv_heads == 0
-        ):
-            return known
-    return None
+    found = [
+        entry
+        for entry in catalog.CATALOG
+        if is_dense(entry.config)
+        and all(getattr(entry.config, name) == getattr(config, name) for name in alike)
+        and (entry.config.rope_scaling is None) == (config.rope_scaling is None)
+        and config.n_kv_heads % entry.config.n_kv_heads == 0
+    ]
+    found.sort(key=lambda entry: entry.weights.startswith("int4") != int4)
+    return found[0].config if found else None
 
 
 def _is_tied(shards: Mapping[str, Sequence[RawTensor]], table: str, tensors: Mapping[str, RawTensor]) -> bool:
@@ -211,7 +218,26 @@ def _is_tied(shards: Mapping[str, Sequence[RawTensor]], table: str, tensors: Map
     first_rows = [table.data().reshape(table.shape[0], -1)[:1, :width] for table in tables]
     if not first_rows[0].size or not np.array_equal(first_rows[0], first_rows[1]):
         return False
-    a, b = tensors["tok_embeddings"].data(), tensors["output"].data()
+    return _same_bytes(tensors["tok_embeddings"].data(), tensors["output"].data())
+
+
+def _same_codes(file: PthFile) -> bool:
+    """Whether the output of an int4 release is the embedding table: by their parts, as joining takes long."""
+    stored = {tensor.name: tensor for tensor in file.raw_tensors(("I8",))}
+    if "output.weight" not in stored:
+        return True
+    pairs = [tuple(stored.get(f"{name}.{part}") for name in _TABLES) for part in ("scales", "weight")]
+    return all(
+        a is not None
+        and b is not None
+        and (a.kind, a.shape) == (b.kind, b.shape)
+        and _same_bytes(a.data(), b.data())
+        for a, b in pairs
+    )
+
+
+def _same_bytes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    """Without an array of truths for all of them."""
     return all(np.array_equal(a[at : at + _CHUNK], b[at : at + _CHUNK]) for at in range(0, a.size, _CHUNK))
 
 

@@ -262,3 +262,6 @@ def test_metas_own_files(experts: bool, n_files: int, model: Any, tmp_path: Path
     scales.unlink()
     with pytest.raises(BadFile, match=r"fp8_scales_\d.pt is missing"):
         open_checkpoint(folder)
+    scales.with_name(scales.name.replace("fp8", "int4")).touch()
+    with pytest.raises(Unsupported, match="int4 experts of Llama 4 are not read"):
+        open_checkpoint(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from golden.meta_quantized import FFN, GROUP, LAYERS, RANK, SCHEMES, TOKENS, params, state_dict, write_int4  # noqa: E402
 
-from puna.core import BadFile, Batch, Chunk, Unsupported  # noqa: E402
+from puna.core import BadFile, BadInput, Batch, Chunk, Unsupported  # noqa: E402
 from puna.model.rope import rope_table  # noqa: E402
 from puna.runtime.native import NativeExecutor  # noqa: E402
 from puna.runtime.reference import ReferenceExecutor  # noqa: E402
@@ -194,6 +195,33 @@ def test_a_release_has_its_own_context() -> None:
         assert config.context_length == context
         assert config.rope_scaling is not None
         assert config.rope_scaling.factor == 32
+
+
+@pytest.mark.parametrize("output", ["absent", "equal", "other scales"])
+def test_a_tied_output_is_recognised(output: str, tmp_path: Path) -> None:
+    write_int4(tmp_path, "qlora")
+    stored = {name: t for name, t in state_dict("qlora").items() if not name.startswith("output")}
+    if output != "absent":
+        stored["output.weight"] = stored["tok_embeddings.weight"].clone()
+        stored["output.scales"] = stored["tok_embeddings.scales"] * (2 if output == "other scales" else 1)
+    torch.save(stored, tmp_path / "consolidated.00.pth")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config.tied == (output != "other scales")
+        assert np.isfinite(reference(checkpoint)).all()
+
+
+def test_damaged_files_open_or_are_refused(scheme: str, folder: Path) -> None:
+    for case in range(60):
+        rng = np.random.default_rng([5, case])
+        path = folder / ("params.json" if case % 3 == 0 else "consolidated.00.pth")
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        for _ in range(int(rng.integers(1, 3))):
+            damaged[int(rng.integers(len(whole)))] = int(rng.integers(32, 127))
+        path.write_bytes(damaged)
+        with suppress(BadInput), open_checkpoint(folder) as checkpoint:
+            values(checkpoint)
+        path.write_bytes(whole)
 
 
 def test_show_says_how_it_is_quantized(scheme: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
