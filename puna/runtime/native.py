@@ -370,6 +370,10 @@ _LOWER: dict[str, Callable[..., None]] = {
     "experts": _experts,
     "add": lambda native, node, ins, outs, *_: native.add(*ins, outs[0]),
     "swiglu": lambda native, node, ins, outs, *_: native.swiglu(*ins, outs[0]),
+    "weighted_head_norm": _head_norm,
+    "add_gated": _add_gated,
+    "cross_attend": _cross,
+    "mask_rows": lambda native, node, ins, outs, *_: native.mask_rows(ins[0], outs[0]),
     "hadamard": lambda native, node, ins, outs, *_: native.hadamard(ins[0], outs[0]),
     "select": lambda native, node, ins, outs, *_: native.select(ins[0], outs[0]),
 }

@@ -27,7 +27,6 @@ from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights.blocks import quant
 from puna.weights.blocks.formats import FORMATS
-from puna.weights.blocks.formats import FORMATS
 from puna.weights.blocks.recode import kernel_kind
 
 TARGETS = _native.available_targets()
