@@ -294,6 +294,11 @@ NB_MODULE(_native, m) {
       .def("add", &Plan::add)
       .def("add_scaled", &Plan::add_scaled)
       .def("swiglu", &Plan::swiglu)
+      .def("hadamard", [](Plan& p, int x, int out) {
+        const int n = p.at(x).cols;
+        check(n >= TILE_ROWS && (n & (n - 1)) == 0 && p.at(out).cols == n, "hadamard: " + std::to_string(n) + " columns are no power of two");
+        p.hadamard(x, out);
+      })
       .def("select", &Plan::select)
       .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")

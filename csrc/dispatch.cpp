@@ -22,7 +22,7 @@ std::vector<const Kernels*> available() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
   if (avx2) found.push_back(&avx2::kernels);
   if (avx512) found.push_back(&avx512::kernels);
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16::kernels);
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) found.push_back(&avx512bf16::kernels);
 #endif
   return found;
 }

@@ -294,14 +294,14 @@ struct WeightBF16 {
   static bf16x32 repeat(const Value* p) { return repeat2(p); }
   static f32x16 multiply(f32x16 acc, bf16x32 w, bf16x32 x) { return dot2(acc, w, x); }
 };
-// E4M3 numbers, a float scale for 32 of a row. load_e4m3 gives them 2^8 too small, as the same bits are in half precision:
-// conversion from there knows numbers below the normal range, which float arithmetic is slow at. No NaN comes here.
-struct WeightFP8 : WeightF32 {
-  static f32x16 load(const uint8_t* tile, int col) {
-    const uint8_t* block = tile + (size_t)(col / GROUP) * 36 * ROWS;
-    const f32x16 d = mul(PUNA_TARGET::load((const float*)block), set1(256.0f));
-    return mul(load_e4m3(block + (4 + col % GROUP) * ROWS), d);
-  }
+// E4M3 numbers, a float scale for 32 of a row. bf16 holds every one of them; no NaN comes here. Of four columns the
+// packer has the third before the second, so that pairs of neighbours come out of `load`.
+struct WeightFP8 {
+  static constexpr int BYTES = 36;  // of 32 columns of a row
+  static const uint8_t* block(const uint8_t* tile, int col) { return tile + (size_t)(col / GROUP) * BYTES * ROWS; }
+  // Columns j, j + 1 and j + 2, j + 3 of a block without its scale; j is a multiple of 4.
+  static void load(const uint8_t* block, int j, bf16x32* w) { load_e4m3(block + (4 + j) * ROWS, w); }
+  static f32x16 scale(const uint8_t* block) { return PUNA_TARGET::load((const float*)block); }
 };
 
 }  // namespace puna::PUNA_TARGET

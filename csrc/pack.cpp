@@ -29,7 +29,7 @@ const Format FORMATS[(int)Kind::COUNT] = {
     {"INT4_MIN", 32, 24, InputKind::Q8, 3, {{0, 4, 4, false}, {4, 4, 4, false}, {8, 16, 4, false}}},
     {"INT8", 32, 36, InputKind::Q8, 2, {{0, 4, 4, false}, {4, 32, 4, true}}},
     {"INT8_16", 32, 40, InputKind::Q8, 2, {{0, 8, 4, false}, {8, 32, 4, true}}},
-    {"FP8", 32, 36, InputKind::F32, 2, {{0, 4, 4, false}, {4, 32, 1, false}}},
+    {"FP8", 32, 36, InputKind::BF16, 2, {{0, 4, 4, false}, {4, 32, 4, false, true}}},
 };
 
 template <int Unit> void interleave(const uint8_t* const* rows, const Field& f, uint8_t* dst) {
@@ -41,6 +41,10 @@ void flip_signs(uint8_t* p, int n) {
   for (int i = 0; i < n; i++) p[i] ^= 0x80;
 }
 
+void swap_middles(uint8_t* p, int n) {
+  for (int i = 0; i < n; i += 4) std::swap(p[i + 1], p[i + 2]);
+}
+
 void pack_block(const Format& f, const uint8_t* const* rows, uint8_t* dst) {
   for (int i = 0; i < f.n_fields; i++) {
     const Field& field = f.fields[i];
@@ -48,6 +52,7 @@ void pack_block(const Format& f, const uint8_t* const* rows, uint8_t* dst) {
     else if (field.unit == 2) interleave<2>(rows, field, dst);
     else interleave<1>(rows, field, dst);
     if (field.flip_sign) flip_signs(dst, field.bytes * TILE_ROWS);
+    if (field.swap_middle) swap_middles(dst, field.bytes * TILE_ROWS);
     dst += field.bytes * TILE_ROWS;
   }
 }

@@ -8,6 +8,7 @@ namespace puna {
 struct Field {
   int offset, bytes, unit;
   bool flip_sign;  // int8 stored as value + 128
+  bool swap_middle = false;  // of four bytes the two in the middle change places
 };
 
 struct Format {

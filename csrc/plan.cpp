@@ -229,6 +229,7 @@ void Plan::head_norm(int x, std::vector<float> w, float eps, int out) { emplace<
 void Plan::add_scaled(int a, int b, float factor, int out) { emplace<AddScaledOp>(k_, at(a), at(b), factor, at(out)); }
 void Plan::add(int a, int b, int out) { emplace<AddOp>(k_, at(a), at(b), at(out)); }
 void Plan::swiglu(int gate, int up, int out) { emplace<SwigluOp>(k_, at(gate), at(up), at(out)); }
+void Plan::hadamard(int x, int out) { emplace<HadamardOp>(k_, at(x), at(out)); }
 void Plan::select(int x, int out) { emplace<SelectOp>(k_, at(x), at(out)); }
 
 // Runs the serial ops from i on; returns the next op for all threads.

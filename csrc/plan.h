@@ -138,6 +138,7 @@ class Plan {
   void add(int a, int b, int out);
   void add_scaled(int a, int b, float factor, int out);  // a + factor * b
   void swiglu(int gate, int up, int out);
+  void hadamard(int x, int out);
   void select(int x, int out);
 
   // Runs the plan; the values of buffer `result` [wanted rows, cols] are valid until the next step.

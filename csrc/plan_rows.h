@@ -108,6 +108,15 @@ class SwigluOp : public RowOp {
   const Buffer &gate_, &up_;
 };
 
+class HadamardOp : public RowOp {
+ public:
+  HadamardOp(const Kernels& k, const Buffer& x, const Buffer& out) : RowOp(k, out, 4), x_(x) {}
+  void row(const Step&, int i) override { k_.hadamard(x_.row(i), out_.cols, out_.row(i)); }
+
+ private:
+  const Buffer& x_;
+};
+
 class SelectOp : public RowOp {
  public:
   SelectOp(const Kernels& k, const Buffer& x, const Buffer& out) : RowOp(k, out, 1), x_(x) {}

@@ -59,6 +59,15 @@ inline __m256 rotate_pairs(__m256 x, __m256 c, __m256 s) {
   return _mm256_fmaddsub_ps(x, c, _mm256_mul_ps(_mm256_permute_ps(x, 0xB1), s));
 }
 inline void rotate_pairs(f32x16& x, f32x16 c, f32x16 s) { x = {rotate_pairs(x.a, c.a, s.a), rotate_pairs(x.b, c.b, s.b)}; }
+inline __m256 butterfly8(__m256 x) {  // times -1 is exact, so that a fused operation rounds as a difference does
+  x = _mm256_fmadd_ps(x, _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), _mm256_permute_ps(x, 0xB1));
+  x = _mm256_fmadd_ps(x, _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), _mm256_permute_ps(x, 0x4E));
+  return _mm256_fmadd_ps(x, _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), _mm256_permute2f128_ps(x, x, 1));
+}
+inline f32x16 butterfly16(f32x16 x) {
+  const __m256 a = butterfly8(x.a), b = butterfly8(x.b);
+  return {_mm256_add_ps(a, b), _mm256_sub_ps(a, b)};
+}
 inline f32x16 duplicate_pairs(const float* p) {
   __m256 v = _mm256_loadu_ps(p);
   return {_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
@@ -127,12 +136,25 @@ inline int reduce_add(i32x16 x) {
 }
 inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
 inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
-inline __m256 load_e4m3_8(const uint8_t* p) {
-  const __m128i c = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)p));
-  const __m128i sign = _mm_and_si128(_mm_slli_epi16(c, 8), _mm_set1_epi16((short)0x8000));
-  return _mm256_cvtph_ps(_mm_or_si128(sign, _mm_slli_epi16(_mm_and_si128(c, _mm_set1_epi16(127)), 7)));
+// 64 E4M3 numbers as bf16: those at even places in w[0], at odd ones in w[1]. The two bytes of each are made apart; below
+// the normal range (magnitudes under 8) they are looked up.
+inline void e4m3_halves(__m256i c, __m256i* even, __m256i* odd) {
+  const __m256i high_of = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i low_of = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i m = _mm256_and_si256(c, _mm256_set1_epi8(127)), small = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), m);
+  __m256i high = _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(m, 4), _mm256_set1_epi8(15)), _mm256_set1_epi8(0x3c));
+  __m256i low = _mm256_and_si256(_mm256_slli_epi16(m, 4), _mm256_set1_epi8((char)0xf0));
+  high = _mm256_blendv_epi8(high, _mm256_shuffle_epi8(high_of, m), small);
+  low = _mm256_blendv_epi8(low, _mm256_shuffle_epi8(low_of, m), small);
+  high = _mm256_or_si256(high, _mm256_and_si256(c, _mm256_set1_epi8((char)128)));
+  const __m256i bytes = _mm256_set1_epi16(255);
+  *even = _mm256_or_si256(_mm256_slli_epi16(high, 8), _mm256_and_si256(low, bytes));
+  *odd = _mm256_or_si256(_mm256_andnot_si256(bytes, high), _mm256_srli_epi16(low, 8));
 }
-inline f32x16 load_e4m3(const uint8_t* p) PUNA_BOTH(load_e4m3_8(p), load_e4m3_8(p + 8))
+inline void load_e4m3(const uint8_t* p, bf16x32* w) {
+  e4m3_halves(_mm256_loadu_si256((const __m256i*)p), &w[0].a, &w[1].a);
+  e4m3_halves(_mm256_loadu_si256((const __m256i*)(p + 32)), &w[0].b, &w[1].b);
+}
 inline f32x16 to_f32(i32x16 x) PUNA_BOTH(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b))
 inline __m256i load_u8_8(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline i32x16 load_u8(const uint8_t* p) PUNA_BOTH(load_u8_8(p), load_u8_8(p + 8))
@@ -187,6 +209,10 @@ inline __m256i dot4(__m256i acc, __m256i w, s8x4 s) {
 inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 s) PUNA_BOTH(dot4(acc.a, w.a, s), dot4(acc.b, w.b, s))
 
 inline bf16x32 load_pairs(const uint16_t* p) PUNA_BOTH(load_256(p), load_256(p + 16))
+inline void store_pairs(uint16_t* p, bf16x32 x) {
+  _mm256_storeu_si256((__m256i*)p, x.a);
+  _mm256_storeu_si256((__m256i*)(p + 16), x.b);
+}
 inline bf16x32 repeat2(const uint16_t* p) {
   int x;
   std::memcpy(&x, p, 4);

@@ -42,6 +42,15 @@ inline void rotate_pairs(f32x16& x, f32x16 cos, f32x16 sin) {  // (a, b) -> (a c
   __m512 swapped = _mm512_permute_ps(x.v, 0xB1);
   x.v = _mm512_fmaddsub_ps(x.v, cos.v, _mm512_mul_ps(swapped, sin.v));
 }
+// The 16-point Hadamard transform: lanes i and i ^ h become their sum and difference, for h = 1, 2, 4, 8. Times -1 is
+// exact, so that a fused operation rounds as a difference does.
+inline f32x16 butterfly16(f32x16 x) {
+  const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-1.0f);
+  __m512 v = _mm512_fmadd_ps(x.v, _mm512_mask_mov_ps(one, 0xaaaa, minus), _mm512_permute_ps(x.v, 0xB1));
+  v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(one, 0xcccc, minus), _mm512_permute_ps(v, 0x4E));
+  v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(one, 0xf0f0, minus), _mm512_shuffle_f32x4(v, v, 0xB1));
+  return {_mm512_fmadd_ps(v, _mm512_mask_mov_ps(one, 0xff00, minus), _mm512_shuffle_f32x4(v, v, 0x4E))};
+}
 inline f32x16 duplicate_pairs(const float* p) {  // p[0], p[0], p[1], p[1], ... p[7], p[7]
   const __m512i idx = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
   return {_mm512_permutexvar_ps(idx, _mm512_castps256_ps512(_mm256_loadu_ps(p)))};
@@ -125,10 +134,41 @@ inline void reduce_add4(const i32x16 (&v)[4], int* out) {
   const __m256i h = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti32x8_epi32(x, 1));
   _mm_storeu_si128((__m128i*)out, _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1)));
 }
-inline f32x16 load_e4m3(const uint8_t* p) {
-  const __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-  const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(c, 8), _mm256_set1_epi16((short)0x8000));
-  return {_mm512_cvtph_ps(_mm256_or_si256(sign, _mm256_slli_epi16(_mm256_and_si256(c, _mm256_set1_epi16(127)), 7)))};
+// 64 E4M3 numbers as bf16: those at even places in w[0], at odd ones in w[1]. The two bytes of each are made apart.
+#if defined(__AVX512VBMI__)
+struct BytesOfE4M3 {  // by magnitude
+  alignas(64) uint8_t high[128], low[128];
+  constexpr BytesOfE4M3() : high(), low() {
+    for (int i = 0; i < 128; i++) {
+      int bits = (i << 4) + (120 << 7);
+      for (int top = 0; i < 8 && top < 3; top++)  // below the normal range: i * 2^-9
+        if (i >> top == 1) bits = (top + 118) << 7 | ((i << (7 - top)) & 127);
+      if (i == 0) bits = 0;
+      high[i] = (uint8_t)(bits >> 8);
+      low[i] = (uint8_t)bits;
+    }
+  }
+};
+inline constexpr BytesOfE4M3 E4M3;
+#endif
+inline void load_e4m3(const uint8_t* p, bf16x32* w) {
+  const __m512i c = _mm512_loadu_si512(p);
+#if defined(__AVX512VBMI__)
+  const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(E4M3.high), c, _mm512_load_si512(E4M3.high + 64));
+  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(E4M3.low), c, _mm512_load_si512(E4M3.low + 64));
+#else  // shifts, and a small table below the normal range
+  const __m512i high_of = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m512i low_of = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m512i m = _mm512_and_si512(c, _mm512_set1_epi8(127));
+  const __mmask64 small = _mm512_cmplt_epu8_mask(m, _mm512_set1_epi8(8));
+  const __m512i shifted = _mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(m, 4), _mm512_set1_epi8(15)), _mm512_set1_epi8(0x3c));
+  const __m512i magnitude = _mm512_mask_shuffle_epi8(shifted, small, high_of, m);
+  const __m512i low = _mm512_mask_shuffle_epi8(_mm512_and_si512(_mm512_slli_epi16(m, 4), _mm512_set1_epi8((char)0xf0)), small, low_of, m);
+#endif
+  const __m512i high = _mm512_ternarylogic_epi32(magnitude, c, _mm512_set1_epi8((char)128), 0xf8);  // magnitude | (c & sign)
+  const __m512i bytes = _mm512_set1_epi16(255);
+  w[0].v = _mm512_ternarylogic_epi32(_mm512_slli_epi16(high, 8), low, bytes, 0xf8);
+  w[1].v = _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 8), high, bytes, 0xf4);  // ... | (high & ~bytes)
 }
 inline f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline i32x16 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
@@ -168,6 +208,7 @@ inline s8x4 repeat4(const int8_t* p) {
 inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 
 inline bf16x32 load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_pairs(uint16_t* p, bf16x32 a) { _mm512_storeu_si512(p, a.v); }
 inline bf16x32 repeat2(const uint16_t* p) {
   int x;
   std::memcpy(&x, p, 4);

@@ -44,6 +44,16 @@ inline void rotate_pairs(f32x16& x, f32x16 c, f32x16 s) {
     x.v[i + 1] = std::fma(b, c.v[i + 1], a * s.v[i + 1]);
   }
 }
+inline f32x16 butterfly16(f32x16 a) {
+  for (int h = 1; h < 16; h *= 2)
+    for (int i = 0; i < 16; i++)
+      if (!(i & h)) {
+        const float x = a.v[i], y = a.v[i + h];
+        a.v[i] = x + y;
+        a.v[i + h] = x - y;
+      }
+  return a;
+}
 inline f32x16 duplicate_pairs(const float* p) PUNA_LANES(f32x16, 16, p[i / 2])
 
 inline float from_bf16(uint16_t h) {
@@ -115,12 +125,16 @@ inline int lanes_within(f32x16 a, float least, float most) {  // bit i: least <=
 inline int reduce_add(i32x16 a) { int s = 0; for (int x : a.v) s += x; return s; }
 inline void reduce_max4(const f32x16 (&v)[4], float* out) { for (int i = 0; i < 4; i++) out[i] = reduce_max(v[i]); }
 inline void reduce_add4(const i32x16 (&v)[4], int* out) { for (int i = 0; i < 4; i++) out[i] = reduce_add(v[i]); }
-inline float e4m3(uint8_t c) {
+inline uint16_t e4m3_as_bf16(uint8_t c) {
   const int exponent = c >> 3 & 15, fraction = c & 7;
-  const float magnitude = std::ldexp((float)(exponent ? 8 + fraction : fraction), std::max(exponent, 1) - 18);
-  return c & 128 ? -magnitude : magnitude;
+  const float magnitude = std::ldexp((float)(exponent ? 8 + fraction : fraction), std::max(exponent, 1) - 10);
+  uint32_t bits;
+  std::memcpy(&bits, &magnitude, 4);
+  return (uint16_t)(bits >> 16 | (c & 128) << 8);
 }
-inline f32x16 load_e4m3(const uint8_t* p) PUNA_LANES(f32x16, 16, e4m3(p[i]))
+inline void load_e4m3(const uint8_t* p, bf16x32* w) {
+  for (int i = 0; i < 64; i++) w[i % 2].v[i / 2] = e4m3_as_bf16(p[i]);
+}
 inline f32x16 to_f32(i32x16 a) PUNA_LANES(f32x16, 16, (float)a.v[i])
 inline i32x16 load_u8(const uint8_t* p) PUNA_LANES(i32x16, 16, p[i])
 inline i32x16 load_i8(const int8_t* p) PUNA_LANES(i32x16, 16, p[i])
@@ -150,6 +164,7 @@ inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 a) {
   return acc;
 }
 inline bf16x32 load_pairs(const uint16_t* p) PUNA_LANES(bf16x32, 32, p[i])
+inline void store_pairs(uint16_t* p, bf16x32 a) { std::memcpy(p, a.v, 64); }
 inline bf16x32 repeat2(const uint16_t* p) PUNA_LANES(bf16x32, 32, p[i % 2])
 inline f32x16 dot2(f32x16 acc, bf16x32 a, bf16x32 b) {
   for (int i = 0; i < 16; i++) {

@@ -117,6 +117,7 @@ struct Kernels {
   void (*gelu)(const float* x, int n, float* y);
   void (*scale)(const float* x, float factor, int n, float* y);
   void (*swiglu)(const float* gate, const float* up, int n, float* y);
+  void (*hadamard)(const float* x, int n, float* y);
   void (*rope)(const float* x, int heads, int head_dim, const float* cos, const float* sin, float* y);
   void (*cache_write)(const CacheLayer& c, int block, int slot, int n, const float* k, size_t k_stride, const float* v, size_t v_stride);
   void (*cache_clear)(const CacheLayer& c, int block, int from_slot);

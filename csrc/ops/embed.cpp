@@ -40,6 +40,25 @@ template <class W> void widen_row(const Matrix& w, int row, float* y) {
   }
 }
 
+void widen_row_fp8(const Matrix& w, int row, float* y) {
+  const uint8_t* tile = w.tile(row / ROWS);
+  alignas(64) uint16_t pairs[2][2 * ROWS];
+  alignas(64) float scales[ROWS];
+  for (int k = 0; k < w.cols; k += 4) {
+    const uint8_t* block = WeightFP8::block(tile, k);
+    bf16x32 v[2];
+    WeightFP8::load(block, k % GROUP, v);
+    store(scales, WeightFP8::scale(block));
+    for (int i = 0; i < 2; i++) store_pairs(pairs[i], v[i]);
+    for (int j = 0; j < 4; j++) {
+      const uint32_t bits = (uint32_t)pairs[j / 2][2 * (row % ROWS) + j % 2] << 16;
+      float value;
+      std::memcpy(&value, &bits, 4);
+      y[k + j] = value * scales[row % ROWS];
+    }
+  }
+}
+
 }  // namespace
 
 void embed(const Matrix& w, int row, float* y) {
@@ -70,7 +89,7 @@ void embed(const Matrix& w, int row, float* y) {
     case Kind::INT4_MIN: return dequantize_row<INT4_MIN>(w, row, y);
     case Kind::INT8: return dequantize_row<INT8>(w, row, y);
     case Kind::INT8_16: return dequantize_row<INT8_16>(w, row, y);
-    case Kind::FP8: return widen_row<WeightFP8>(w, row, y);
+    case Kind::FP8: return widen_row_fp8(w, row, y);
     case Kind::COUNT: break;
   }
 }

@@ -13,7 +13,9 @@
 // once, then multiply them with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
 #include <algorithm>
 
+#include "linear_fp8.h"
 #include "linear_panel.h"
+#include "linear_tiles.h"
 
 namespace puna::PUNA_TARGET {
 namespace {
@@ -35,46 +37,6 @@ template <class F, int T> inline void fetch_ahead(const uint8_t* block, int b) {
   } else if (b % 2 == 0) {
     prefetch_far(block + 2 * AHEAD);
   }
-}
-
-// The weight tiles of a call in the order of computation; gate and up tiles alternate.
-struct Tiles {
-  const Matrix& w;
-  const Matrix* up;
-  int first, n;
-  const uint8_t* operator[](int i) const {
-    return up ? (i % 2 ? *up : w).tile(first + i / 2) : w.tile(first + i);
-  }
-};
-
-inline void prefetch_range(const uint8_t* p, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) prefetch(p + i);
-}
-
-// acc: [n tiles][16] results of one token, tiles i..i+n of the call.
-inline void emit(const Tiles& tiles, const Output& out, int row, int i, int n, const float* acc, size_t acc_stride) {
-  float* y = out.y + row * out.stride;
-  const float* residual = out.residual ? out.residual + row * out.stride : nullptr;
-  for (int j = 0; j < n; j++) {
-    f32x16 v = load(acc + j * acc_stride);
-    size_t at;
-    if (tiles.up) {
-      v = mul(silu(v), load(acc + ++j * acc_stride));
-      at = (size_t)(tiles.first + (i + j) / 2) * ROWS;
-    } else {
-      at = (size_t)(tiles.first + i + j) * ROWS;
-    }
-    if (residual) v = add(load(residual + at), v);
-    store(y + at, v);
-  }
-}
-
-// Rows of the result lie pages apart: fetched while the sums are still being computed, they cost nothing.
-inline void prefetch_output(const Tiles& tiles, const Output& out, int row, int i) {
-  const size_t at = row * out.stride + (size_t)(tiles.first + (tiles.up ? i / 2 : i)) * ROWS;
-  prefetch_to_write(out.y + at);
-  prefetch_to_write(out.y + at + ROWS);
-  if (out.residual && out.residual != out.y) prefetch(out.residual + at);
 }
 
 // acc += sub-block w times one token's 32 activations; the order of operations that the header promises.
@@ -262,7 +224,7 @@ void linear(const Matrix& w, const Matrix* up, const Input& x, int row0, int row
     case Kind::INT4_MIN: return quantized<INT4_MIN>(tiles, x, row0, row1, y, scratch);
     case Kind::INT8: return quantized<INT8>(tiles, x, row0, row1, y, scratch);
     case Kind::INT8_16: return quantized<INT8_16>(tiles, x, row0, row1, y, scratch);
-    case Kind::FP8: return unquantized<WeightFP8>(tiles, x, row0, row1, y);
+    case Kind::FP8: return fp8(tiles, x, row0, row1, y, scratch);
     case Kind::COUNT: break;
   }
 }

@@ -1,4 +1,4 @@
-// Ops on one row of activations: norms, add, scale, swiglu, gelu, rope, and the conversions that feed `linear`.
+// Ops on one row of activations: norms, add, scale, swiglu, gelu, hadamard, rope, and the conversions that feed `linear`.
 //
 // Contracts: n is a multiple of 16 (of 32 for quantize); pointers need no alignment; y may be x.
 #include <algorithm>
@@ -114,6 +114,19 @@ void scale(const float* x, float factor, int n, float* y) {
 // y = silu(gate) * up
 void swiglu(const float* gate, const float* up, int n, float* y) {
   for (int i = 0; i < n; i += 16) store(y + i, mul(silu(load(gate + i)), load(up + i)));
+}
+
+// y = H x / sqrt(n), H being Sylvester's Hadamard matrix; n is a power of two, at least 16.
+void hadamard(const float* x, int n, float* y) {
+  const f32x16 factor = set1(1.0f / std::sqrt((float)n));
+  for (int i = 0; i < n; i += 16) store(y + i, butterfly16(mul(load(x + i), factor)));
+  for (int h = 16; h < n; h *= 2)
+    for (int i = 0; i < n; i += 2 * h)
+      for (int j = i; j < i + h; j += 16) {
+        const f32x16 a = load(y + j), b = load(y + j + h);
+        store(y + j, add(a, b));
+        store(y + j + h, sub(a, b));
+      }
 }
 
 // Rotates the pairs (2i, 2i + 1) of every head by the angle whose cosine and sine stand at i.

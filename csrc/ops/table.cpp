@@ -17,6 +17,7 @@ void add_scaled(const float*, const float*, float, int, float*);
 void gelu(const float*, int, float*);
 void scale(const float*, float, int, float*);
 void swiglu(const float*, const float*, int, float*);
+void hadamard(const float*, int, float*);
 void rope(const float*, int, int, const float*, const float*, float*);
 void cache_write(const CacheLayer&, int, int, int, const float*, size_t, const float*, size_t);
 void cache_clear(const CacheLayer&, int, int);
@@ -30,7 +31,7 @@ double int8_peak(int64_t);
 double bf16_peak(int64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, layer_norm, quantize, to_bf16, add, add_scaled, gelu, scale, swiglu, rope,
+const Kernels kernels = {PUNA_STRING(PUNA_TARGET), linear, embed, rms_norm, layer_norm, quantize, to_bf16, add, add_scaled, gelu, scale, swiglu, hadamard, rope,
                          cache_write, cache_clear, cache_prefetch, attend, merge, finish, encode, read, int8_peak, bf16_peak};
 
 }  // namespace puna::PUNA_TARGET

@@ -93,7 +93,7 @@ def weight_bytes(checkpoint: Checkpoint, backend: Backend) -> int:
     from puna.runtime.torch_weights import weight_bytes as bytes_of
 
     kind = backend.weights or default_dtype(backend.device)
-    total = sum(bytes_of(tensor, kind) for tensor in checkpoint.tensors.values())
+    total = sum(bytes_of(tensor, kind, not backend.weights) for tensor in checkpoint.tensors.values())
     return total if backend.device == "cpu" else -(-total // backend.ranks)
 
 

@@ -4,7 +4,7 @@
 matrix, a name while recording). Executors may fuse; the golden vectors hold them to this definition.
 
 Shapes: T tokens, D dim, H heads, K key/value heads, C head_dim, F ffn_dim, E experts, V vocabulary, M
-embeddings behind it, R wanted rows.
+embeddings behind it, R wanted rows, A rank of adapters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ class ExpertWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapted:
+    """A matrix with a low-rank adapter beside it: w x + up (down x) (Hu et al. 2021, arXiv 2106.09685)."""
+
+    w: Any  # [E, D]
+    down: Any  # [A, D], A being the rank
+    up: Any  # [E, A], its scale included
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
+    """Any matrix may be `Adapted`."""
+
     attention_norm: Any  # [D]
     wq: Any  # [H*C, D], rows of a head in interleaved-pair order (Meta's)
     wk: Any  # [K*C, D], likewise
@@ -95,7 +106,7 @@ def attention(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any
     With rotary positions; in Llama 4 over the token's own chunk, and every few layers over all positions
     without rotating, queries then growing with their position (llama-models, llama4/model.py).
     """
-    q_THC, k_TKC, v_TKC = (ops.linear(h_TD, w) for w in (layer.wq, layer.wk, layer.wv))
+    q_THC, k_TKC, v_TKC = (project(ops, h_TD, w) for w in (layer.wq, layer.wk, layer.wv))
     if cfg.has_rope(i):
         q_THC, k_TKC = ops.rope(q_THC, cfg.n_heads, rope), ops.rope(k_TKC, cfg.n_kv_heads, rope)
         if cfg.qk_norm:
@@ -103,7 +114,14 @@ def attention(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any
     elif cfg.query_temperature is not None:
         q_THC = ops.temper(q_THC, cfg.query_temperature)
     o_THC = ops.attend(q_THC, k_TKC, v_TKC, i, cfg.head_dim, cfg.head_dim**-0.5, cfg.chunk(i))
-    return ops.linear(o_THC, layer.wo)
+    return project(ops, o_THC, layer.wo)
+
+
+def project(ops: Any, x_TD: Any, w: Any) -> Any:
+    """x @ w.T, and what an adapter adds to it -> [T, E]."""
+    if not isinstance(w, Adapted):
+        return ops.linear(x_TD, w)
+    return ops.add(ops.linear(x_TD, w.w), ops.linear(ops.linear(x_TD, w.down), w.up))
 
 
 def cross_layer(ops: Any, cfg: ModelConfig, w: CrossLayerWeights, i: int, x_TD: Any) -> Any:
@@ -123,7 +141,7 @@ def feed_forward(ops: Any, cfg: ModelConfig, layer: LayerWeights, h_TD: Any) -> 
     """One gated network, or a mixture of them -> [T, D]."""
     if layer.experts is not None:
         return mixture(ops, cfg, layer.experts, h_TD)
-    return gated(ops, layer.w1, layer.w2, layer.w3, h_TD)
+    return gated(ops, layer.w1, layer.w2, layer.w3, h_TD, cfg.ffn_hadamard)
 
 
 def mixture(ops: Any, cfg: ModelConfig, w: ExpertWeights, h_TD: Any) -> Any:
@@ -135,6 +153,11 @@ def mixture(ops: Any, cfg: ModelConfig, w: ExpertWeights, h_TD: Any) -> Any:
     return ops.add(gated(ops, w.shared_w1, w.shared_w2, w.shared_w3, h_TD), routed_TD)
 
 
-def gated(ops: Any, w1: Any, w2: Any, w3: Any, h_TD: Any) -> Any:
-    """SwiGLU: w2(silu(w1 h) * w3 h) -> [T, D]."""
-    return ops.linear(ops.swiglu(ops.linear(h_TD, w1), ops.linear(h_TD, w3)), w2)
+def gated(ops: Any, w1: Any, w2: Any, w3: Any, h_TD: Any, hadamard: bool = False) -> Any:
+    """SwiGLU: w2(silu(w1 h) * w3 h) -> [T, D].
+
+    With `hadamard` w2 multiplies the Hadamard transform of that: SpinQuant's rotation R4, whose inverse is in
+    w2 (Liu et al. 2024, arXiv 2405.16406).
+    """
+    h_TF = ops.swiglu(project(ops, h_TD, w1), project(ops, h_TD, w3))
+    return project(ops, ops.hadamard(h_TF) if hadamard else h_TF, w2)

@@ -65,6 +65,8 @@ class ModelConfig:
     cross_attention: tuple[int, ...] = ()  # one cross-attention layer to the images before each of these
     n_image_embeddings: int = 0  # rows behind the vocabulary that can be read and not be predicted
     vision: VisionConfig | None = None
+    ffn_hadamard: bool = False  # w2 multiplies the Hadamard transform of its input (SpinQuant's R4)
+    lora_rank: int = 0  # of the adapters that all matrices of all layers have; 0: none
 
     def has_experts(self, layer: int) -> bool:
         return self.experts is not None and (layer + 1) % self.experts.every == 0
@@ -114,6 +116,13 @@ class ModelConfig:
         layers = self.cross_attention
         good = all(0 <= i < self.n_layers for i in layers) and tuple(sorted(set(layers))) == layers
         require(good, "cross_attention", f"rising numbers of layers below {self.n_layers}", layers)
+        require(0 <= self.lora_rank < 2**16, "lora_rank", "from 0 to 65535", self.lora_rank)
+        if self.ffn_hadamard or self.lora_rank:
+            plain = self.experts is None and not layers and self.vision is None
+            require(plain, "quantization_args, lora_args", "those of a dense text model", "others")
+        if self.ffn_hadamard:
+            good = self.ffn_dim >= 16 and self.ffn_dim & (self.ffn_dim - 1) == 0
+            require(good, "ffn_dim", "a power of two from 16, as a Hadamard transform needs", self.ffn_dim)
         if self.vision is not None:
             expected = "given for Llama 3.2 Vision and absent for Llama 4"
             crosses = isinstance(self.vision, Llama32VisionConfig)

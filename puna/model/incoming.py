@@ -180,7 +180,7 @@ def _hf(name: str, cfg: ModelConfig) -> Iterator[Slice]:
     layer, part = _split_layer(name, "model.layers.")
     if layer >= 0 and cfg.cross_attention:
         yield from _apart("hf", layer, part, cfg)
-    elif part in ("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"):
+    elif part in ("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj", *_HF_STACKED):
         yield from _hf_experts(f"layers.{layer}.", part, cfg)
     else:
         if is_llama4(cfg):
@@ -188,9 +188,20 @@ def _hf(name: str, cfg: ModelConfig) -> Iterator[Slice]:
         yield from _renamed("hf", name, cfg)
 
 
+# prequantized/experts.py has turned these already, [E, out, in]
+_HF_STACKED = {
+    "feed_forward.experts.gate_proj.weight": "experts_w1",
+    "feed_forward.experts.down_proj.weight": "experts_w2",
+    "feed_forward.experts.up_proj.weight": "experts_w3",
+}
+
+
 def _hf_experts(prefix: str, part: str, cfg: ModelConfig) -> Iterator[Slice]:
     """gate_up_proj [E, D, 2F] and down_proj [E, F, D] multiply from the right; ours are [E, out, in]."""
     if cfg.experts is None:
+        return
+    if part in _HF_STACKED:
+        yield Slice(prefix + _HF_STACKED[part])
         return
     width = cfg.experts.expert_ffn_dim
     if part.endswith("gate_up_proj"):
@@ -260,6 +271,9 @@ def _meta_llama4(prefix: str, part: str, cfg: ModelConfig) -> Iterator[Slice]:
         yield Slice(f"{prefix}w2")
     elif part == "feed_forward.router_DE":
         yield Slice(f"{prefix}router", swap=True)
+    elif cfg.experts is not None and part in _META_EXPERTS_FP8:
+        ours, shape = _META_EXPERTS_FP8[part], (cfg.experts.expert_ffn_dim, cfg.dim)
+        yield Slice(prefix + ours, view=(cfg.experts.n_experts, *(shape[::-1] if ours[-1] == "2" else shape)))
     elif cfg.experts is not None and part in _META_EXPERTS:
         yield Slice(prefix + _META_EXPERTS[part], view=_expert_view(part, cfg), swap=True)
 
@@ -269,6 +283,10 @@ _META_EXPERTS = {
     "feed_forward.experts.moe_w_out_eF_D": "experts_w2",
     "feed_forward.experts.moe_w_swiglu_eD_F": "experts_w3",
 }
+
+
+# prequantized/meta_fp8.py has turned these already, [E * out, in]
+_META_EXPERTS_FP8 = {f"feed_forward.experts.{w}.weight": f"experts_{w}" for w in ("w1", "w2", "w3")}
 
 
 def _expert_view(part: str, cfg: ModelConfig) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import BadFile, Unsupported
-from puna.model.block import CrossLayerWeights, ExpertWeights, LayerWeights, Weights
+from puna.model.block import Adapted, CrossLayerWeights, ExpertWeights, LayerWeights, Weights
 from puna.model.config import ModelConfig
 from puna.model.names_vision import vision_shapes
 
@@ -54,6 +54,22 @@ LAYER_TABLE = (
     Names("w1", "feed_forward.w1", "mlp.gate_proj", "ffn_gate"),
     Names("w2", "feed_forward.w2", "mlp.down_proj", "ffn_down"),
     Names("w3", "feed_forward.w3", "mlp.up_proj", "ffn_up"),
+)
+
+ADAPTED = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")  # matrices that have an adapter where there is any
+
+
+def adapter_names(name: str) -> tuple[str, str]:
+    """Of the two matrices of an adapter: down and up."""
+    return f"{name}_down", f"{name}_up"
+
+
+# Of Meta's releases made with QLoRA.
+ADAPTER_TABLE = tuple(
+    Names(ours, f"{name.meta}.adaptor.{part}", "", "")
+    for name in LAYER_TABLE
+    if name.ours in ADAPTED
+    for ours, part in zip(adapter_names(name.ours), "AB", strict=True)
 )
 
 # In place of w1, w2, w3 in layers with experts. Meta and Hugging Face store the experts fused or transposed.
@@ -138,7 +154,8 @@ def to_gguf(name: str) -> str:
 Lookup = dict[Scheme, dict[str, str]]
 _TO_OURS: Lookup = {s: {getattr(n, s): n.ours for n in TABLE if getattr(n, s)} for s in LAYER_PREFIX}
 _LAYER_TO_OURS: Lookup = {
-    s: {getattr(n, s): n.ours for n in (*LAYER_TABLE, *EXPERT_TABLE) if getattr(n, s)} for s in LAYER_PREFIX
+    s: {getattr(n, s): n.ours for n in (*LAYER_TABLE, *ADAPTER_TABLE, *EXPERT_TABLE) if getattr(n, s)}
+    for s in LAYER_PREFIX
 }
 _FROM_OURS: Lookup = {s: {ours: stem for stem, ours in names.items()} for s, names in _TO_OURS.items()}
 _LAYER_FROM_OURS: Lookup = {
@@ -184,6 +201,7 @@ def shapes(cfg: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     if cfg.n_image_embeddings:
         yield "image_embeddings", (cfg.n_image_embeddings, cfg.dim)
     attention, dense, experts = _attention_shapes(cfg), _dense_shapes(cfg), _expert_shapes(cfg)
+    dense |= _adapter_shapes(cfg)
     cross = 0
     for i in range(cfg.n_layers):
         if cross < len(cfg.cross_attention) and cfg.cross_attention[cross] == i:
@@ -212,6 +230,17 @@ def _attention_shapes(cfg: ModelConfig) -> Shapes:
         "wo": (cfg.dim, queries),
         "ffn_norm": (cfg.dim,),
     }
+
+
+def _adapter_shapes(cfg: ModelConfig) -> Shapes:
+    shapes: Shapes = {}
+    if cfg.lora_rank:
+        plain = _attention_shapes(cfg) | _dense_shapes(cfg)
+        for part in ADAPTED:
+            down, up = adapter_names(part)
+            n_out, n_in = plain[part]
+            shapes |= {down: (cfg.lora_rank, n_in), up: (n_out, cfg.lora_rank)}
+    return shapes
 
 
 def _dense_shapes(cfg: ModelConfig) -> Shapes:
@@ -293,13 +322,19 @@ def _cross_layer(cfg: ModelConfig, tensors: Mapping[str, Any], i: int) -> CrossL
 
 
 def _layer(cfg: ModelConfig, tensors: Mapping[str, Any], i: int) -> LayerWeights:
-    attention = {part: tensors[f"layers.{i}.{part}"] for part in _attention_shapes(cfg)}
+    attention = {part: _matrix(cfg, tensors, f"layers.{i}.{part}") for part in _attention_shapes(cfg)}
     if not cfg.has_experts(i):
-        return LayerWeights(
-            **attention, **{part: tensors[f"layers.{i}.{part}"] for part in _dense_shapes(cfg)}
-        )
+        dense = {part: _matrix(cfg, tensors, f"layers.{i}.{part}") for part in _dense_shapes(cfg)}
+        return LayerWeights(**attention, **dense)
     experts = {part: tensors[f"layers.{i}.{part}"] for part in _expert_shapes(cfg)}
     return LayerWeights(**attention, experts=ExpertWeights(**experts))
+
+
+def _matrix(cfg: ModelConfig, tensors: Mapping[str, Any], name: str) -> Any:
+    """A tensor of a layer, with its adapter where it has one."""
+    if not cfg.lora_rank or name.rpartition(".")[2] not in ADAPTED:
+        return tensors[name]
+    return Adapted(tensors[name], *(tensors[part] for part in adapter_names(name)))
 
 
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -174,6 +174,17 @@ class NumpyOps:
             y_TF: Array = gate_TF / (1 + np.exp(-gate_TF)) * up_TF
         return y_TF
 
+    def hadamard(self, x_TF: Array) -> Array:
+        n_tokens, width = x_TF.shape
+        y_TF = x_TF.astype(np.float64)
+        h = 1
+        while h < width:
+            pairs = y_TF.reshape(n_tokens, -1, 2, h)
+            y_TF = np.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), axis=2)
+            h *= 2
+        result: Array = (y_TF.reshape(n_tokens, width) / np.sqrt(width)).astype(np.float32)
+        return result
+
     def experts(
         self, x_TD: Array, router_ED: Array, w1_EFD: Array, w2_EDF: Array, w3_EFD: Array, n_active: int
     ) -> Array:

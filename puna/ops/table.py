@@ -100,6 +100,13 @@ class Ops(Protocol[T]):
         """silu(gate) * up -> [T, F] (Shazeer 2020)."""
         ...
 
+    def hadamard(self, x_TF: T) -> T:
+        """H x / sqrt(F), H being Sylvester's Hadamard matrix: H[i, j] = (-1)^popcount(i & j) -> [T, F].
+
+        F is a power of two, at least 16.
+        """
+        ...
+
     def experts(self, x_TD: T, router_ED: Any, w1_EFD: Any, w2_EDF: Any, w3_EFD: Any, n_active: int) -> T:
         """Sum over the chosen experts e of w2_e(silu(w1_e s x) * w3_e s x) -> [T, D].
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -263,8 +264,27 @@ class TorchOps:
     def swiglu(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         return F.silu(gate_TF) * up_TF
 
+    def hadamard(self, x_TF: Tensor) -> Tensor:
+        """H of n*m columns is the Kronecker product of H of n and H of m: two small products, in float32."""
+        width = x_TF.shape[1]
+        m = 1 << (width.bit_length() // 2)
+        x_TNM = x_TF.float().reshape(len(x_TF), width // m, m)
+        left, right = (_hadamard_matrix(n, x_TF.device) for n in (width // m, m))
+        y_TF: Tensor = (left @ (x_TNM @ right)).reshape(x_TF.shape).to(x_TF.dtype)
+        return y_TF
+
     def select(self, x_TD: Tensor) -> Tensor:
         return x_TD[self.step.wanted_R]
+
+
+@cache
+def _hadamard_matrix(n: int, device: torch.device) -> Tensor:
+    """Sylvester's matrix over sqrt(n), float32 [n, n]; it is its own inverse."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while len(h) < n:
+        h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
+    scaled: Tensor = (h / n**0.5).float().to(device)
+    return scaled
 
 
 def full_attention(q_XHC: Tensor, k_PKC: Tensor, v_PKC: Tensor, head_dim: int, scale: float) -> Tensor:

@@ -94,11 +94,13 @@ def _take(part: Tensor, at: Any) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fp8Weight(LinearWeight):
-    """e4m3 (Micikevicius et al. 2022) with a scale for every row: a power of two, so that no product with it
-    rounds in any type of activation."""
+    """e4m3 (Micikevicius et al. 2022) with a scale for every row, or for groups of its columns.
+
+    Our own scales (`of`) are powers of two, so that no product with them rounds in any type of activation.
+    """
 
     values_ED: Tensor
-    scale_E1: Tensor  # float32
+    scale_EG: Tensor  # float32; G is 1 where a row has one
 
     @classmethod
     def of(cls, w_ED: Tensor) -> Fp8Weight:
@@ -109,11 +111,12 @@ class Fp8Weight(LinearWeight):
         return cls((w_ED.float() / scale_E1).clamp(-_FP8_MAX, _FP8_MAX).to(FP8), scale_E1)
 
     def floats(self, dtype: torch.dtype) -> Tensor:
-        return self.values_ED.to(dtype) * self.scale_E1.to(dtype)
+        values_EGN = self.values_ED.float().reshape(*self.scale_EG.shape, -1)
+        return (values_EGN * self.scale_EG[..., None]).reshape(self.shape).to(dtype)
 
     def linear(self, x_TD: Tensor) -> Tensor:
-        aligned = all(n % 16 == 0 for n in self.values_ED.shape)
-        if x_TD.device.type == "cuda" and aligned and fp8_is_right(x_TD.device, x_TD.dtype):
+        fits = all(n % 16 == 0 for n in self.shape) and self.scale_EG.shape[-1] == 1
+        if x_TD.device.type == "cuda" and fits and fp8_is_right(x_TD.device, x_TD.dtype):
             return self._multiply_fp8(x_TD)
         return LinearWeight.linear(self, x_TD)
 
@@ -129,7 +132,7 @@ class Fp8Weight(LinearWeight):
             (x_TD.float() / scale_T1).to(FP8),
             self.values_ED.t(),
             scale_a=scale_T1,
-            scale_b=self.scale_E1.t(),
+            scale_b=self.scale_EG.t(),
             out_dtype=x_TD.dtype,
         )
         return y_TE
@@ -137,14 +140,14 @@ class Fp8Weight(LinearWeight):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodedWeight(LinearWeight):
-    """Whole numbers with scales: the very numbers of a block format of GGUF.
+    """Whole numbers with scales: the very numbers of a block format, GGUF's or one of formats.CODED.
 
     value = scale * (code - zero) + minimum, in float32, with a scale and a minimum for every group; where
     there is `outer_EB2`, both are whole numbers times its two columns.
     """
 
     codes: Tensor  # int8 [..., E, D], or uint8 [..., E, D/2]: the lower half of a byte is the even column
-    scale_EG: Tensor  # float16, int8 or uint8
+    scale_EG: Tensor  # float16 or float32; int8 or uint8 where there are outer ones
     minimum_EG: Tensor | None
     outer_EB2: Tensor | None  # float16
     zero: int

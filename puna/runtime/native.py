@@ -192,6 +192,8 @@ def _widths(cfg: ModelConfig) -> list[tuple[str, int, int]]:
     widths = [("dim", cfg.dim, 16), ("ffn_dim", cfg.ffn_dim, 2)]
     if cfg.vision is not None:
         widths.append(("the image encoder's dim", cfg.vision.dim, 16))
+    if cfg.lora_rank:
+        widths.append(("lora_rank", cfg.lora_rank, 2))
     if cfg.experts is not None:
         widths.append(("expert_ffn_dim", cfg.experts.expert_ffn_dim, 2))
         widths.append(("shared_ffn_dim", cfg.experts.shared_ffn_dim, 2))
@@ -288,8 +290,10 @@ def _lower(
         weights = [packed[w.name] for w in node.weights if w.name in packed]
         form = forms.get(node.outs[0], 0) if node.outs else 0
         _LOWER[node.op](native, node, ins, outs, weights, form, vectors)
-        if node.op not in ("rms_norm", "attend", "cross_attend") and form:
-            native.convert(outs[0], form)
+        if node.op not in ("rms_norm", "attend", "cross_attend"):
+            for value in node.outs:
+                if value in forms:
+                    native.convert(number(value), forms[value])
     result: int = numbers[home[plan.result]]
     return result
 
@@ -369,5 +373,6 @@ _LOWER: dict[str, Callable[..., None]] = {
     "add_gated": _add_gated,
     "cross_attend": _cross,
     "mask_rows": lambda native, node, ins, outs, *_: native.mask_rows(ins[0], outs[0]),
+    "hadamard": lambda native, node, ins, outs, *_: native.hadamard(ins[0], outs[0]),
     "select": lambda native, node, ins, outs, *_: native.select(ins[0], outs[0]),
 }

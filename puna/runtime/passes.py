@@ -12,7 +12,7 @@ from typing import Any
 from puna.runtime.plan import Node, Plan, Value
 
 # Ops that treat every row alike: they may as well run on the wanted rows only.
-_ROWWISE = {"linear", "add", "rms_norm", "swiglu", "experts"}
+_ROWWISE = {"linear", "add", "rms_norm", "swiglu", "hadamard", "experts"}
 # What may happen to queries and keys before they meet, in the order in which `store` does it.
 _BEFORE_ATTEND = ("rope", "head_norm", "temper")
 

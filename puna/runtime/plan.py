@@ -143,6 +143,9 @@ class Recorder:
     def swiglu(self, gate_TF: Value, up_TF: Value) -> Value:
         return self._node("swiglu", (gate_TF, up_TF), gate_TF.cols)
 
+    def hadamard(self, x_TF: Value) -> Value:
+        return self._node("hadamard", (x_TF,), x_TF.cols)
+
     def experts(
         self,
         x_TD: Value,

@@ -135,6 +135,11 @@ def check_ranks(cfg: ModelConfig, n: int) -> None:
         raise BadValue(
             f"tensor_parallel shares out text models only, got {n} for one with images; leave it out"
         )
+    if cfg.lora_rank or cfg.ffn_hadamard:
+        raise BadValue(
+            f"tensor_parallel shares out plain matrices only, got {n} for a model with adapters or a "
+            "Hadamard transform; leave it out, or convert the model first"
+        )
     problem = _unshared(cfg, n)
     if problem:
         fits = [str(k) for k in range(2, 9) if not _unshared(cfg, k)]

@@ -152,7 +152,7 @@ def _open_meta(folder: Path) -> Checkpoint:
     from puna.weights.checkpoints import meta
 
     opened = meta.open_folder(folder)
-    return Checkpoint(opened.config, Metadata({}), opened.tensors, opened.files, folder)
+    return Checkpoint(opened.config, Metadata({}), opened.tensors, opened.files, folder, opened.quantization)
 
 
 def _floats(tensor: RawTensor) -> list[float]:

@@ -29,6 +29,7 @@ from puna.weights.files.layout import Layout, Slice
 from puna.weights.files.values import Value, ValueType
 from puna.weights.folder import INDEX, Format
 from puna.weights.load import Checkpoint
+from puna.weights.plain import plain
 from puna.weights.quantize.encode import encoded
 from puna.weights.quantize.mixes import FILE_TYPES, tensor_kind, wanted_kind
 
@@ -110,6 +111,13 @@ def plan(
 
     Raises Unsupported for what the format cannot hold, BadValue for options that do not fit the model.
     """
+    given, checkpoint = checkpoint, plain(checkpoint)
+    if given is not checkpoint:
+        target = plan(
+            checkpoint, form, texts, name=name, dtype=dtype, n_files=n_files, shard_bytes=shard_bytes,
+            quantization=quantization,
+        )  # fmt: skip
+        return replace(target, notes=[*target.notes, _folded(given)], is_costly=True)
     if quantization is not None:
         return _quantized_target(checkpoint, texts, name, quantization)
     tensors = _tensors(checkpoint, form, dtype)
@@ -136,6 +144,13 @@ def plan(
             f"{read_back.context_length:,}"
         )
     return Target("meta", checkpoint, config, tensors, sources, layouts, files, notes)
+
+
+def _folded(checkpoint: Checkpoint) -> str:
+    cfg = checkpoint.config
+    what = ["adapters are merged into their matrices"] if cfg.lora_rank else []
+    what += ["the Hadamard transform is part of w2"] if cfg.ffn_hadamard else []
+    return f"{' and '.join(what)}, whose numbers are no longer those of {checkpoint.quantization}"
 
 
 def _with_keys(described: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_linear_is_the_same_on_every_target_and_for_every_number_of_tokens(kind:
             [_native.linear(packed, x_TD[i : i + 1], target) for i in range(len(x_TD))]
         )
         np.testing.assert_array_equal(together, one_by_one)
-        if kind != "BF16" or target != "avx512bf16":
+        if kind not in ("BF16", "FP8") or target != "avx512bf16":
             np.testing.assert_array_equal(together, _native.linear(packed, x_TD, "scalar"))
 
 
@@ -284,3 +284,22 @@ def test_bad_arguments_are_refused() -> None:
         bench.plan.rms_norm(out, np.ones(31, np.float32), 1e-5, out, 0)
     with pytest.raises(ValueError, match="more than the buffer holds"):
         bench.plan.set_values(out, np.zeros((2049, 32), np.float32))
+
+
+@on_targets
+def test_every_8_bit_float(target: str) -> None:
+    """As looked up and as multiplied: numbers below the normal range are made in another way."""
+    codes = np.delete(np.arange(256, dtype=np.uint8), (127, 255))
+    blocks = np.zeros((16, 8), FORMATS["FP8"].layout)
+    blocks["qs"] = np.resize(codes, (16, 8, 32))
+    blocks["d"] = np.linspace(0.5, 2, 16, dtype=np.float32)[:, None]
+    data = blocks.reshape(-1).view(np.uint8)
+    expected = quant.dequantize(data, "FP8", (16, 256))
+    matrix = pack_weight("FP8", (16, 256), data)
+    np.testing.assert_array_equal(_native.unpack_matrix(matrix, target), expected)
+    one_of_each = np.eye(256, dtype=np.float32)
+    for n_tokens in (1, 3, 256):
+        got = np.concatenate(
+            [_native.linear(matrix, one_of_each[i : i + n_tokens], target) for i in range(0, 256, n_tokens)]
+        )
+        np.testing.assert_array_equal(got.T, expected)

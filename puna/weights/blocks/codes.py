@@ -33,8 +33,8 @@ class Codes:
     bits: int
     codes_BL: Numbers
     zero: int
-    scale_BG: Numbers  # float16; int8 or uint8 where there are outer scales
-    minimum_BG: Numbers | None = None  # float16 or uint8; None: 0
+    scale_BG: Numbers  # float16 or float32; int8 or uint8 where there are outer scales
+    minimum_BG: Numbers | None = None  # float16, float32 or uint8; None: 0
     outer_B2: Numbers | None = None  # float16: of scales, of minimums
 
     @property
@@ -49,7 +49,7 @@ def has_codes(kind: str) -> bool:
 
 def code_bits(kind: str) -> int:
     """Of the codes of a kind that `has_codes`."""
-    return 4 if kind in ("Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K") else 8
+    return 4 if kind in ("Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "INT4", "INT4_MIN") else 8
 
 
 def split_codes(data: NDArray[np.uint8], kind: str) -> Codes:
@@ -141,7 +141,13 @@ def _iq4_xs(b: Numbers) -> Codes:
     return Codes(8, _iq4(b), 0, _signed(low_BG | (high_BG << 4), 32), None, _alone(b))
 
 
+def _int8_16(b: Numbers) -> Codes:
+    return Codes(8, np.ascontiguousarray(b["qs"]), 0, np.ascontiguousarray(b["d"]))
+
+
+# INT4, INT4_MIN and INT8 are Q4_0, Q4_1 and Q8_0 with wider scales.
 _SPLITTERS: Mapping[str, Callable[[Numbers], Codes]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
     "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
+    "INT4": _q4_0, "INT4_MIN": _q4_1, "INT8": _q8_0, "INT8_16": _int8_16,
 }  # fmt: skip

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from puna.core import BadFile, BadValue
+from puna.core import BadFile, BadValue, Unsupported
 from puna.model import catalog, names
 from puna.model.config import ModelConfig, from_meta
 from puna.model.record import Record
@@ -26,8 +27,10 @@ from puna.weights.files.layout import Layout, Slice
 from puna.weights.files.pth import PthFile, layout
 from puna.weights.files.safetensors import read_json
 from puna.weights.folder import meta_shards
+from puna.weights.prequantized.meta_config import MetaQuantization, read_meta_quantization
 
 _CHUNK = 1 << 24  # bytes compared at a time
+_TABLES = ("tok_embeddings", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class MetaCheckpoint:
     config: ModelConfig
     tensors: dict[str, RawTensor]  # by our names
     files: list[PthFile]
+    quantization: str = ""  # how matrices were quantized; else empty
 
 
 def open_folder(folder: Path) -> MetaCheckpoint:
@@ -43,26 +47,69 @@ def open_folder(folder: Path) -> MetaCheckpoint:
     Raises BadFile for files that are missing or do not belong together, and for shapes that params.json does
     not describe; whatever has to be equal in several files is compared when it is read.
     """
-    params = read_json(folder / "params.json")
+    params, quantized = read_meta_quantization(read_json(folder / "params.json"))
     files = [PthFile.open(path) for path in meta_shards(folder)]
-    shards = _shards(files)
+    stored, quantization = _stored(folder, files, quantized)
+    shards = _shards(files[: len(stored)], stored)
     table = _table(shards)
-    _check_count(Record(params, "params.json"), shards, len(files))
+    _check_count(Record(params, "params.json"), shards, len(stored))
     axis = _embeddings_axis(params, shards[table])
-    vocab_size = shards[table][0].shape[0] * (len(files) if axis == 0 else 1)
-    config = read_params(params, vocab_size)
+    vocab_size = shards[table][0].shape[0] * (len(stored) if axis == 0 else 1)
+    config = read_params(params, vocab_size, int4=quantized is not None)
+    if quantized is not None:
+        config = replace(config, ffn_hadamard=quantized.spinquant, lora_rank=quantized.lora_rank)
     whole = {name: joined(parts, share(name, config, axis)) for name, parts in shards.items()}
     tensors = foreign.to_ours("meta", config, whole)
     tensors = {name: without_copies(config, tensor) for name, tensor in tensors.items()}
     names.check_shapes(
         replace(config, tied="output" not in tensors), {n: t.shape for n, t in tensors.items()}
     )
-    return MetaCheckpoint(replace(config, tied=_is_tied(shards, table, tensors)), tensors, files)
+    tied = _is_tied(shards, table, tensors) if quantized is None else _same_codes(files[0])
+    config = replace(config, tied=tied)
+    return MetaCheckpoint(config, tensors, files, quantization)
 
 
-def _shards(files: Sequence[PthFile]) -> dict[str, list[RawTensor]]:
+def _stored(
+    folder: Path, files: list[PthFile], quantized: MetaQuantization | None
+) -> tuple[list[dict[str, RawTensor]], str]:
+    """The tensors of each file by Meta's names, and how they are quantized ("" where they are not).
+
+    Files of scales are opened and added to `files`.
+    """
+    if quantized is not None:
+        if len(files) > 1:
+            raise Unsupported(
+                f"params.json states quantization_args, and the checkpoint has {len(files)} files; Puna "
+                "reads int4 releases of one, as Meta publishes them"
+            )
+        from puna.weights.prequantized.meta_int4 import join_meta_int4
+
+        tensors = {t.name: t for t in files[0].raw_tensors(("I8",))}
+        return [join_meta_int4(quantized, tensors)], str(quantized)
+    stored = [{tensor.name: tensor for tensor in file.raw_tensors(("F8_E4M3",))} for file in files]
+    if not any(tensor.kind == "F8_E4M3" for tensors in stored for tensor in tensors.values()):
+        return stored, ""
+    from puna.weights.prequantized.meta_fp8 import join_meta_fp8
+
+    joined_stored = []
+    for i, tensors in enumerate(stored):
+        path = folder / f"fp8_scales_{i}.pt"
+        if not path.is_file() and (folder / f"int4_scales_{i}.pt").is_file():
+            raise Unsupported(
+                "Meta's int4 experts of Llama 4 are not read; use its fp8 files, or the release in bf16"
+            )
+        if not path.is_file():
+            raise BadFile(f"{path.name} is missing, the scales of 8-bit floats in file {i:02d}; get it too")
+        files.append(PthFile.open(path))
+        scales = {tensor.name: tensor for tensor in files[-1].raw_tensors()}
+        joined_stored.append(join_meta_fp8(tensors, scales, i))
+    return joined_stored, "Meta's fp8"
+
+
+def _shards(
+    files: Sequence[PthFile], stored: Sequence[Mapping[str, RawTensor]]
+) -> dict[str, list[RawTensor]]:
     """The parts of each tensor, by Meta's names, in the order of the files."""
-    stored = [{tensor.name: tensor for tensor in file.raw_tensors()} for file in files]
     for file, tensors in zip(files, stored, strict=True):
         odd = tensors.keys() ^ stored[0].keys()
         if odd:
@@ -128,10 +175,13 @@ def _wrong_width(width: int, dim: int) -> int:
     )
 
 
-def read_params(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
-    """params.json, and what it leaves out as far as the catalog knows a release of this shape."""
+def read_params(params: Mapping[str, Any], vocab_size: int, int4: bool = False) -> ModelConfig:
+    """params.json, and what it leaves out as far as the catalog knows a release of this shape.
+
+    `int4` releases were made for a shorter context.
+    """
     config = from_meta(params, vocab_size)
-    known = _release(config)
+    known = _release(config, int4)
     if known is None:
         return config
     return replace(
@@ -142,18 +192,19 @@ def read_params(params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     )
 
 
-def _release(config: ModelConfig) -> ModelConfig | None:
+def _release(config: ModelConfig, int4: bool) -> ModelConfig | None:
+    """The catalog's release of this shape; where there are several, one in 4 bits or none such."""
     alike = ("dim", "n_layers", "n_heads", "head_dim", "ffn_dim", "vocab_size", "norm_eps", "rope_theta")
-    for entry in catalog.CATALOG:
-        known = entry.config
-        if (
-            is_dense(known)
-            and all(getattr(known, name) == getattr(config, name) for name in alike)
-            and (known.rope_scaling is None) == (config.rope_scaling is None)
-            and config.n_kv_heads % known.n_kv_heads == 0
-        ):
-            return known
-    return None
+    found = [
+        entry
+        for entry in catalog.CATALOG
+        if is_dense(entry.config)
+        and all(getattr(entry.config, name) == getattr(config, name) for name in alike)
+        and (entry.config.rope_scaling is None) == (config.rope_scaling is None)
+        and config.n_kv_heads % entry.config.n_kv_heads == 0
+    ]
+    found.sort(key=lambda entry: entry.weights.startswith("int4") != int4)
+    return found[0].config if found else None
 
 
 def _is_tied(shards: Mapping[str, Sequence[RawTensor]], table: str, tensors: Mapping[str, RawTensor]) -> bool:
@@ -167,7 +218,26 @@ def _is_tied(shards: Mapping[str, Sequence[RawTensor]], table: str, tensors: Map
     first_rows = [table.data().reshape(table.shape[0], -1)[:1, :width] for table in tables]
     if not first_rows[0].size or not np.array_equal(first_rows[0], first_rows[1]):
         return False
-    a, b = tensors["tok_embeddings"].data(), tensors["output"].data()
+    return _same_bytes(tensors["tok_embeddings"].data(), tensors["output"].data())
+
+
+def _same_codes(file: PthFile) -> bool:
+    """Whether the output of an int4 release is the embedding table: by their parts, as joining takes long."""
+    stored = {tensor.name: tensor for tensor in file.raw_tensors(("I8",))}
+    if "output.weight" not in stored:
+        return True
+    pairs = [tuple(stored.get(f"{name}.{part}") for name in _TABLES) for part in ("scales", "weight")]
+    return all(
+        a is not None
+        and b is not None
+        and (a.kind, a.shape) == (b.kind, b.shape)
+        and _same_bytes(a.data(), b.data())
+        for a, b in pairs
+    )
+
+
+def _same_bytes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    """Without an array of truths for all of them."""
     return all(np.array_equal(a[at : at + _CHUNK], b[at : at + _CHUNK]) for at in range(0, a.size, _CHUNK))
 
 

@@ -21,13 +21,13 @@ from puna.weights.blocks.tensor import RawTensor
 
 _ROWS = re.compile(
     r"attention\.w[qkv]\.weight|attention\.wqkv\.weight|feed_forward\.w[13]\.weight|feed_forward\.mlp\.fc1_weight"
-    r"|feed_forward\.(w_in_shared_FD|w_swiglu_FD)\.weight|experts\.moe_w_out_eF_D|(^|\.)output\.weight"
+    r"|experts\.w[13]\.weight|feed_forward\.(w_in_shared_FD|w_swiglu_FD)\.weight|experts\.moe_w_out_eF_D|(^|\.)output\.weight"
     r"|learnable_embedding\.weight|attn\.w[qkv]\.(weight|bias)|mlp\.c_fc\.(weight|bias)|conv1\._linear\.weight"
     r"|vision_projection\.(weight|bias)"
 )
 _COLUMNS = re.compile(
     r"attention\.wo\.weight|feed_forward\.w2\.weight|feed_forward\.mlp\.fc2_weight|attn\.wo\.weight"
-    r"|feed_forward\.w_out_shared_DF\.weight|experts\.moe_w_(in|swiglu)_eD_F|mlp\.c_proj\.weight"
+    r"|experts\.w2\.weight|feed_forward\.w_out_shared_DF\.weight|experts\.moe_w_(in|swiglu)_eD_F|mlp\.c_proj\.weight"
 )
 
 
@@ -54,7 +54,7 @@ def share(name: str, config: ModelConfig, embeddings_axis: int | None) -> Share:
         return Share(0, (queries, keys, keys))
     if "fc1_weight" in name:
         return Share(0, (config.ffn_dim, config.ffn_dim))
-    if "moe_w_out_eF_D" in name and config.experts is not None:
+    if re.search(r"experts\.(moe_w_out_eF_D|w[13]\.weight)", name) and config.experts is not None:
         return Share(0, (config.experts.expert_ffn_dim,) * config.experts.n_experts)
     return Share(0)
 

@@ -24,7 +24,7 @@ from puna.weights.files.values import Value, ValueType
 # Fields of a configuration that a dense text decoder leaves as they are.
 _BEYOND_DENSE = (
     "experts", "attention_chunk", "no_rope_every", "qk_norm", "query_temperature", "cross_attention",
-    "n_image_embeddings", "vision",
+    "n_image_embeddings", "vision", "ffn_hadamard", "lora_rank",
 )  # fmt: skip
 
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from puna.core import BadFile, Unsupported
 
 # torch's storage classes -> kinds of formats.FORMATS; others are refused by name
 STORAGES: Mapping[str, str] = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
+# what only those can use who join the parts of quantized matrices: storage classes, and dtypes without one
+PARTS: Mapping[str, str] = {"CharStorage": "I8", "float8_e4m3fn": "F8_E4M3"}
+_KINDS: Mapping[str, str] = {**STORAGES, **PARTS}
 _STORAGE_OF = {kind: name for name, kind in STORAGES.items()}
 
 _REBUILD_TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_TYPED = ("torch._utils", "_rebuild_tensor_v3")  # of a dtype that has no storage class
+_UNTYPED = ("torch.storage", "UntypedStorage")
 _REBUILD_PARAMETER = ("torch._utils", "_rebuild_parameter")
 _ORDERED_DICT = ("collections", "OrderedDict")
 _MAX_STACK = 1 << 20  # entries; a checkpoint of 405B has about 1,200 tensors
@@ -29,8 +34,8 @@ class StorageRef:
     """A block of numbers beside the pickle."""
 
     key: str
-    kind: str  # a name of formats.FORMATS, or of a torch storage class that is not among STORAGES
-    count: int  # numbers
+    kind: str  # a name of formats.FORMATS, one of PARTS, or of a torch storage class that is among neither
+    count: int  # numbers; of an untyped storage, bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +148,8 @@ class _Machine:
         self.stack.append(self.take(n).decode())
 
     def find(self, module: str, name: str) -> None:
-        known = {_REBUILD_TENSOR, _REBUILD_PARAMETER, _ORDERED_DICT}
-        is_storage = module == "torch" and name.endswith("Storage")
+        known = {_REBUILD_TENSOR, _REBUILD_TYPED, _REBUILD_PARAMETER, _ORDERED_DICT, _UNTYPED}
+        is_storage = module == "torch" and (name.endswith("Storage") or name in PARTS)
         if (module, name) not in known and not is_storage:
             raise Unsupported(
                 f"its pickle names {module}.{name}, which no dictionary of tensors needs; it may contain "
@@ -176,7 +181,7 @@ class _Machine:
             raise ValueError("no storage")
         if not isinstance(key, str):
             raise ValueError("no key")
-        self.stack.append(StorageRef(key, STORAGES.get(storage.name, storage.name), count))
+        self.stack.append(StorageRef(key, _KINDS.get(storage.name, storage.name), count))
 
     def reduce(self) -> None:
         """Call the few functions that are known: here they only describe."""
@@ -189,6 +194,9 @@ class _Machine:
         elif which == _REBUILD_TENSOR:
             storage, offset, shape, strides = arguments[:4]
             self.stack.append(_tensor(storage, offset, shape, strides))
+        elif which == _REBUILD_TYPED:
+            storage, offset, shape, strides, _, _, dtype = arguments[:7]
+            self.stack.append(_tensor(_typed(storage, dtype), offset, shape, strides))
         elif which == _REBUILD_PARAMETER and isinstance(arguments[0], TensorRef):
             self.stack.append(arguments[0])
         else:
@@ -208,6 +216,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRef:
     if not isinstance(storage, StorageRef) or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError("no tensor")
     return TensorRef(storage, offset, tuple(shape), tuple(strides))
+
+
+def _typed(storage: Any, dtype: Any) -> StorageRef:
+    """A storage of bytes as one of a dtype, of one byte each as all of PARTS are."""
+    if not isinstance(storage, StorageRef) or not isinstance(dtype, _Global):
+        raise ValueError("no tensor")
+    return replace(storage, kind=_KINDS.get(dtype.name, dtype.name))
 
 
 def _push(value: Any) -> Callable[[_Machine], None]:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import Self
 from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puna.core import BadFile, Unsupported
 from puna.weights.blocks.formats import FORMATS
 from puna.weights.blocks.tensor import RawTensor
 from puna.weights.files.layout import Layout, Slice
 from puna.weights.files.mapped import MappedFile, TensorFile
-from puna.weights.files.pickles import STORAGES, StorageRef, TensorRef, read_tensors, write_tensors
+from puna.weights.files.pickles import PARTS, STORAGES, StorageRef, TensorRef, read_tensors, write_tensors
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member's bytes, up to its name
 _CENTRAL = struct.Struct("<4s6H3I5H2I")  # a member's row of the table at the end, up to its name
@@ -62,8 +65,27 @@ class PthFile(TensorFile):
     def place(self, name: str) -> slice:
         return self._places[name]
 
-    def raw_tensors(self) -> Iterator[RawTensor]:
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """As TensorFile.data; a copy of a tensor that was saved transposed."""
+        raw, ref = super().data(name), self.tensors[name]
+        order = _order(ref)
+        assert order is not None
+        if order == tuple(range(len(order))):
+            return raw
+        lying = raw.reshape(*(ref.shape[axis] for axis in order), -1)
+        back = [order.index(axis) for axis in range(len(order))]
+        return np.ascontiguousarray(lying.transpose(*back, len(order))).reshape(-1)
+
+    def raw_tensors(self, parts: Collection[str] = ()) -> Iterator[RawTensor]:
+        """All tensors in the order of the pickle; those of the kinds `parts`, which only whoever joins the
+        parts of quantized matrices can use, are refused by Unsupported unless they are asked for.
+        """
         for name, ref in self.tensors.items():
+            if ref.storage.kind in PARTS.values() and ref.storage.kind not in parts:
+                raise Unsupported(
+                    f"{self.path.name}: tensor {name!r} holds {ref.storage.kind}, and params.json does not "
+                    "say that the weights are quantized; get the params.json of the release"
+                )
             read, release = partial(self.data, name), partial(self.release, name)
             yield RawTensor(name, ref.storage.kind, ref.shape, read, release)
 
@@ -107,18 +129,16 @@ class PthFile(TensorFile):
 def _place(name: str, ref: TensorRef, member: slice | None) -> slice:
     """Where the tensor's bytes are, once everything about it is checked."""
     kind = ref.storage.kind
-    if kind not in STORAGES.values():
+    if kind not in STORAGES.values() and kind not in PARTS.values():
         raise Unsupported(f"tensor {name!r} is a {kind}, and Puna reads {', '.join(STORAGES)}")
     if len(ref.shape) > _MAX_AXES or len(ref.strides) != len(ref.shape):
         raise BadFile(f"tensor {name!r} has the shape {ref.shape!r:.60} and strides {ref.strides!r:.60}")
-    wanted = _contiguous(ref.shape)
-    pairs = zip(ref.shape, ref.strides, wanted, strict=True)
-    if any(length > 1 and found != expected for length, found, expected in pairs):
+    if _order(ref) is None:
         raise Unsupported(
-            f"tensor {name!r} should be contiguous, with strides {wanted}, found {ref.strides}; "
-            "save it again after .contiguous()"
+            f"tensor {name!r} should be contiguous, with strides {_contiguous(ref.shape)}, found "
+            f"{ref.strides}; save it again after .contiguous()"
         )
-    width = FORMATS[kind].block_bytes
+    width = 1 if kind in PARTS.values() else FORMATS[kind].block_bytes
     size, start = prod(ref.shape) * width, ref.offset * width
     held = 0 if member is None else member.stop - member.start
     if member is None or start + size > min(held, ref.storage.count * width):
@@ -131,6 +151,21 @@ def _place(name: str, ref: TensorRef, member: slice | None) -> slice:
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1][: len(shape)]
+
+
+def _order(ref: TensorRef) -> tuple[int, ...] | None:
+    """Axes of a tensor in the order in which its numbers lie, first the outermost; None where there are gaps.
+
+    (0, 1, ...) is contiguous; others come from transposing.
+    """
+    axes = sorted(range(len(ref.shape)), key=lambda axis: (-ref.strides[axis], axis))
+    axes.sort(key=lambda axis: ref.shape[axis] != 1)  # axes of length 1 have any stride
+    wanted = _contiguous([ref.shape[axis] for axis in axes])
+    pairs = zip(axes, wanted, strict=True)
+    if 0 not in ref.shape and any(ref.shape[a] > 1 and ref.strides[a] != stride for a, stride in pairs):
+        return None
+    moving = [axis for axis in axes if ref.shape[axis] > 1]
+    return tuple(range(len(axes))) if moving == sorted(moving) else tuple(axes)
 
 
 def layout(file_name: str, tensors: Sequence[Slice]) -> Layout:

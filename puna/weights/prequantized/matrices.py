@@ -1,7 +1,8 @@
 """Releases in Hugging Face's layout that are quantized by others (config.py): their tensors.
 
 The several tensors of such a matrix become one RawTensor of a format of formats.CODED with the
-very numbers of the release (packed.py), made when its data() is called. What is said of activations and
+very numbers of the release (packed.py), made when its data() is called; experts.py puts those of experts
+together. What is said of activations and
 caches is left out: Puna rounds those in its own way.
 
 Shapes: O outputs, I inputs, G groups of inputs, P inputs or outputs of a 32-bit word.
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from puna.core import BadFile, Unsupported
 from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.tensor import RawTensor
-from puna.weights.prequantized import packed
+from puna.weights.prequantized import experts, packed
 from puna.weights.prequantized.config import Quantization
 from puna.weights.prequantized.nf4 import join_nf4
 
@@ -53,7 +54,7 @@ def put_together(found: Quantization, stored: Mapping[str, RawTensor]) -> dict[s
         for part in _LEFT_OUT:
             parts.pop(part, None)
         tensors |= {f"{module}.{part}" if module else part: t for part, t in _module(found, module, parts)}
-    return tensors
+    return experts.stack_experts(tensors)
 
 
 def _module(found: Quantization, module: str, parts: dict[str, RawTensor]) -> list[tuple[str, RawTensor]]:
@@ -66,6 +67,8 @@ def _module(found: Quantization, module: str, parts: dict[str, RawTensor]) -> li
         matrix = _fp8(found, module, parts)
     elif weight is not None and weight.kind == "I8" and "weight_scale" in parts:
         matrix = _int8(module, parts)
+    elif experts.is_fused(parts):
+        return list(experts.split_fused(module, parts).items())
     else:
         for part, tensor in parts.items():
             if tensor.kind in DTYPES:
@@ -245,8 +248,7 @@ def _fp8(found: Quantization, module: str, parts: Parts) -> RawTensor:
 
     def make() -> NDArray[np.uint8]:
         codes_OI = _numbers(weight)
-        if ((codes_OI & 127) == 127).any():
-            raise BadFile(f"'{module}.weight' holds values that are not a number (NaN); get it again")
+        packed.refuse_nan(f"{module}.weight", codes_OI)
         return packed.fp8_blocks(codes_OI, scales(), columns, kind)
 
     return _made(module, kind, (n_out, n_in), parts, make)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.core import BadFile
 from puna.weights.blocks.formats import FORMATS, n_bytes
 from puna.weights.blocks.quant import E4M3_VALUES, quantize
 
@@ -100,6 +101,12 @@ def _coded(matrix: IntMatrix, rows: slice, kind: str) -> Bytes:
     halves = codes_OI.reshape(n_out, -1, 2, _BLOCK // 2)
     out["qs"] = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
     return out.view(np.uint8)
+
+
+def refuse_nan(name: str, codes: Bytes) -> None:
+    """Raise BadFile where an E4M3 number is none, which kernels do not expect."""
+    if ((codes & 127) == 127).any():
+        raise BadFile(f"{name!r} holds values that are not a number (NaN); get it again")
 
 
 def fp8_kind(n_in: int, columns: int) -> str:

@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections import Counter
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,38 @@ def test_torch_reads_what_we_write(tmp_path: Path) -> None:
             np.testing.assert_array_equal(raw, tensor.data())
 
 
+@pytest.mark.parametrize("axes", [(1, 0, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 4), (3, 1, 1)])
+def test_transposed_tensors_are_copied(axes: tuple[int, ...], shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    whole = torch.arange(prod(shape), dtype=torch.float32).reshape(shape).permute(axes)
+    torch.save({"w": whole, "q": whole.to(torch.int8)}, tmp_path / "m.pth")
+    with PthFile.open(tmp_path / "m.pth") as file:
+        found = {t.name: t for t in file.raw_tensors(("I8",))}
+        assert found["w"].shape == found["q"].shape == tuple(whole.shape)
+        np.testing.assert_array_equal(
+            found["w"].data().view("<f4").reshape(whole.shape), whole.numpy().astype("<f4")
+        )
+        np.testing.assert_array_equal(found["q"].data().view(np.int8), whole.reshape(-1).numpy())
+
+
+def test_kinds_that_only_quantized_releases_have(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    bytes_ = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
+    parameter = torch.nn.Parameter(bytes_.view(torch.float8_e4m3fn), requires_grad=False)
+    signed = bytes_.to(torch.int8)[1:]
+    torch.save({"f": parameter, "s": signed}, tmp_path / "m.pth")
+    with PthFile.open(tmp_path / "m.pth") as file:
+        found = {t.name: (t.kind, t.shape, t.data().tolist()) for t in file.raw_tensors(("I8", "F8_E4M3"))}
+        assert found["f"] == ("F8_E4M3", (2, 3), [0, 1, 2, 3, 4, 5])
+        assert found["s"] == ("I8", (1, 3), [3, 4, 5])
+        with pytest.raises(Unsupported, match=r"'f' holds F8_E4M3, and params\.json does not say"):
+            list(file.raw_tensors(("I8",)))
+    torch.save({"u": bytes_.to(torch.uint16)}, tmp_path / "m.pth")
+    with pytest.raises(Unsupported):
+        PthFile.open(tmp_path / "m.pth")
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("code in a pickle was run",)
@@ -127,8 +160,8 @@ STORAGE = StorageRef("0", "F32", 16)
     ("ref", "message"),
     [
         (
-            TensorRef(STORAGE, 0, (4, 4), (1, 4)),
-            r"should be contiguous, with strides \(4, 1\), found \(1, 4\)",
+            TensorRef(STORAGE, 0, (2, 4), (8, 1)),
+            r"should be contiguous, with strides \(4, 1\), found \(8, 1\)",
         ),
         (TensorRef(STORAGE, 1, (4, 4), (4, 1)), "needs 68 bytes of the storage '0', which has 64"),
         (TensorRef(STORAGE, 0, (1 << 40,), (1,)), "needs 4,398,046,511,104 bytes"),

@@ -261,9 +261,10 @@ def test_data_that_contradicts() -> None:
 
 @pytest.mark.parametrize("method", folders.METHODS)
 def test_whole_folders_run(method: str, tmp_path: Path) -> None:
-    """Values under our names and in our order of rows, and the same logits from both executors."""
+    """Values under our names and in our order of rows, and the same logits from all executors."""
     from puna.runtime.native import BLOCK_TOKENS, NativeExecutor
     from puna.runtime.reference import ReferenceExecutor
+    from puna.runtime.torch import TorchExecutor
 
     tiny = TINY["llama2"]
     expected = folders.write_quantized(tiny, tmp_path, method)
@@ -285,7 +286,11 @@ def test_whole_folders_run(method: str, tmp_path: Path) -> None:
         reference = ReferenceExecutor(config, arrays, n_blocks=2, block_size=BLOCK_TOKENS)
         got, wanted = native.step(batch), reference.step(batch)
         native.close()
+        on_torch = TorchExecutor(config, checkpoint.tensors, rope, cache_tokens=64, device="cpu")
+        same = on_torch.step(batch)
+        on_torch.close()
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+    np.testing.assert_allclose(same, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("method", folders.METHODS)
