@@ -172,16 +172,17 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
   }
   check(row == (int)tokens.size() && row > 0, "step: token count differs from the chunks'");
   s.tokens.assign(tokens.data(), tokens.data() + row);
-  for (int t : s.tokens) check(t >= 0 && t < vocab, "step: token " + std::to_string(t) + " is outside the vocabulary");
+  const int token_ids = plan.token_ids() ? plan.token_ids() : vocab;
+  for (int t : s.tokens) check(t >= 0 && t < token_ids, "step: token " + std::to_string(t) + " is outside the vocabulary");
   return s;
 }
 
-// token_ids: how many there are, vocab or more. given, seen: the images of the step.
-nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals, int list, int token_ids,
+// vocab: columns of the result. given, seen: the images of the step.
+nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals, int list,
                     std::vector<Given> given, std::vector<Seen> seen) {
   Plan& plan = nb::cast<Plan&>(self);
   check(list >= 0 && list < plan.n_lists(), "step: no such list of ops");
-  Step step = make_step(plan, std::max(vocab, token_ids), tokens, chunks, blocks, locals);
+  Step step = make_step(plan, vocab, tokens, chunks, blocks, locals);
   place_images(plan, step, given, seen);
   const float* logits;
   {
@@ -302,7 +303,7 @@ NB_MODULE(_native, m) {
       .def("select", &Plan::select)
       .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
-      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "locals"_a = nb::none(), "list"_a = 0, "token_ids"_a = 0,
+      .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "locals"_a = nb::none(), "list"_a = 0,
            "given"_a = std::vector<Given>(), "seen"_a = std::vector<Seen>())
       .def_rw("profile", &Plan::profile)
       .def_prop_ro("op_seconds", [](Plan& p) { return p.op_seconds(); });

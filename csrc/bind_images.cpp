@@ -89,6 +89,7 @@ void place_images(const Plan& plan, Step& step, const std::vector<Given>& given,
   const int n = (int)step.tokens.size();
   for (const auto& [rows, image, parts] : given) {
     check(rows.size() == parts.size(), "step: rows and parts of an image differ in number");
+    check((int)image.shape(1) == plan.embedding_cols(), "step: an image of " + std::to_string(image.shape(1)) + " columns, embeddings have " + std::to_string(plan.embedding_cols()));
     step.given.resize(n, nullptr);
     for (size_t i = 0; i < rows.size(); i++) {
       const int row = rows.data()[i], part = parts.data()[i];
@@ -102,7 +103,7 @@ void place_images(const Plan& plan, Step& step, const std::vector<Given>& given,
     step.seen.push_back({row0, row1, {}});
     for (const auto& image : images) {
       const CacheLayer& layer = image->layer(0);
-      check(layer.kind == c.kind && layer.n_kv_heads == c.n_kv_heads && layer.head_dim == c.head_dim, "step: keys of an image of another model");
+      check(layer.kind == c.kind && layer.n_kv_heads == c.n_kv_heads && layer.head_dim == c.head_dim && image->layers() >= plan.cross_layers(), "step: keys of an image of another model");
       step.seen.back().images.push_back(image.get());
     }
   }

@@ -156,7 +156,11 @@ void Plan::set_rotation(const std::vector<double>& frequencies, double factor) {
   emplace<RotationOp>(k_, cos_, sin_, frequencies, factor);
 }
 
-void Plan::embed(Weight table, Weight more, int out) { emplace<EmbedOp>(k_, std::move(table), std::move(more), at(out)); }
+void Plan::embed(Weight table, Weight more, int out) {
+  token_ids_ = table->m.rows + (more ? more->m.rows : 0);
+  embedding_cols_ = table->m.cols;
+  emplace<EmbedOp>(k_, std::move(table), std::move(more), at(out));
+}
 
 void Plan::rms_norm(int x, std::vector<float> w, float eps, int out, int forms) {
   want(out, forms);
@@ -219,6 +223,7 @@ void Plan::cross_attend(int q, int layer, int n_heads, float scale, int out, int
   const CacheShape& c = cache_shape_;
   if (cache_query_is_bf16(c.kind)) convert(q, FORM_BF16);
   want(out, forms);
+  cross_layers_ = std::max(cross_layers_, layer + 1);
   if (!cross_) cross_ = std::make_unique<CrossSchedule>(n_heads / c.n_kv_heads, c.n_kv_heads, c.head_dim);
   lists_.back().push_back(make_cross_attend(k_, *cross_, at(q), c.kind, layer, scale, at(out)));
   lists_.back().push_back(make_cross_merge(k_, *cross_, at(out), forms));

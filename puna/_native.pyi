@@ -138,7 +138,6 @@ class Plan:
         blocks: NDArray[np.int32],
         locals: NDArray[np.int32] | None = None,
         list: int = 0,
-        token_ids: int = 0,
         given: Sequence[Given] = (),
         seen: Sequence[Seen] = (),
     ) -> NDArray[np.float32]: ...

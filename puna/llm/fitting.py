@@ -20,8 +20,8 @@ from puna.llm.config import LLMConfig
 from puna.llm.load import needs_of
 from puna.llm.memory import Needs
 from puna.model import catalog, names
-from puna.model.config import Llama32VisionConfig, ModelConfig
-from puna.model.sizes import kv_bytes
+from puna.model.config import ModelConfig
+from puna.model.sizes import encoder_bytes, image_bytes, kv_bytes
 from puna.weights import store
 from puna.weights.blocks.tensor import RawTensor
 from puna.weights.files.values import Metadata
@@ -132,7 +132,7 @@ def _estimate(
     config = checkpoint.config
     needs = _needs(checkpoint, asked, chosen)
     words = config.vocab_size * WORD_BYTES
-    pictures = _picture_bytes(config, asked.cache_type) * batch
+    pictures = image_bytes(config, asked.cache_type) * batch
     return Estimate(
         quant=quant,
         context=context,
@@ -146,17 +146,11 @@ def _estimate(
     )
 
 
-def _picture_bytes(config: ModelConfig, cache_type: str) -> int:
-    """Keys and values of one picture in the cross-attention layers of Llama 3.2 Vision."""
-    if not isinstance(config.vision, Llama32VisionConfig):
-        return 0
-    return kv_bytes(config, 0, cache_type, n_images=1)
-
-
 def _activations(config: ModelConfig, context: int, batch: int) -> int:
     """Bytes of the arrays of the largest step: float32, beside them what matrices multiply, and logits.
 
-    Buffers of the native plan: x and its norm, q, k, v, the attention's result, the gated product.
+    Buffers of the native plan: x and its norm, q, k, v, the attention's result, the gated product; beside
+    them those of a picture that is encoded.
     """
     engine = EngineConfig()
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -168,7 +162,8 @@ def _activations(config: ModelConfig, context: int, batch: int) -> int:
     multiplied = config.dim + 2 * queries + wide
     rows = min(batch, engine.max_rows(config.vocab_size))
     tokens = min(engine.max_step_tokens, context * batch)
-    return tokens * (4 * floats + 3 * multiplied // 2) + 4 * rows * config.vocab_size
+    text = tokens * (4 * floats + 3 * multiplied // 2) + 4 * rows * config.vocab_size
+    return text + encoder_bytes(config)
 
 
 def _needs(checkpoint: Checkpoint, asked: LLMConfig, chosen: Backend) -> Needs:

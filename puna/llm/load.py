@@ -24,6 +24,8 @@ from puna.llm.config import LLMConfig
 from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
+from puna.model.sizes import encoder_bytes, image_bytes
+from puna.runtime.images import IMAGE_BYTES
 from puna.runtime.native import NativeExecutor, cache_bytes_per_token, local_layers, local_window
 from puna.weights.load import Checkpoint, open_checkpoint
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from puna.engine.bridge import EngineThread
     from puna.text.tokenizer import Tokenizer
 
+_PICTURES = 8  # that are kept beside each other are counted at most
 _NEEDED_NEXT = ("puna.engine.bridge", "puna.llm.answer")
 _NEEDED_TO_CHAT = ("jinja2.sandbox", "puna.text.chat")
 
@@ -99,13 +102,20 @@ def needs_of(
         name,
         weight_bytes=checkpoint.packed_bytes,
         token_bytes=layer_bytes * (config.n_layers - n_local),
-        workspace_bytes=6 * n_values + 4 * n_logits,  # float32, beside it quantized or bfloat16
+        # float32, beside it quantized or bfloat16
+        workspace_bytes=6 * n_values + 4 * n_logits + _image_workspace(config, cache_type),
         context=config.context_length,
         block_tokens=NativeExecutor.block_size,
         local_token_bytes=layer_bytes * n_local,
         local_window=window,
         step_tokens=engine_config.max_step_tokens,
     )
+
+
+def _image_workspace(config: ModelConfig, cache_type: str) -> int:
+    """Bytes that encoding a picture takes, and the pictures that are kept."""
+    kept = min(IMAGE_BYTES, _PICTURES * image_bytes(config, cache_type))
+    return encoder_bytes(config) + kept
 
 
 def _pack_and_tokenize(

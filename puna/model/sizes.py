@@ -60,3 +60,34 @@ def kv_bytes(cfg: ModelConfig, context: int, cache_type: str = "bf16", n_images:
     if isinstance(cfg.vision, Llama32VisionConfig):
         positions += n_images * cfg.vision.max_tokens * len(cfg.cross_attention)
     return round(positions * 2 * cfg.n_kv_heads * cfg.head_dim * CACHE_BYTES[cache_type])
+
+
+def image_bytes(cfg: ModelConfig, cache_type: str = "bf16") -> int:
+    """Bytes of the largest encoded picture: keys and values of cross-attention, or embeddings in float32."""
+    if cfg.vision is None:
+        return 0
+    if isinstance(cfg.vision, Llama32VisionConfig):
+        return kv_bytes(cfg, 0, cache_type, n_images=1)
+    return 4 * (cfg.vision.max_tiles + 1) * cfg.vision.tokens_per_tile * cfg.dim
+
+
+def encoder_bytes(cfg: ModelConfig) -> int:
+    """Bytes of the arrays in which the largest picture is encoded, at their peak.
+
+    That is in the feed-forward network of a layer: float32 of what was prepared of the picture, the stream,
+    its norm and the four of attention, twice of the wide rows, and of the intermediate layers; the wide rows
+    once more as matrices read them, in 16 bits; keys and values of attention, likewise.
+    """
+    v = cfg.vision
+    if v is None:
+        return 0
+    wanted = tables = 0
+    if isinstance(v, Llama32VisionConfig):
+        rows = v.max_tiles * -(-v.tokens_per_tile // 8) * 8  # whole multiples, missing tiles included
+        wanted, tables = v.max_tokens * v.dim * len(v.intermediate_layers), 2
+    else:
+        patches = (v.tile_size // v.patch_size) ** 2 + 1
+        rows, tables = (v.max_tiles + 1) * patches, 1
+    floats = rows * (3 * v.patch_size**2 + (tables + 6) * v.dim + 2 * v.ffn_dim) + wanted
+    keys = 2 * rows * v.n_heads * -(-v.dim // v.n_heads // 32) * 32
+    return 4 * floats + 2 * (rows * v.ffn_dim + keys)

@@ -161,7 +161,7 @@ class NativeExecutor:
     def _step_with_images(self, batch: Batch, arrays: list[Any]) -> NDArray[np.float32]:
         images, given, seen = self._images.of(batch)
         number = int(bool(seen))
-        more = (number, self.n_token_ids, given, seen)
+        more = (number, given, seen)
         logits: NDArray[np.float32] = self._plan.step(self._results[number], self.vocab_size, *arrays, *more)
         del images  # `given` and `seen` point into them
         return logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from math import prod
@@ -18,7 +19,7 @@ from puna.llm.fitting import estimate
 from puna.model.catalog import CATALOG, find
 from puna.model.config import ModelConfig
 from puna.model.names import shapes
-from puna.model.sizes import kv_bytes
+from puna.model.sizes import encoder_bytes, image_bytes, kv_bytes
 from puna.weights.footprint import weight_bytes
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
@@ -73,6 +74,28 @@ def test_the_prediction_is_what_a_process_takes(
     assert predicted.total == pytest.approx(int(done.stdout), rel=0.05)
 
 
+SEE = """
+import sys
+import numpy as np
+from runtime.sight import CONFIGS, see
+from puna.bench.start import peak_bytes
+print(*see(CONFIGS[sys.argv[1]], peak_bytes))
+"""
+
+
+@pytest.mark.parametrize("name", ["mllama", "llama4"])
+def test_a_picture_takes_what_is_predicted(name: str) -> None:
+    from runtime.sight import CONFIGS
+
+    done = subprocess.run(
+        [sys.executable, "-c", SEE, name], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    before, after = map(int, done.stdout.split())
+    config = CONFIGS[name]
+    assert after - before == pytest.approx(encoder_bytes(config) + image_bytes(config), rel=0.1)
+
+
 def test_what_fits_instead_fits() -> None:
     gb = 10**9
     found = estimate("llama-3.1-8b-instruct", LLMConfig(), "bf16", available=12 * gb)
@@ -110,14 +133,15 @@ def test_models_with_experts_and_pictures(name: str, quant: str) -> None:
     expected = weight_bytes(config, quant) + (0 if quant == "bf16" else 2 * eyes)
     # norms and routers of a GGUF file have 32 bits
     assert found.weights == pytest.approx(expected, rel=1e-3)
-    assert found.seen_cache == 2 * kv_bytes(config, 16384, n_images=int("vision" in name))
+    assert found.seen_cache == 2 * (kv_bytes(config, 16384) + image_bytes(config))
+    assert found.activations > encoder_bytes(config) > 5e8
     if "vision" in name:
         assert found.cache == found.seen_cache
     else:  # the chunk of each of two sequences, and a step beyond it
         position = 2 * 2 * config.n_kv_heads * config.head_dim  # bytes, in one layer
         n_local = sum(config.chunk(i) is not None for i in range(config.n_layers))
         n_kept = (config.n_layers - n_local) * 2 * 16384 + n_local * 2 * (8192 + 512)
-        assert found.cache == n_kept * position
+        assert found.cache == n_kept * position + 2 * image_bytes(config)
     assert found.fits
 
 
