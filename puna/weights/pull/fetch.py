@@ -15,7 +15,12 @@ from pathlib import Path
 
 from puna.core import BadFile, DownloadFailed
 from puna.weights.disk import require_room
-from puna.weights.pull.sources import LocalSource, local_files
+from puna.weights.pull.sources import LocalSource, choose_mmproj, local_files
+
+# Whether a fetched text file is of a model that may have a vision file.
+MaySee = Callable[[Path], bool]
+
+WITHOUT = "pull the text alone with --no-mmproj, and give its vision file with --mmproj when it is run"
 
 # Called with what is going on, the bytes done and, where known, the bytes in all.
 Progress = Callable[[str, int, int | None], None]
@@ -128,9 +133,14 @@ def check(found: Fetched, expected: Expected) -> None:
         raise BadFile(f"{found.name} is not a GGUF file: it begins with {magic!r} instead of {_MAGIC!r}")
 
 
-def fetch_local(source: LocalSource, work: Path, progress: Progress) -> list[Fetched]:
-    """Copy a model file, split set or folder of this machine into `work`."""
+def fetch_local(source: LocalSource, work: Path, may_see: MaySee, progress: Progress) -> list[Fetched]:
+    """Copy a model file, split set or folder of this machine into `work`, its vision file last."""
     paths = local_files(source.path)
+    folder = paths[0].parent
+    if may_see(paths[0]):
+        names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+        vision = choose_mmproj(names, paths[0].name, str(folder), WITHOUT)
+        paths += [] if vision is None else [folder / vision]
     require_room(work, sum(path.stat().st_size for path in paths), str(source.path))
     fetched = []
     for path in paths:

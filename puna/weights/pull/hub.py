@@ -8,7 +8,7 @@ dies, and a model may be hours of download.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from puna.core import BadInput, DownloadFailed, UnknownModel
 from puna.weights.disk import require_room
-from puna.weights.pull.fetch import Expected, Fetched, Progress, Writer
-from puna.weights.pull.sources import HubSource, choose_model, require_parts, split_set
+from puna.weights.pull.fetch import WITHOUT, Expected, Fetched, MaySee, Progress, Writer
+from puna.weights.pull.sources import HubSource, choose_mmproj, choose_model, require_parts, split_set
 
 _PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
 
@@ -30,17 +30,35 @@ class _HubFile:
     id: str  # changes whenever the content does
 
 
-def fetch_hub(source: HubSource, work: Path, progress: Progress) -> list[Fetched]:
-    """The model files of a repository at one commit, in `work`; a broken download is continued."""
+def fetch_hub(source: HubSource, work: Path, may_see: MaySee | None, progress: Progress) -> list[Fetched]:
+    """The model files of a repository at one commit, in `work`; a broken download is continued.
+
+    The vision file of a model that may see comes last; without `may_see` there is none.
+    """
     with _hub_errors(source):
         commit, files = _listing(source)
         where = f"hf:{source.repo}"
         named = split_set(source.file) if source.file else choose_model(files, where)
         wanted = require_parts(named, files, where)
-        parts = [(files[name], work / f"{files[name].id}.part") for name in wanted]
+        vision = _vision_file(files, wanted[0], where) if may_see is not None else []
+        parts = [(files[name], work / f"{files[name].id}.part") for name in wanted + vision]
         present = sum(part.stat().st_size for _, part in parts if part.exists())
         require_room(work, sum(file.size for file, _ in parts) - present, str(source))
-        return [_download(source.repo, commit, file, part, progress) for file, part in parts]
+        fetched: list[Fetched] = []
+        for file, part in parts:
+            if file.name not in vision or (may_see is not None and may_see(fetched[0].path)):
+                fetched.append(_download(source.repo, commit, file, part, progress))
+        return fetched
+
+
+def _vision_file(names: Iterable[str], model: str, where: str) -> list[str]:
+    """The vision file nearest to a text file: in its folder, or in one around it, as of types in folders."""
+    for folder in PurePosixPath(model).parents:
+        inside = [name for name in names if PurePosixPath(name).parent == folder]
+        vision = choose_mmproj(inside, model, where, WITHOUT)
+        if vision is not None:
+            return [vision]
+    return []
 
 
 def _listing(source: HubSource) -> tuple[str, dict[str, _HubFile]]:

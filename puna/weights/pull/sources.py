@@ -20,6 +20,9 @@ from puna.core import BadFile, BadInput, UnknownModel, Unsupported, closest
 
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([^@]+))?(?:@([\w./-]+))?", re.ASCII)
+# What a file name says of the type of its tensors, at its end: -F16, .q8_0, -UD-Q4_K_XL.
+_TYPE = re.compile(r"(?:^|[-._])(?:ud[-._])?(b?f16|fp16|f32|i?q\d\w*|tq\d_\d|mxfp4\w*)$", re.IGNORECASE)
+_TYPES = ("f16", "fp16", "bf16", "f32")  # of vision files, best first: half the bytes of f32, finer than bf16
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -107,6 +110,38 @@ def stem(name: str) -> str:
 def is_mmproj(name: str) -> bool:
     """Whether a file is named like the vision part of a GGUF model, which lies beside the text file."""
     return "mmproj" in name.lower() and name.lower().endswith(".gguf")
+
+
+def choose_mmproj(names: Iterable[str], model: str, where: str, remedy: str) -> str | None:
+    """The vision file that belongs to the text file `model`, among `names` of its folder; None without any.
+
+    `mmproj-MODEL.gguf` is MODEL's; otherwise names count without the types at their ends, and one model's
+    vision files may be there in several types, of which f16 is taken before bf16 and f32, and these before
+    others. Raises BadInput where they are of several models; `where` names the place in its message, `remedy`
+    says what to do.
+    """
+    found = sorted(name for name in names if is_mmproj(name))
+    own = [name for name in found if name.lower() == f"mmproj-{stem(model)}.gguf".lower()]
+    named = [name for name in found if _about(name) == _about(model)]
+    choices = own or named or found
+    if len({_about(name) for name in choices}) > 1:
+        raise BadInput(
+            f"{where} holds {len(choices)} vision files ({', '.join(choices)}), and none is named like "
+            f"{PurePosixPath(model).name}; {remedy}"
+        )
+    return min(choices, key=_rank, default=None)
+
+
+def _about(name: str) -> str:
+    """Of which model a file name speaks: without its ending, `mmproj` and the type of its tensors."""
+    words = re.sub(r"mmproj(?:[-._]model)?", "", stem(name).lower())
+    return _TYPE.sub("", words).strip("-._")
+
+
+def _rank(name: str) -> int:
+    found = _TYPE.search(stem(name))
+    kind = found[1].lower() if found else ""
+    return _TYPES.index(kind) if kind in _TYPES else len(_TYPES)
 
 
 def choose_model(names: Iterable[str], where: str) -> list[str]:
