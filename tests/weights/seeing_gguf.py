@@ -23,7 +23,8 @@ def write_seeing(path: Path, dim: int = 32) -> Path:
     """`path` and mmproj-NAME.gguf beside it."""
     config = ModelConfig(
         dim, 2, 2, 1, 16, 64, 40, 1e-5, 1e4, context_length=64, tied=False, attention_chunk=8192,
-        no_rope_every=4, qk_norm=True, query_temperature=QueryTemperature(), experts=ExpertsConfig(2, 1, 32, 32), vision=VISION,
+        no_rope_every=4, qk_norm=True, query_temperature=QueryTemperature(),
+        experts=ExpertsConfig(2, 1, 32, 32), vision=VISION,
     )  # fmt: skip
     tensors = {
         name: RawTensor(name, "F32", shape, partial(_random, name, shape))

@@ -11,6 +11,7 @@ from puna.core import BadFile, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.read_clip import ARCHITECTURE, from_clip
 from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, VisionConfig
+from puna.weights.describe.pictures import pixel_range
 from puna.weights.files.gguf import GgufFile
 from puna.weights.files.values import Value, ValueType
 from puna.weights.pull.sources import choose_mmproj
@@ -88,9 +89,7 @@ def vision_metadata(vision: VisionConfig, text_dim: int) -> dict[str, Value]:
         "clip.use_gelu": Value.of(ValueType.BOOL, True),
         "clip.vision.attention.layer_norm_epsilon": Value.of(ValueType.FLOAT32, vision.norm_eps),
     }
-    # pixels are read with these (preprocessor_config.json of the releases)
-    mean = (0.48145466, 0.4578275, 0.40821073) if is_mllama else (0.5, 0.5, 0.5)
-    std = (0.26862954, 0.26130258, 0.27577711) if is_mllama else (0.5, 0.5, 0.5)
+    mean, std = pixel_range(vision)
     entries["clip.vision.image_mean"] = Value.array(ValueType.FLOAT32, list(mean))
     entries["clip.vision.image_std"] = Value.array(ValueType.FLOAT32, list(std))
     if isinstance(vision, Llama32VisionConfig):
