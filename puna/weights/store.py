@@ -1,8 +1,8 @@
 """The model store: models by name, kept by content, under PUNA_HOME or the platform's folder for user data.
 
     models/NAME.json        what NAME stands for: files with sizes and sha256, source, licence, date
-    blobs/sha256-HEX/FILE   the files of one model under their own names; HEX is the file's sha256 or, for a
-                            split set, the sha256 of the lines "sha256  name" of its parts
+    blobs/sha256-HEX/FILE   the files of one model under their own names; HEX is the file's sha256 or, of
+                            several files, the sha256 of their lines "sha256  name"
     partial/KEY/            a pull in progress; what a killed hub download leaves here is continued
     locks/                  KEY.lock while KEY is pulled, store.lock while names and blobs change
 
@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from puna import env
-from puna.core import BadFile, BadInput, NotPulled, UnknownModel, Unsupported, closest
+from puna.core import BadFile, BadInput, NotPulled, UnknownModel, closest
 from puna.model import catalog
 from puna.weights.disk import disk_errors, folder_size, fsync_folder, locked, write_atomically
 from puna.weights.folder import is_folder_checkpoint
 from puna.weights.pull.bring import bring
 from puna.weights.pull.fetch import Expected, Fetched, Progress, hash_file
+from puna.weights.pull.folders import local_folder
 from puna.weights.pull.sources import (
     HubSource,
     LocalSource,
@@ -58,7 +59,7 @@ class StoredModel:
 
     name: str
     blob: str  # folder under blobs/
-    files: tuple[StoredFile, ...]  # the parts of a split set in order, then the vision file
+    files: tuple[StoredFile, ...]  # parts of a split set in order, then the vision file; or all of a folder
     source: str
     licence: str | None  # as the catalog gives it
     date: str  # UTC, ISO 8601
@@ -70,8 +71,9 @@ class StoredModel:
 
     @property
     def path(self) -> Path:
-        """The model file; the first part of a split set."""
-        return self.folder / self.files[0].name
+        """The model file, or the first part of a split set; the folder of Hugging Face's or Meta's layout."""
+        in_folder = any(file.name.endswith((".safetensors", ".pth")) for file in self.files)
+        return self.folder if in_folder else self.folder / self.files[0].name
 
     @property
     def vision_file(self) -> str | None:
@@ -226,7 +228,7 @@ def _order(model: str, name: str | None) -> _Order:
         source = _catalog_source(entry)
     else:
         raise UnknownModel(f"there is no model {model!r}{_suggestion(model, catalog.names())}")
-    if isinstance(source, LocalSource):
+    if isinstance(source, LocalSource) and local_folder(source.path) is None:
         local_files(source.path)  # raises what is wrong with the path
     if name is not None:
         name = name.lower()
@@ -244,13 +246,7 @@ def _catalog_source(entry: catalog.CatalogEntry) -> Source:
             f"{entry.name} was never published; if you have a GGUF file of it, run `puna pull ./FILE.gguf "
             f"--name {entry.name}`"
         )
-    source = parse(entry.source.text)
-    if isinstance(source, HubSource) and source.file is None:
-        raise Unsupported(
-            f"{source} publishes {entry.name} without a GGUF file, the format that Puna reads; pull a "
-            f"conversion: `puna pull hf:OWNER/REPOSITORY/FILE.gguf --name {entry.name}`"
-        )
-    return source
+    return parse(entry.source.text)
 
 
 def _check_name(name: str, source: str) -> None:
@@ -299,7 +295,7 @@ def _publish(order: _Order, fetched: list[Fetched], ready: Path) -> StoredModel:
     """Move complete files to their place in one rename, and give them a name."""
     files = tuple(StoredFile(file.name, file.size, file.sha256) for file in fetched)
     blob = f"sha256-{_content(files)}"
-    name = order.name or _free_name(files[0].name, blob)
+    name = order.name or _free_name(_base_name(order.source, files), blob)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stored = StoredModel(name, blob, files, str(order.source), order.licence, date)
     ready.mkdir()
@@ -325,9 +321,19 @@ def _content(files: tuple[StoredFile, ...]) -> str:
     return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
-def _free_name(file_name: str, blob: str) -> str:
-    """The file's name as a model name; a part of the hash is added if the name stands for something else."""
-    name = _tidy(stem(file_name))
+def _base_name(source: Source, files: tuple[StoredFile, ...]) -> str:
+    """What the publisher calls a model: by its file, or where it is a folder by that or its repository."""
+    if not any(file.name == "config.json" or file.name == "params.json" for file in files):
+        return stem(files[0].name)
+    if isinstance(source, LocalSource):
+        folder = local_folder(source.path)
+        return (folder or source.path).name
+    return source.repo.rpartition("/")[2] if isinstance(source, HubSource) else stem(files[0].name)
+
+
+def _free_name(base: str, blob: str) -> str:
+    """`base` as a model name; a part of the hash is added if the name stands for something else."""
+    name = _tidy(base)
     taken = _read(_record(name))
     return name if taken is None or taken.blob == blob else f"{name}-{blob[7:15]}"
 

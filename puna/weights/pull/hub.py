@@ -8,7 +8,7 @@ dies, and a model may be hours of download.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from typing import Any, cast
 from puna.core import BadInput, DownloadFailed, UnknownModel
 from puna.weights.disk import require_room
 from puna.weights.pull.fetch import WITHOUT, Expected, Fetched, MaySee, Progress, Writer
+from puna.weights.pull.folders import folder_files, needed_weights
 from puna.weights.pull.sources import HubSource, choose_mmproj, choose_model, require_parts, split_set
 
 _PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
@@ -33,11 +34,15 @@ class _HubFile:
 def fetch_hub(source: HubSource, work: Path, may_see: MaySee | None, progress: Progress) -> list[Fetched]:
     """The model files of a repository at one commit, in `work`; a broken download is continued.
 
-    The vision file of a model that may see comes last; without `may_see` there is none.
+    The vision file of a GGUF model that may see comes last; without `may_see` there is none. A repository
+    without GGUF files is a folder in Hugging Face's or Meta's layout, as is a folder in it that is named.
     """
     with _hub_errors(source):
         commit, files = _listing(source)
         where = f"hf:{source.repo}"
+        folder = _folder_of(source, files)
+        if folder is not None:
+            return _fetch_folder(source, commit, folder, work, progress)
         named = split_set(source.file) if source.file else choose_model(files, where)
         wanted = require_parts(named, files, where)
         vision = _vision_file(files, wanted[0], where) if may_see is not None else []
@@ -61,6 +66,34 @@ def _vision_file(names: Iterable[str], model: str, where: str) -> list[str]:
     return []
 
 
+def _folder_of(source: HubSource, files: Mapping[str, _HubFile]) -> dict[str, _HubFile] | None:
+    """By their names in it, the files of the folder that a source means; None where it means GGUF files."""
+    prefix = f"{source.file.rstrip('/')}/" if source.file else ""
+    if source.file in files or (not source.file and any(name.lower().endswith(".gguf") for name in files)):
+        return None
+    inside = {name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)}
+    return {name: file for name, file in inside.items() if "/" not in name} or None
+
+
+def _fetch_folder(
+    source: HubSource, commit: str, folder: Mapping[str, _HubFile], work: Path, progress: Progress
+) -> list[Fetched]:
+    """The small files first: what they say decides whether and which weights come."""
+
+    def part(name: str) -> Path:
+        return work / f"{folder[name].id}-{name}.part"  # two small files may be equal
+
+    def download(names: list[str]) -> list[Fetched]:
+        present = sum(part(name).stat().st_size for name in names if part(name).exists())
+        require_room(work, sum(folder[name].size for name in names) - present, str(source))
+        return [_download(source.repo, commit, folder[n], part(n), progress, gguf=False) for n in names]
+
+    small, weights = folder_files(folder, str(source))
+    fetched = download(small)
+    weights = needed_weights({file.name: file.path for file in fetched}, weights, str(source))
+    return fetched + download(weights)
+
+
 def _listing(source: HubSource) -> tuple[str, dict[str, _HubFile]]:
     """The commit that the revision stands for now, and its files by name."""
     from huggingface_hub import HfApi
@@ -77,7 +110,9 @@ def _listing(source: HubSource) -> tuple[str, dict[str, _HubFile]]:
     return info.sha, files
 
 
-def _download(repo: str, commit: str, file: _HubFile, part: Path, progress: Progress) -> Fetched:
+def _download(
+    repo: str, commit: str, file: _HubFile, part: Path, progress: Progress, *, gguf: bool = True
+) -> Fetched:
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(repo, file.name, revision=commit)
@@ -93,7 +128,7 @@ def _download(repo: str, commit: str, file: _HubFile, part: Path, progress: Prog
                 pauses = iter(_PAUSES)
             if broken is not None:
                 _wait(pauses, broken)
-        return out.finish(name, Expected(file.size, file.sha256))
+        return out.finish(name, Expected(file.size, file.sha256, gguf=gguf))
 
 
 def _wait(pauses: Iterator[int], broken: Exception) -> None:

@@ -1,7 +1,7 @@
 """Where model files can come from: the syntax of sources, and which GGUF files of a folder make one model.
 
     pypi:PACKAGE==VERSION/path/in/wheel.gguf
-    hf:owner/repository[/path/file.gguf][@revision]
+    hf:owner/repository[/path/file.gguf or /folder][@revision]
     ./file.gguf, ./folder                           a split set counts as one model
 
 Only names are looked at here: nothing is opened, fetched or stored.
@@ -40,7 +40,7 @@ class PypiSource:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A file, or the only model, of a repository of the Hugging Face hub (or of HF_ENDPOINT)."""
+    """A file, a folder, or the only model of a repository of the Hugging Face hub (or of HF_ENDPOINT)."""
 
     repo: str
     file: str | None
@@ -154,7 +154,7 @@ def choose_model(names: Iterable[str], where: str) -> list[str]:
     models = {tuple(split_set(n)) for n in present if n.lower().endswith(".gguf") and not is_mmproj(n)}
     if not models:
         kinds = ", ".join(sorted({PurePosixPath(name).suffix for name in present} - {""})) or "nothing"
-        raise Unsupported(f"{where} holds no .gguf file (found: {kinds}); Puna reads models in GGUF format")
+        raise Unsupported(f"{where} holds no .gguf file (found: {kinds}), and no other checkpoint")
     if len(models) > 1:
         choices = ", ".join(sorted(model[0] for model in models))
         raise BadInput(f"{where} holds {len(models)} models; name one of them: {choices}")

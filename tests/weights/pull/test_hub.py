@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from weights.fake_hub import COMMIT, FakeHub
+from weights.pull.hubs import serve
 from weights.seeing_gguf import write_seeing
 from weights.store_helpers import leftovers, model_bytes, spawn
 
@@ -31,29 +32,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
-
-    hub = FakeHub(
-        {
-            "owner/one": {"README.md": b"hello", "One-Q4_0.gguf": BIG},
-            "owner/two": {"a-Q4_0.gguf": BIG, "sub/a-Q8_0.gguf": model_bytes(seed=8)},
-            "owner/split": {f"S-{i:05d}-of-00002.gguf": model_bytes(seed=i) for i in (1, 2)},
-            "owner/cut": {"C-00001-of-00002.gguf": model_bytes()},
-            "owner/none": {"model.safetensors": bytes(10), "config.json": b"{}"},
-            "owner/fake": {"letter.gguf": b"Dear Sir or Madam"},
-            "owner/damaged": {"cut.gguf": model_bytes()[:20]},
-        }
-    )
-    server = hub.start()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    yield hub
-    close_session()
-    server.shutdown()
-    server.server_close()
+    repos = {
+        "owner/one": {"README.md": b"hello", "One-Q4_0.gguf": BIG},
+        "owner/two": {"a-Q4_0.gguf": BIG, "sub/a-Q8_0.gguf": model_bytes(seed=8)},
+        "owner/split": {f"S-{i:05d}-of-00002.gguf": model_bytes(seed=i) for i in (1, 2)},
+        "owner/cut": {"C-00001-of-00002.gguf": model_bytes()},
+        "owner/none": {"model.safetensors": bytes(10), "vocab.json": b"{}"},
+        "owner/fake": {"letter.gguf": b"Dear Sir or Madam"},
+        "owner/damaged": {"cut.gguf": model_bytes()[:20]},
+    }
+    with serve(monkeypatch, repos) as hub:
+        yield hub
 
 
 def test_the_only_model_of_a_repository(home: Path, hub: FakeHub) -> None:
@@ -89,7 +78,7 @@ def test_a_split_set_arrives_whole_from_any_part(home: Path, hub: FakeHub) -> No
 
 
 def test_what_is_no_model_is_refused(home: Path, hub: FakeHub) -> None:
-    with pytest.raises(Unsupported, match=r"holds no .gguf file \(found: .json, .safetensors\)"):
+    with pytest.raises(Unsupported, match=r"hf:owner/none holds no checkpoint \(found: .json, .saf"):
         store.pull("hf:owner/none")
     with pytest.raises(BadFile, match=r"letter.gguf is not a GGUF file"):
         store.pull("hf:owner/fake")
