@@ -1,8 +1,8 @@
 """The model store: models by name, kept by content, under PUNA_HOME or the platform's folder for user data.
 
     models/NAME.json        what NAME stands for: files with sizes and sha256, source, licence, date
-    blobs/sha256-HEX/FILE   the files of one model under their own names; HEX is the file's sha256 or, of
-                            several files, the sha256 of their lines "sha256  name"
+    blobs/sha256-HEX/FILE   the files of one model under their own names, those of a folder in one; HEX is
+                            the file's sha256 or, of several, the sha256 of their lines "sha256  name"
     partial/KEY/            a pull in progress; what a killed hub download leaves here is continued
     locks/                  KEY.lock while KEY is pulled, store.lock while names and blobs change
 
@@ -72,8 +72,8 @@ class StoredModel:
     @property
     def path(self) -> Path:
         """The model file, or the first part of a split set; the folder of Hugging Face's or Meta's layout."""
-        in_folder = any(file.name.endswith((".safetensors", ".pth")) for file in self.files)
-        return self.folder if in_folder else self.folder / self.files[0].name
+        first = self.folder / self.files[0].name
+        return first if first.parent == self.folder else first.parent
 
     @property
     def vision_file(self) -> str | None:
@@ -293,16 +293,19 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
 
 def _publish(order: _Order, fetched: list[Fetched], ready: Path) -> StoredModel:
     """Move complete files to their place in one rename, and give them a name."""
-    files = tuple(StoredFile(file.name, file.size, file.sha256) for file in fetched)
+    inside = _folder_name(order.source, fetched)
+    places = [f"{inside}/{file.name}" if inside else file.name for file in fetched]
+    files = tuple(StoredFile(at, f.size, f.sha256) for at, f in zip(places, fetched, strict=True))
     blob = f"sha256-{_content(files)}"
-    name = order.name or _free_name(_base_name(order.source, files), blob)
+    name = order.name or _free_name(inside or stem(files[0].name), blob)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stored = StoredModel(name, blob, files, str(order.source), order.licence, date)
-    ready.mkdir()
-    for file in fetched:
+    (ready / inside).mkdir(parents=True)
+    for at, file in zip(places, fetched, strict=True):
         file.path.chmod(0o444)
-        file.path.rename(ready / file.name)
-    fsync_folder(ready)
+        file.path.rename(ready / at)
+    for folder in {ready / inside, ready}:
+        fsync_folder(folder)
     with locked(_lock("store"), _nothing):
         if not stored.is_whole():
             shutil.rmtree(stored.folder, ignore_errors=True)
@@ -321,14 +324,13 @@ def _content(files: tuple[StoredFile, ...]) -> str:
     return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
-def _base_name(source: Source, files: tuple[StoredFile, ...]) -> str:
-    """What the publisher calls a model: by its file, or where it is a folder by that or its repository."""
-    if not any(file.name == "config.json" or file.name == "params.json" for file in files):
-        return stem(files[0].name)
-    if isinstance(source, LocalSource):
-        folder = local_folder(source.path)
-        return (folder or source.path).name
-    return source.repo.rpartition("/")[2] if isinstance(source, HubSource) else stem(files[0].name)
+def _folder_name(source: Source, fetched: list[Fetched]) -> str:
+    """What the publisher calls a model that is a folder: by that, or its repository. Empty for GGUF files."""
+    if not any(file.name in ("config.json", "params.json") for file in fetched):
+        return ""
+    if isinstance(source, HubSource):
+        return (source.file or source.repo).rstrip("/").rpartition("/")[2]
+    return (local_folder(source.path) or source.path).name if isinstance(source, LocalSource) else ""
 
 
 def _free_name(base: str, blob: str) -> str:

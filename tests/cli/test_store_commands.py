@@ -139,6 +139,27 @@ def test_a_model_that_sees(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert run_json(capsys, "show", "scout")["vision_file"] is None
 
 
+def test_a_folder_of_hugging_faces_layout(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It is pulled, shown, verified and run as a file is."""
+    write_tiny_llm(tmp_path / "tiny.gguf")
+    folder = tmp_path / "Tiny-HF"
+    assert main(["convert", str(tmp_path / "tiny.gguf"), str(folder), "--to", "hf", "--dtype", "f32"]) == 0
+    run = ["--temperature", "0", "--max-tokens", "8"]
+    assert main(["run", str(folder), "hello", *run]) == 0
+    answer = capsys.readouterr().out
+    assert main(["pull", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("/Tiny-HF\n")
+    shown = run_json(capsys, "show", "tiny-hf", "--verify")
+    assert isinstance(shown["files"], list)
+    assert {file["name"] for file in shown["files"]} == {f"Tiny-HF/{path.name}" for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    assert main(["run", "tiny-hf", "hello", *run]) == 0
+    assert answer.endswith(capsys.readouterr().out)
+    assert run_json(capsys, "rm", "tiny-hf")["removed"] == ["tiny-hf"]
+    assert run_json(capsys, "list") == {"models": []}
+
+
 def test_the_prompt_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = str(write_tiny_llm(tmp_path / "tiny.gguf"))
     shown = run_json(capsys, "show", path, "--prompt")

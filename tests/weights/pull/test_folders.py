@@ -66,8 +66,8 @@ def converted(source: Path, form: str, **options: int) -> Files:
 def test_a_repository_in_hugging_faces_layout(home: Path, hub: FakeHub, hf: Files) -> None:
     stored = store.pull("hf:owner/Tiny-hf")
     assert stored.name == "tiny-hf"
-    assert {file.name for file in stored.files} == {*hf, *BESIDE}
-    assert stored.path.is_dir()
+    assert {file.name for file in stored.files} == {f"Tiny-hf/{name}" for name in (*hf, *BESIDE)}
+    assert stored.path.name == "Tiny-hf"
     assert files_of(stored.path) == {**hf, **BESIDE}
     with open_checkpoint(store.resolve("tiny-hf")) as checkpoint:
         assert checkpoint.config == TINY["llama2"].config
@@ -81,7 +81,7 @@ def test_a_repository_in_hugging_faces_layout(home: Path, hub: FakeHub, hf: File
 
 def test_a_folder_of_a_repository_in_metas_layout(home: Path, hub: FakeHub, meta: Files) -> None:
     stored = store.pull("hf:owner/Tiny-hf/original", name="original")
-    assert {file.name for file in stored.files} == set(meta)
+    assert files_of(stored.path) == meta
     with open_checkpoint(store.resolve("original")) as checkpoint:
         assert len(checkpoint.files) == 2
 
