@@ -329,7 +329,7 @@ def _folder_name(source: Source, fetched: list[Fetched]) -> str:
     if not any(file.name in ("config.json", "params.json") for file in fetched):
         return ""
     if isinstance(source, HubSource):
-        return (source.file or source.repo).rstrip("/").rpartition("/")[2]
+        return (source.folder or source.repo).rpartition("/")[2]
     return (local_folder(source.path) or source.path).name if isinstance(source, LocalSource) else ""
 
 

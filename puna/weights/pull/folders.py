@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from puna.core import BadFile, Unsupported
 from puna.weights.folder import INDEX, is_folder_checkpoint, locate
+from puna.weights.pull.sources import is_gguf_model
 
 _SHARD = re.compile(r"consolidated\.\d{2}\.pth")
 _SMALL = (".json", ".jinja", ".model")  # descriptions, tokenizers, templates
@@ -69,7 +70,7 @@ def local_folder(path: Path) -> Path | None:
     """The folder of either layout that a path of this machine means; None where it means a GGUF model."""
     if not path.exists() or (path.is_dir() and not is_folder_checkpoint(path)):
         return None
-    if path.is_dir() and any(entry.name.lower().endswith(".gguf") for entry in path.iterdir()):
+    if path.is_dir() and any(is_gguf_model(entry.name) for entry in path.iterdir()):
         return None
     found = locate(path)
     return None if found.format == "gguf" else found.path

@@ -18,7 +18,15 @@ from puna.core import BadInput, DownloadFailed, UnknownModel
 from puna.weights.disk import require_room
 from puna.weights.pull.fetch import WITHOUT, Expected, Fetched, MaySee, Progress, Writer
 from puna.weights.pull.folders import folder_files, needed_weights
-from puna.weights.pull.sources import HubSource, choose_mmproj, choose_model, require_parts, split_set
+from puna.weights.pull.sources import (
+    HubSource,
+    choose_mmproj,
+    choose_model,
+    is_gguf_model,
+    is_mmproj,
+    require_parts,
+    split_set,
+)
 
 _PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
 
@@ -58,6 +66,8 @@ def fetch_hub(source: HubSource, work: Path, may_see: MaySee | None, progress: P
 
 def _vision_file(names: Iterable[str], model: str, where: str) -> list[str]:
     """The vision file nearest to a text file: in its folder, or in one around it, as of types in folders."""
+    if is_mmproj(model):
+        return []
     for folder in PurePosixPath(model).parents:
         inside = [name for name in names if PurePosixPath(name).parent == folder]
         vision = choose_mmproj(inside, model, where, WITHOUT)
@@ -68,8 +78,8 @@ def _vision_file(names: Iterable[str], model: str, where: str) -> list[str]:
 
 def _folder_of(source: HubSource, files: Mapping[str, _HubFile]) -> dict[str, _HubFile] | None:
     """By their names in it, the files of the folder that a source means; None where it means GGUF files."""
-    prefix = f"{source.file.rstrip('/')}/" if source.file else ""
-    if source.file in files or (not source.file and any(name.lower().endswith(".gguf") for name in files)):
+    prefix = f"{source.folder}/" if source.folder else ""
+    if source.folder in files or (not source.file and any(is_gguf_model(name) for name in files)):
         return None
     inside = {name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)}
     return {name: file for name, file in inside.items() if "/" not in name} or None

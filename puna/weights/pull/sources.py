@@ -49,6 +49,13 @@ class HubSource:
     def __str__(self) -> str:
         return f"hf:{self.repo}" + (f"/{self.file}" if self.file else "") + self._at()
 
+    @property
+    def folder(self) -> str:
+        """The folder of a checkpoint of which a file is named; else what is named, "" for all."""
+        path = PurePosixPath(self.file or "")
+        folder = path.parent if path.suffix in (".json", ".safetensors", ".pth") else path
+        return "" if folder == PurePosixPath() else str(folder)
+
     def _at(self) -> str:
         return f"@{self.revision}" if self.revision else ""
 
@@ -112,6 +119,11 @@ def is_mmproj(name: str) -> bool:
     return "mmproj" in name.lower() and name.lower().endswith(".gguf")
 
 
+def is_gguf_model(name: str) -> bool:
+    """Whether a file is named like a GGUF model, or a part of one."""
+    return name.lower().endswith(".gguf") and not is_mmproj(name)
+
+
 def choose_mmproj(names: Iterable[str], model: str, where: str, remedy: str) -> str | None:
     """The vision file that belongs to the text file `model`, among `names` of its folder; None without any.
 
@@ -151,7 +163,7 @@ def choose_model(names: Iterable[str], where: str) -> list[str]:
     missing. `where` names the place in those messages.
     """
     present = sorted(names)
-    models = {tuple(split_set(n)) for n in present if n.lower().endswith(".gguf") and not is_mmproj(n)}
+    models = {tuple(split_set(name)) for name in present if is_gguf_model(name)}
     if not models:
         kinds = ", ".join(sorted({PurePosixPath(name).suffix for name in present} - {""})) or "nothing"
         raise Unsupported(f"{where} holds no .gguf file (found: {kinds}), and no other checkpoint")

@@ -86,6 +86,25 @@ def test_a_folder_of_a_repository_in_metas_layout(home: Path, hub: FakeHub, meta
         assert len(checkpoint.files) == 2
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("hf:owner/Tiny-hf/config.json", "tiny-hf"),
+        ("hf:owner/Tiny-hf/model-00002-of-00003.safetensors@v1", "tiny-hf"),
+        ("hf:owner/Tiny-hf/original/params.json", "original"),
+    ],
+)
+def test_a_file_of_it_stands_for_the_folder(home: Path, hub: FakeHub, source: str, name: str) -> None:
+    stored = store.pull(source)
+    assert (stored.name, stored.path.is_dir()) == (name, True)
+    open_checkpoint(stored.path).close()
+
+
+def test_vision_files_beside_a_folder_do_not_make_it_gguf(home: Path, hub: FakeHub, hf: Files) -> None:
+    hub.repos["owner/both"] = {**hf, "mmproj-f16.gguf": b"GGUF"}
+    assert files_of(store.pull("hf:owner/both").path) == hf
+
+
 def test_a_model_of_the_catalog(home: Path, hub: FakeHub, hf: Files) -> None:
     entry = catalog.find("llama-3.2-1b-instruct")
     hub.repos["meta-llama/Llama-3.2-1B-Instruct"] = hf

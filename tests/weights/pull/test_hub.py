@@ -245,6 +245,12 @@ def test_a_vision_file_is_taken_up_where_it_broke_off(
     assert [wanted for wanted in hub.ranges if wanted == "bytes=0-"] == ["bytes=0-"] * 2
 
 
+def test_a_vision_file_by_itself(home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]) -> None:
+    hub.repos["owner/sees"] = {"mmproj-F16.gguf": seeing[1], "mmproj-b.gguf": seeing[1], "c.gguf": seeing[0]}
+    stored = store.pull("hf:owner/sees/mmproj-F16.gguf")
+    assert ([file.name for file in stored.files], stored.vision_file) == (["mmproj-F16.gguf"], None)
+
+
 def test_text_models_leave_vision_files_alone(home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]) -> None:
     hub.repos["owner/blind"] = {"llava.gguf": BIG, "mmproj-F16.gguf": seeing[1]}
     assert [file.name for file in store.pull("hf:owner/blind").files] == ["llava.gguf"]
