@@ -16,6 +16,8 @@ from puna.core import NotPulled
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from puna.model.catalog import CatalogEntry
+
 
 def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """The MODEL argument, optional where there is a default, and --yes, for `model_path`."""
@@ -51,16 +53,25 @@ def _agreed(model: str) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     entry = catalog.get(model)
-    known = entry.source.size if entry and entry.source else None
-    licence = f", licence {entry.licence}" if entry else ""
+    what = f" ({_about(entry)}, licence {entry.licence})" if entry else ""
     print(
-        f"{model} is not on this machine yet{f' ({size(known)}{licence})' if known else ''}. Pull it? [Y/n] ",
+        f"{model} is not on this machine yet{what}. Pull it? [Y/n] ",
         end="",
         file=sys.stderr,
         flush=True,
     )
     answer = sys.stdin.readline()
     return answer != "" and answer.strip().lower() in ("", "y", "yes")
+
+
+def _about(entry: CatalogEntry) -> str:
+    """The size of what a pull brings."""
+    from puna.weights.footprint import weight_bytes
+
+    if entry.source and entry.source.size:
+        return size(entry.source.size)
+    form = entry.weights.partition("-")[0]  # of int4 there are several kinds
+    return f"about {size(weight_bytes(entry.config, 'q8_0' if form == 'int8' else form))}"
 
 
 class ProgressBar:

@@ -153,7 +153,7 @@ def texts_of(checkpoint: Checkpoint, form: Format) -> Texts:
         return Texts(metadata, {**made, **pictures}, {})
     is_hf = folder is not None and (folder / "config.json").is_file()
     small = files.stored_files(folder) if folder and is_hf else files.hf_files(metadata, context)
-    return Texts(metadata, {**small, **pictures}, keys)
+    return Texts(metadata, {**small, **pictures}, keys, files.image_keys(metadata))
 
 
 def _print(report: dict[str, Any]) -> None:

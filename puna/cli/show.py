@@ -122,11 +122,14 @@ def _of_config(config: ModelConfig) -> dict[str, Any]:
 
 def _of_file(path: Path) -> dict[str, Any]:
     from puna.weights.load import open_checkpoint
+    from puna.weights.pull.sources import is_mmproj
 
     with open_checkpoint(path) as checkpoint:
+        seen = [file.path.name for file in checkpoint.files if is_mmproj(file.path.name)]
         return {
             "name": checkpoint.metadata.get("general.name"),
             "path": str(path),
+            "vision_file": seen[0] if seen else None,
             "licence": checkpoint.metadata.get("general.license"),
             "parameters": sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()),
             "active_parameters": n_active(checkpoint.config),
@@ -176,6 +179,7 @@ def _print(report: Mapping[str, Any], with_metadata: bool) -> None:
         {
             "name": report["name"],
             "file": report["path"] or "not on this machine",
+            "vision file": report.get("vision_file"),
             "source": report.get("source"),
             "pulled": report.get("pulled"),
             "licence": report["licence"],

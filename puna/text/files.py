@@ -127,9 +127,11 @@ def _set_roles(metadata: dict[str, Any], folder: Path, config: Mapping[str, Any]
     names = _json(folder / "special_tokens_map.json") | {k: v for k, v in config.items() if v is not None}
     ids = {token: i for i, token in enumerate(metadata[_KEY + "tokens"])}
     described = _json(folder / "config.json")
+    padding = ids.get(str(_name(names.get("pad_token"))))
+    if padding is not None:
+        metadata[_KEY + "padding_token_id"] = padding
     for role in _ROLES:
-        found = names.get(f"{role}_token")
-        name = found.get("content") if isinstance(found, dict) else found
+        name = _name(names.get(f"{role}_token"))
         token_id = described.get(f"{role}_token_id")
         if isinstance(name, str):
             if name not in ids:
@@ -144,6 +146,11 @@ def _set_roles(metadata: dict[str, Any], folder: Path, config: Mapping[str, Any]
     others = [i for i in others if i != metadata.get(_KEY + "eos_token_id")]
     for role, token_id in zip(("eot", "eom"), others, strict=False):
         metadata[f"{_KEY}{role}_token_id"] = token_id
+
+
+def _name(found: Any) -> Any:
+    """Of a token that stands by its text, or as an object with its properties."""
+    return found.get("content") if isinstance(found, dict) else found
 
 
 def _is_id(found: Any, ids: Mapping[str, int]) -> bool:
@@ -204,6 +211,7 @@ def hf_files(metadata: Mapping[str, Any], context_length: int) -> dict[str, byte
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_length,
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token types
     }
     for role, name in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
         token_id = metadata.get(f"{_KEY}{role}_token_id")
@@ -226,11 +234,21 @@ def _dump(value: Mapping[str, Any]) -> bytes:
 
 
 def hf_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """bos_token_id and eos_token_id as config.json and generation_config.json have them."""
+    """Ids of bos, eos and, if any, padding as config.json and generation_config.json have them."""
     ends = [metadata.get(f"{_KEY}{role}_token_id") for role in ("eos", "eom", "eot")]
     known = sorted({i for i in ends if i is not None})
     keys = {"bos_token_id": metadata.get(_KEY + "bos_token_id")}
-    return keys | {"eos_token_id": known[0] if len(known) == 1 else known or None}
+    keys["eos_token_id"] = known[0] if len(known) == 1 else known or None
+    padding = metadata.get(_KEY + "padding_token_id")
+    return keys if padding is None else keys | {"pad_token_id": padding}
+
+
+def image_keys(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of Llama 4's tokens of images as its config.json has them; none where the vocabulary lacks one."""
+    ids = {token: i for i, token in enumerate(metadata.get(_KEY + "tokens", ()))}
+    names = {"boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>"}
+    names["image_token_index"] = "<|patch|>"
+    return {key: ids[name] for key, name in names.items()} if set(names.values()) <= set(ids) else {}
 
 
 def meta_files(

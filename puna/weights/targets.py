@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -24,6 +24,7 @@ from puna.weights.blocks.quant import dequantize, quantize
 from puna.weights.blocks.tensor import RawTensor
 from puna.weights.checkpoints import foreign, meta, mmproj
 from puna.weights.describe.config import hf_config, meta_params, rope_factors, same_model, text_metadata
+from puna.weights.describe.pictures import hf_processor_files
 from puna.weights.files import gguf, safetensors
 from puna.weights.files.layout import Layout, Slice
 from puna.weights.files.values import Value, ValueType
@@ -50,7 +51,8 @@ class Texts:
 
     metadata: Mapping[str, Any]  # tokenizer.* in GGUF's terms; empty where there is none
     files: Mapping[str, bytes]  # for the folder of a checkpoint, config.json's keys for special tokens apart
-    hf_keys: Mapping[str, Any]  # those keys: bos_token_id, eos_token_id
+    hf_keys: Mapping[str, Any]  # those keys: bos_token_id, eos_token_id, pad_token_id
+    image_keys: Mapping[str, Any] = field(default_factory=dict)  # and those of Llama 4's images
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ def plan(
     sources = foreign.to_foreign(form, held, {tensor.name: tensor for tensor in tensors})
     if form == "hf":
         layouts, index = safetensors.sharded_layouts([Slice(s.name, s) for s in sources], shard_bytes)
-        files = {**texts.files, "config.json": _json(_with_keys(hf_config(config, kind), texts.hf_keys))}
+        described = _with_keys(hf_config(config, kind), texts)
+        files = {**_processor_files(config), **texts.files, "config.json": _json(described)}
         if index is not None:
             files[INDEX] = _json(index)
         return Target("hf", checkpoint, config, tensors, sources, layouts, files)
@@ -153,11 +156,21 @@ def _folded(checkpoint: Checkpoint) -> str:
     return f"{' and '.join(what)}, whose numbers are no longer those of {checkpoint.quantization}"
 
 
-def _with_keys(described: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+def _with_keys(described: dict[str, Any], texts: Texts) -> dict[str, Any]:
     """config.json with the ids of special tokens, also where it describes the text decoder by itself."""
+    keys = texts.hf_keys
     if "text_config" in described:
         described = {**described, "text_config": {**described["text_config"], **keys}}
+    if described["model_type"] == "llama4":
+        described = {**described, **texts.image_keys}
     return {**described, **keys}
+
+
+def _processor_files(config: ModelConfig) -> dict[str, bytes]:
+    """What says how pictures become tiles, where the source has no such files to copy."""
+    if config.vision is None:
+        return {}
+    return {name: _json(described) for name, described in hf_processor_files(config.vision).items()}
 
 
 def _params(config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:

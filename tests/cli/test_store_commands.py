@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 from llm.tiny_llm import write_tiny_llm
+from weights.seeing_gguf import write_seeing
 
 from puna.cli import common
 from puna.cli.main import main
 from puna.core import NotPulled
+from puna.model import catalog
 from puna.model.config import ModelConfig
+from puna.model.sizes import n_parameters
 from puna.weights import store
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
@@ -115,6 +118,46 @@ def test_show_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     out = capsys.readouterr().out
     assert "general.architecture" in out
     assert "Q8_0" in out
+
+
+def test_a_model_that_sees(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its vision file is copied, shown and removed with it."""
+    folder = write_seeing(tmp_path / "Scout.gguf").parent
+    (folder / "mmproj-Other-f16.gguf").write_bytes(BYTES)
+    n_bytes = sum((folder / name).stat().st_size for name in ("Scout.gguf", "mmproj-Scout.gguf"))
+    assert main(["pull", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("\nits vision file is beside it: mmproj-Scout.gguf\n")
+    shown = run_json(capsys, "show", "scout", "--verify")
+    assert shown["vision_file"] == "mmproj-Scout.gguf"
+    assert isinstance(shown["files"], list)
+    assert [file["name"] for file in shown["files"]] == ["Scout.gguf", "mmproj-Scout.gguf"]
+    assert main(["show", "scout"]) == 0
+    assert "\nvision file  mmproj-Scout.gguf\n" in capsys.readouterr().out
+    assert run_json(capsys, "rm", "scout")["freed_bytes"] == n_bytes
+    assert main(["pull", str(folder / "Scout.gguf"), "--no-mmproj"]) == 0
+    assert "\nwithout a vision file: it reads text only" in capsys.readouterr().out
+    assert run_json(capsys, "show", "scout")["vision_file"] is None
+
+
+def test_a_folder_of_hugging_faces_layout(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It is pulled, shown, verified and run as a file is."""
+    write_tiny_llm(tmp_path / "tiny.gguf")
+    folder = tmp_path / "Tiny-HF"
+    assert main(["convert", str(tmp_path / "tiny.gguf"), str(folder), "--to", "hf", "--dtype", "f32"]) == 0
+    run = ["--temperature", "0", "--max-tokens", "8"]
+    assert main(["run", str(folder), "hello", *run]) == 0
+    answer = capsys.readouterr().out
+    assert main(["pull", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("/Tiny-HF\n")
+    shown = run_json(capsys, "show", "tiny-hf", "--verify")
+    assert isinstance(shown["files"], list)
+    assert {file["name"] for file in shown["files"]} == {f"Tiny-HF/{path.name}" for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    assert main(["run", "tiny-hf", "hello", *run]) == 0
+    assert answer.endswith(capsys.readouterr().out)
+    assert run_json(capsys, "rm", "tiny-hf")["removed"] == ["tiny-hf"]
+    assert run_json(capsys, "list") == {"models": []}
 
 
 def test_the_prompt_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -247,3 +290,13 @@ def test_sizes(n_bytes: float, text: str) -> None:
 
 def test_text_of_files_cannot_steer_the_terminal() -> None:
     assert common.printable("a\x1b[2Jb\nc\u202e") == "a\\x1b[2Jb\\nc\\u202e"
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalog.CATALOG if entry.source])
+def test_every_pull_that_is_offered_says_its_size(name: str) -> None:
+    text = common._about(catalog.find(name))
+    assert text.endswith((" GB", " MB", " TB"))
+    bytes_a_weight = {"bf16": 2, "f16": 2}.get(catalog.find(name).weights)
+    if bytes_a_weight:
+        about = common.size(bytes_a_weight * n_parameters(catalog.find(name).config))
+        assert text == f"about {about}"

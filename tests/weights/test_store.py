@@ -424,7 +424,7 @@ def test_resolve_says_what_to_do(home: Path, tmp_path: Path, no_network: None) -
         store.resolve("smolm2")
     with pytest.raises(UnknownModel, match="there is no file or folder"):
         store.resolve("./nothing.gguf")
-    with pytest.raises(Unsupported, match="without a GGUF file"):
+    with pytest.raises(NotPulled, match=r"`puna pull llama-3\.2-1b`"):
         store.resolve("llama-3.2-1b")
     with pytest.raises(BadInput, match="never published"):
         store.resolve("llama-1-7b")

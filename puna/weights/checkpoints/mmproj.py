@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from puna.core import BadFile, BadInput, Unsupported
+from puna.core import BadFile, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.read_clip import ARCHITECTURE, from_clip
 from puna.model.vision_config import Llama4VisionConfig, Llama32VisionConfig, VisionConfig
+from puna.weights.describe.pictures import pixel_range
 from puna.weights.files.gguf import GgufFile
 from puna.weights.files.values import Value, ValueType
-from puna.weights.pull.sources import is_mmproj, stem
+from puna.weights.pull.sources import choose_mmproj
+
+SEEING = ("llama4", "mllama")  # architectures of text files that a vision file may belong to
 
 
 def name_for(model: str) -> str:
@@ -22,17 +25,11 @@ def name_for(model: str) -> str:
 
 
 def beside(path: Path) -> Path | None:
-    """The vision file in the folder of a text file, if any; BadInput where it could be one of many."""
-    found = sorted(other for other in path.parent.glob("*.gguf") if is_mmproj(other.name))
-    own = [other for other in found if other.name == name_for(stem(path.name))]
-    if own:
-        return own[0]
-    if len(found) > 1:
-        raise BadInput(
-            f"{path.parent} holds {len(found)} vision files ({', '.join(f.name for f in found)}); name the "
-            "one of this model with --mmproj"
-        )
-    return found[0] if found else None
+    """The vision file in the folder of a text file, if any; BadInput where it could be another model's."""
+    names = [other.name for other in path.parent.iterdir() if other.is_file()]
+    remedy = "name the one of this model with --mmproj"
+    chosen = choose_mmproj(names, path.name, str(path.parent), remedy)
+    return None if chosen is None else path.parent / chosen
 
 
 def join(
@@ -51,19 +48,24 @@ def join(
         return config, None
     file = GgufFile.open(path)
     try:
-        shapes = {tensor.name: tensor.shape for tensor in file.raw_tensors()}
-        vision = from_clip(file.metadata, shapes, config.dim)
-        is_mllama = isinstance(vision, Llama32VisionConfig)
-        if is_mllama != bool(config.cross_attention):
-            kinds = ("llama4", "mllama")
-            raise BadFile(
-                f"it is the vision file of a {kinds[is_mllama]}, and the text file is a "
-                f"{metadata['general.architecture']}; choose the mmproj file of the same model"
-            )
+        vision = encoder_of(file, metadata["general.architecture"], config.dim)
     except BadFile as error:
         file.close()
         raise type(error)(f"{path}: {error}") from None
     return replace(config, vision=vision), file
+
+
+def encoder_of(file: GgufFile, architecture: str, text_dim: int) -> VisionConfig:
+    """What a vision file says of its encoder; BadFile unless it is for that kind and width of text model."""
+    shapes = {tensor.name: tensor.shape for tensor in file.raw_tensors()}
+    vision = from_clip(file.metadata, shapes, text_dim)
+    kind = SEEING[isinstance(vision, Llama32VisionConfig)]
+    if kind != architecture:
+        raise BadFile(
+            f"it is the vision file of a {kind}, and the text file is a {architecture}; choose the mmproj "
+            "file of the same model"
+        )
+    return vision
 
 
 def vision_metadata(vision: VisionConfig, text_dim: int) -> dict[str, Value]:
@@ -87,9 +89,7 @@ def vision_metadata(vision: VisionConfig, text_dim: int) -> dict[str, Value]:
         "clip.use_gelu": Value.of(ValueType.BOOL, True),
         "clip.vision.attention.layer_norm_epsilon": Value.of(ValueType.FLOAT32, vision.norm_eps),
     }
-    # pixels are read with these (preprocessor_config.json of the releases)
-    mean = (0.48145466, 0.4578275, 0.40821073) if is_mllama else (0.5, 0.5, 0.5)
-    std = (0.26862954, 0.26130258, 0.27577711) if is_mllama else (0.5, 0.5, 0.5)
+    mean, std = pixel_range(vision)
     entries["clip.vision.image_mean"] = Value.array(ValueType.FLOAT32, list(mean))
     entries["clip.vision.image_std"] = Value.array(ValueType.FLOAT32, list(std))
     if isinstance(vision, Llama32VisionConfig):

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from puna.core import BadFile, DownloadFailed
 from puna.weights.disk import require_room
-from puna.weights.pull.sources import LocalSource, local_files
+from puna.weights.pull.folders import folder_files, local_folder, needed_weights
+from puna.weights.pull.sources import LocalSource, choose_mmproj, local_files
+
+# Whether a fetched text file is of a model that may have a vision file.
+MaySee = Callable[[Path], bool]
+
+WITHOUT = "pull the text alone with --no-mmproj, and give its vision file with --mmproj when it is run"
 
 # Called with what is going on, the bytes done and, where known, the bytes in all.
 Progress = Callable[[str, int, int | None], None]
@@ -41,6 +47,7 @@ class Expected:
     size: int | None = None
     sha256: str | None = None
     download_size: int | None = None  # of the archive that carries it
+    gguf: bool = True  # whether it has to begin as a GGUF file does
 
 
 def hash_file(path: Path, what: str, progress: Progress) -> str:
@@ -124,18 +131,37 @@ def check(found: Fetched, expected: Expected) -> None:
         )
     with found.path.open("rb") as file:
         magic = file.read(len(_MAGIC))
-    if magic != _MAGIC:
+    if expected.gguf and magic != _MAGIC:
         raise BadFile(f"{found.name} is not a GGUF file: it begins with {magic!r} instead of {_MAGIC!r}")
 
 
-def fetch_local(source: LocalSource, work: Path, progress: Progress) -> list[Fetched]:
-    """Copy a model file, split set or folder of this machine into `work`."""
-    paths = local_files(source.path)
+def fetch_local(source: LocalSource, work: Path, may_see: MaySee, progress: Progress) -> list[Fetched]:
+    """Copy a model file, split set or folder of this machine into `work`, its vision file last."""
+    folder = local_folder(source.path)
+    paths = _gguf_files(source.path, may_see) if folder is None else _folder_files(folder)
     require_room(work, sum(path.stat().st_size for path in paths), str(source.path))
     fetched = []
     for path in paths:
         size = path.stat().st_size
         with path.open("rb") as file, Writer(work / path.name, f"copying {path.name}", size, progress) as out:
             out.write(read_chunks(file.read))
-            fetched.append(out.finish(path.name, Expected(size)))
+            fetched.append(out.finish(path.name, Expected(size, gguf=folder is None)))
     return fetched
+
+
+def _gguf_files(path: Path, may_see: MaySee) -> list[Path]:
+    paths = local_files(path)
+    folder = paths[0].parent
+    if may_see(paths[0]):
+        names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+        vision = choose_mmproj(names, paths[0].name, str(folder), WITHOUT)
+        paths += [] if vision is None else [folder / vision]
+    return paths
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    """The checkpoint of a folder in Hugging Face's or Meta's layout."""
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    small, weights = folder_files(names, str(folder))
+    weights = needed_weights({name: folder / name for name in small}, weights, str(folder))
+    return [folder / name for name in small + weights]

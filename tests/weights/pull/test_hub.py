@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from weights.fake_hub import COMMIT, FakeHub
+from weights.pull.hubs import serve
+from weights.seeing_gguf import write_seeing
 from weights.store_helpers import leftovers, model_bytes, spawn
 
 from puna.core import BadFile, BadInput, DiskFull, DownloadFailed, UnknownModel, Unsupported
 from puna.weights import disk, store
+from puna.weights.load import open_checkpoint
 
 BIG = model_bytes(3_000_000)
 
@@ -29,29 +32,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
-
-    hub = FakeHub(
-        {
-            "owner/one": {"README.md": b"hello", "One-Q4_0.gguf": BIG},
-            "owner/two": {"a-Q4_0.gguf": BIG, "sub/a-Q8_0.gguf": model_bytes(seed=8)},
-            "owner/split": {f"S-{i:05d}-of-00002.gguf": model_bytes(seed=i) for i in (1, 2)},
-            "owner/cut": {"C-00001-of-00002.gguf": model_bytes()},
-            "owner/none": {"model.safetensors": bytes(10), "config.json": b"{}"},
-            "owner/fake": {"letter.gguf": b"Dear Sir or Madam"},
-            "owner/damaged": {"cut.gguf": model_bytes()[:20]},
-        }
-    )
-    server = hub.start()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    yield hub
-    close_session()
-    server.shutdown()
-    server.server_close()
+    repos = {
+        "owner/one": {"README.md": b"hello", "One-Q4_0.gguf": BIG},
+        "owner/two": {"a-Q4_0.gguf": BIG, "sub/a-Q8_0.gguf": model_bytes(seed=8)},
+        "owner/split": {f"S-{i:05d}-of-00002.gguf": model_bytes(seed=i) for i in (1, 2)},
+        "owner/cut": {"C-00001-of-00002.gguf": model_bytes()},
+        "owner/none": {"model.safetensors": bytes(10), "vocab.json": b"{}"},
+        "owner/fake": {"letter.gguf": b"Dear Sir or Madam"},
+        "owner/damaged": {"cut.gguf": model_bytes()[:20]},
+    }
+    with serve(monkeypatch, repos) as hub:
+        yield hub
 
 
 def test_the_only_model_of_a_repository(home: Path, hub: FakeHub) -> None:
@@ -87,7 +78,7 @@ def test_a_split_set_arrives_whole_from_any_part(home: Path, hub: FakeHub) -> No
 
 
 def test_what_is_no_model_is_refused(home: Path, hub: FakeHub) -> None:
-    with pytest.raises(Unsupported, match=r"holds no .gguf file \(found: .json, .safetensors\)"):
+    with pytest.raises(Unsupported, match=r"hf:owner/none holds no checkpoint \(found: .json, .saf"):
         store.pull("hf:owner/none")
     with pytest.raises(BadFile, match=r"letter.gguf is not a GGUF file"):
         store.pull("hf:owner/fake")
@@ -206,3 +197,80 @@ def test_the_commit_is_pinned_during_a_pull(
     )
     store.pull("hf:owner/split")
     assert asked == [COMMIT, COMMIT]
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """A text file and its vision file."""
+    path = write_seeing(tmp_path_factory.mktemp("seeing") / "Scout.gguf")
+    return path.read_bytes(), (path.parent / "mmproj-Scout.gguf").read_bytes()
+
+
+def test_a_vision_file_comes_with_its_model(home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]) -> None:
+    text, vision = seeing
+    others = {"mmproj-BF16.gguf": model_bytes(), "mmproj-F32.gguf": model_bytes()}
+    hub.repos["owner/sees"] = {"Q8_0/Scout-Q8_0.gguf": text, "mmproj-F16.gguf": vision, **others}
+    stored = store.pull("hf:owner/sees")
+    assert [file.name for file in stored.files] == ["Scout-Q8_0.gguf", "mmproj-F16.gguf"]
+    assert (stored.name, stored.vision_file) == ("scout-q8_0", "mmproj-F16.gguf")
+    with open_checkpoint(store.resolve("hf:owner/sees")) as checkpoint:
+        assert checkpoint.config.vision is not None
+    assert store.verify("scout-q8_0") == stored
+    assert store.remove("scout-q8_0") == len(text) + len(vision)
+    assert [name for name in leftovers(home) if not name.startswith("hf")] == []
+
+
+def test_without_its_vision_file(home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]) -> None:
+    hub.repos["owner/sees"] = {"Scout.gguf": seeing[0], "mmproj-F16.gguf": seeing[1]}
+    stored = store.pull("hf:owner/sees", mmproj=False)
+    assert ([file.name for file in stored.files], stored.vision_file) == (["Scout.gguf"], None)
+    assert len(hub.ranges) == 1
+    with open_checkpoint(stored.path) as checkpoint:
+        assert checkpoint.config.vision is None
+
+
+def test_a_vision_file_is_taken_up_where_it_broke_off(
+    home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]
+) -> None:
+    hub.repos["owner/sees"] = {"Scout.gguf": seeing[0], "mmproj-F16.gguf": seeing[1]}
+
+    def interrupt(what: str, done: int, total: int | None) -> None:
+        if "mmproj" in what and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.pull("hf:owner/sees", interrupt)
+    assert store.list_models() == []
+    assert store.pull("hf:owner/sees").vision_file == "mmproj-F16.gguf"
+    assert [wanted for wanted in hub.ranges if wanted == "bytes=0-"] == ["bytes=0-"] * 2
+
+
+def test_a_vision_file_by_itself(home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]) -> None:
+    hub.repos["owner/sees"] = {"mmproj-F16.gguf": seeing[1], "mmproj-b.gguf": seeing[1], "c.gguf": seeing[0]}
+    stored = store.pull("hf:owner/sees/mmproj-F16.gguf")
+    assert ([file.name for file in stored.files], stored.vision_file) == (["mmproj-F16.gguf"], None)
+
+
+def test_text_models_leave_vision_files_alone(home: Path, hub: FakeHub, seeing: tuple[bytes, bytes]) -> None:
+    hub.repos["owner/blind"] = {"llava.gguf": BIG, "mmproj-F16.gguf": seeing[1]}
+    assert [file.name for file in store.pull("hf:owner/blind").files] == ["llava.gguf"]
+    assert len(hub.ranges) == 1
+
+
+def test_vision_files_of_other_models(
+    home: Path, hub: FakeHub, seeing: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    text, vision = seeing
+    hub.repos["owner/sees"] = {"c.gguf": text, "mmproj-a.gguf": vision, "mmproj-b.gguf": vision}
+    with pytest.raises(BadInput, match=r"holds 2 vision files .* pull the text alone with --no-mmproj"):
+        store.pull("hf:owner/sees")
+    assert hub.ranges == []
+    wider = write_seeing(tmp_path / "c.gguf", dim=64).read_bytes()
+    hub.repos["owner/sees"] = {"c.gguf": wider, "mmproj-a.gguf": vision}
+    message = r"^mmproj-a.gguf cannot be pulled: .* width 32, and the text file's is 64; .* with --no-mmproj$"
+    with pytest.raises(BadFile, match=message):
+        store.pull("hf:owner/sees")
+    hub.repos["owner/sees"] = {"c.gguf": text, "mmproj-a.gguf": vision[:20]}
+    with pytest.raises(BadFile, match=r"^mmproj-a.gguf cannot be pulled: "):
+        store.pull("hf:owner/sees")
+    assert store.list_models() == []

@@ -14,6 +14,7 @@ from puna.weights.pull.sources import (
     HubSource,
     LocalSource,
     PypiSource,
+    choose_mmproj,
     choose_model,
     local_files,
     parse,
@@ -97,3 +98,33 @@ def test_what_is_no_file_is_said(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.gguf", Path("/dev/zero")):
         with pytest.raises(BadFile, match=f"{path} is a pipe or a device"):
             local_files(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        # as the hub has them: unsloth's, ggml-org's, bartowski's, llama.cpp's own names
+        (["mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"], "mmproj-F16.gguf"),
+        (["mmproj-Scout-Q8_0.gguf", "mmproj-Scout-f16.gguf"], "mmproj-Scout-f16.gguf"),
+        (["mmproj-Scout-f32.gguf", "mmproj-Scout-bf16.gguf"], "mmproj-Scout-bf16.gguf"),
+        (["mmproj-Other-f16.gguf", "mmproj-Scout-f32.gguf"], "mmproj-Scout-f32.gguf"),
+        (["mmproj-model-f16.gguf", "mmproj-Scout-Q4_K_M.gguf"], "mmproj-Scout-Q4_K_M.gguf"),
+        (["mmproj-scout-Q4_K_M.gguf", "mmproj-scout-f16.gguf"], "mmproj-scout-Q4_K_M.gguf"),
+        (["Scout.mmproj-q8_0.gguf", "mmproj-Maverick.gguf"], "Scout.mmproj-q8_0.gguf"),
+        (["mmproj-anything.gguf", "README.md", "Scout-Q4_K_M-00001-of-00002.gguf"], "mmproj-anything.gguf"),
+        (["mmproj.txt", "Scout-Q8_0.gguf"], None),
+    ],
+)
+def test_the_vision_file_of_a_model(names: list[str], chosen: str | None) -> None:
+    for model in ("Scout-Q4_K_M.gguf", "UD/Scout-Q4_K_M-00001-of-00002.gguf"):
+        assert choose_mmproj(names, model, "here", "choose") == chosen
+        assert choose_mmproj(names[::-1], model, "here", "choose") == chosen
+
+
+def test_vision_files_of_other_models_are_not_guessed_among() -> None:
+    names = ["mmproj-a-f16.gguf", "mmproj-b-f16.gguf"]
+    message = (
+        r"here holds 2 vision files \(mmproj-a-f16.gguf, mmproj-b-f16.gguf\), and none .* c.gguf; choose"
+    )
+    with pytest.raises(BadInput, match=message):
+        choose_mmproj(names, "c.gguf", "here", "choose")
