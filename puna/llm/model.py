@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from puna.llm.answer import Answer, AsyncAnswer
     from puna.llm.load import Progress
     from puna.model.config import ModelConfig
+    from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # {"role": "user", "content": text or parts}, what else the template reads
@@ -174,14 +175,16 @@ class LLM:
         messages: str | Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         **options: Any,
     ) -> Completion:
         """Answer a conversation as the file's chat template puts it to the model; a string is one message.
 
         Nothing that a message says becomes a control token. The beginning that a conversation has in common
         with earlier ones comes out of the cache (`n_cached` of the result). Raises BadInput for a model
-        without a template and for messages that it refuses, and what generate() raises.
+        without a template and for messages that it refuses, and what generate() raises. `tools` are
+        definitions as OpenAI has them, or names of those that the model knows (Llama 3.1: brave_search, …);
+        results come as messages of the role "tool".
 
         Content may be a list of parts, {"type": "text", "text"} and pictures {"type": "image", "image": …}: a
         path, the bytes of a JPEG, PNG, WebP or GIF file, a picture of Pillow, or one of image(); or OpenAI's
@@ -195,7 +198,7 @@ class LLM:
         prompt: Prompt | Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         special: bool = False,
         **options: Any,
     ) -> Answer:
@@ -219,7 +222,7 @@ class LLM:
         messages: str | Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         **options: Any,
     ) -> Completion:
         """chat() for an event loop."""
@@ -248,7 +251,7 @@ class LLM:
         prompt: Prompt | Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         special: bool = False,
         **options: Any,
     ) -> AsyncAnswer:
@@ -303,7 +306,7 @@ class LLM:
         self,
         prompt: Prompt | Sequence[Message],
         params: SamplingParams,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Tools | None,
         special: bool,
     ) -> Request:
         if _is_conversation(prompt):
@@ -321,10 +324,7 @@ class LLM:
         return self._request_of(ids, params, continuing=True, is_scored=is_scored)
 
     def _chat_request(
-        self,
-        messages: str | Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
-        params: SamplingParams,
+        self, messages: str | Sequence[Message], tools: Tools | None, params: SamplingParams
     ) -> Request:
         from puna.text.chat import encode_chat
 

@@ -29,6 +29,8 @@ from puna.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
+Tools = Sequence[Mapping[str, Any] | str]  # definitions, and names of tools that the model knows
+
 _ROLE = re.compile(r"[\w.-]+")
 _TEXT_KEYS = ("content", "text")
 _IMAGE_TYPES = ("image", "image_url")
@@ -37,24 +39,31 @@ _Guard = Callable[[str, str], str]  # a string, and the key it is found under
 _compiled = lru_cache(maxsize=8)(ChatTemplate)
 
 
+def _names_apart(tools: Tools | None) -> tuple[list[str], list[Mapping[str, Any]] | None]:
+    """The names of tools without definition, and the definitions: None where nobody gave any."""
+    named = [tool for tool in tools or () if isinstance(tool, str)]
+    defined = [tool for tool in tools or () if not isinstance(tool, str)]
+    return named, None if tools is None or (named and not defined) else defined
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
     add_generation_prompt: bool = True,
     date: date | None = None,
     variables: Mapping[str, Any] | None = None,
     chat_format: str | None = None,
-    builtin_tools: Sequence[str] = (),
     patches: int | None = None,
 ) -> list[int]:
     """Token ids of the prompt for `messages` ({"role", "content", …}), up to where the answer begins.
 
     They are those of the file's own chat template, or with `chat_format`, or where there is no template, of
-    the builder of that name or the one that the vocabulary was made for (formats.FORMATS). `builtin_tools`
-    are the tools that 3.1 and later 3.x know without definition; a template gets them as a variable. The
-    other arguments are those of ChatTemplate.render; `variables` are for templates only.
+    the builder of that name or the one that the vocabulary was made for (formats.FORMATS). A name among the
+    `tools` is of one that the model knows without definition, such as 3.1's brave_search; a template gets
+    those as its variable builtin_tools. The other arguments are those of ChatTemplate.render; `variables` are
+    for templates only.
 
     Parts {"type": "image"} of a message's content, for Llama 4 with "tiles": (across, down), become the
     tokens of that generation, for which templates write one <|image|> each; `patches` are those of a tile.
@@ -63,9 +72,15 @@ def encode_chat(
     Raises BadInput for a file that has neither template nor known control tokens, for messages that are not
     plain data or have a role that is no word, and where the template or the format refuses them.
     """
+    builtin_tools, tools = _names_apart(tools)
     if chat_format is None and tokenizer.chat_template is not None:
         if builtin_tools:
-            variables = {**(variables or {}), "builtin_tools": list(builtin_tools)}
+            if "builtin_tools" not in tokenizer.chat_template:
+                raise BadInput(
+                    f"this model's chat template knows no builtin tools, found {builtin_tools[0]!r:.80}; "
+                    "define it among the tools"
+                )
+            variables = {**(variables or {}), "builtin_tools": builtin_tools}
         if not any(_is_image(part) for message in messages for part in _parts(message)):
             return _encode_by_template(tokenizer, messages, tools, add_generation_prompt, date, variables)
         from puna.text.formats.images import PATCHES, expand_images

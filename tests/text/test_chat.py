@@ -22,6 +22,7 @@ from text.vocabularies import (
 
 from puna.core import BadFile, BadInput
 from puna.text.chat import encode_chat, render_chat
+from puna.text.formats import build_prompt
 from puna.text.tokenizer import Tokenizer
 
 LLAMA3_NAMES = [
@@ -36,7 +37,7 @@ Messages = Sequence[dict[str, Any]]
 
 
 @cache
-def llama3(template: str = templates.LLAMA3, **changes: Any) -> Tokenizer:
+def llama3(template: str | None = templates.LLAMA3, **changes: Any) -> Tokenizer:
     extra = dict.fromkeys(LLAMA3_NAMES, CONTROL)
     ids = {"bos_token_id": 49152, "eos_token_id": 49155}
     return Tokenizer.from_gguf(smollm2("llama-bpe", extra, chat_template=template, **ids, **changes))
@@ -270,9 +271,18 @@ def test_no_template() -> None:
 
 def test_builtin_tools_are_a_variable_of_templates() -> None:
     template = "{{ bos_token }}{{ builtin_tools | join('; ') }}"
-    ids = encode_chat(llama3(template), say("Hi"), builtin_tools=["brave_search", "<|eot_id|>"])
+    ids = encode_chat(llama3(template), say("Hi"), tools=["brave_search", "<|eot_id|>"])
     assert llama3(template).decode(ids) == "<|begin_of_text|>brave_search; <|eot_id|>"
     assert llama3(template).id("<|eot_id|>") not in ids
+
+
+def test_builtin_tools_are_not_dropped() -> None:
+    with pytest.raises(BadInput, match="knows no builtin tools, found 'brave_search'; define it"):
+        encode_chat(llama3("{{ bos_token }}"), say("Hi"), tools=["brave_search"])
+    ids = encode_chat(llama3(None), say("Hi"), tools=["brave_search"], chat_format="llama3.1")
+    assert ids == build_prompt(
+        llama3(None), say("Hi"), chat_format="llama3.1", builtin_tools=["brave_search"]
+    )
 
 
 def test_a_template_that_is_no_jinja() -> None:
