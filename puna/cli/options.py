@@ -106,7 +106,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=LLMConfig.tensor_parallel,
-        help="processes of torch that share the model, one device each (default: 1)",
+        help="processes of torch that share the model, one device each and without CUDA graphs (default: 1)",
     )
     group.add_argument(
         "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"

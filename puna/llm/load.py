@@ -96,6 +96,9 @@ def needs_of(
     window = 0 if chosen.is_torch else local_window(config)
     n_local = len(local_layers(config)) if window else 0
     layer_bytes = cache_bytes_per_token(config, cache_type) // config.n_layers
+    if chosen.ranks > 1:  # each has some of the key/value heads, on a device of its own or in one memory
+        heads = max(1, config.n_kv_heads // chosen.ranks) * (chosen.ranks if chosen.device == "cpu" else 1)
+        layer_bytes = layer_bytes * heads // config.n_kv_heads
     n_values = engine_config.max_step_tokens * (4 * config.dim + 2 * config.ffn_dim)
     n_logits = engine_config.max_rows(config.vocab_size) * config.vocab_size
     return Needs(

@@ -119,6 +119,8 @@ class TorchExecutor:
             cfg.n_layers, self.n_blocks + 1, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
         )
         self._images = ImageStore(cfg, self._encode, image_bytes)
+        if static_decode and ranks is not None:
+            raise BadValue("decode steps over fixed buffers need one process, and several share the model")
         if static_decode is None:
             static_decode = self.device.type == "cuda" and ranks is None
         self._decode = DecodeSteps(self._forward, self._cache) if static_decode else None

@@ -14,8 +14,11 @@ import pytest
 from puna.bench.session import synthetic_file
 from puna.cli.main import main
 from puna.core import BadValue, DoesNotFit
+from puna.engine.config import EngineConfig
+from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
-from puna.llm.fitting import estimate
+from puna.llm.fitting import described, estimate
+from puna.llm.load import needs_of
 from puna.model.catalog import CATALOG, find
 from puna.model.config import ModelConfig
 from puna.model.names import shapes
@@ -187,3 +190,14 @@ def test_the_command(files: dict[str, Path], capsys: pytest.CaptureFixture[str])
     assert "invalid choice: 'q5'" in capsys.readouterr().err
     assert main(["fit", "lama-3.1-8b"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "share"), [("cuda", 2, 0.5), ("cuda", 16, 1 / 8), ("cpu", 2, 1), ("cpu", 16, 2)]
+)
+def test_ranks_share_the_heads_of_the_cache(device: str, ranks: int, share: float) -> None:
+    """Llama 3.1 has eight key/value heads; more ranks than that hold copies."""
+    checkpoint = described(find("llama-3.1-8b").config, "bf16")
+    whole = needs_of("", checkpoint, "bf16", EngineConfig(), Backend("torch", device))
+    parts = needs_of("", checkpoint, "bf16", EngineConfig(), Backend("torch", device, ranks=ranks))
+    assert parts.cache_bytes(1000) == share * whole.cache_bytes(1000)
