@@ -109,26 +109,31 @@ template <int S> inline void load_scale_min_k4(const uint8_t* p, f32x16 d, f32x1
     low = bor(shr<4>(both), shl<4>(shr<6>(load_u8(p + 16 * S))));
   }
   w.d[0] = mul(d, to_f32(scale));
-  w.m[0] = sub(zero(), mul(dmin, to_f32(low)));
+  w.m[0] = mul(sub(zero(), dmin), to_f32(low));
 }
 
-// Nibbles of sub-block S where two sub-blocks share 32 bytes (K formats): S even in the low, odd in the high ones.
-template <int S> inline void load_shared_nibbles(const uint8_t* p, u8x64* q) {
-  const u8x64 low = bset1(15);
+// Nibbles of sub-block S where two sub-blocks share 32 bytes (K formats): S even in the low, odd in the high ones, which
+// stay where they are if `raised`.
+template <int S, bool Raised = false> inline void load_shared_nibbles(const uint8_t* p, u8x64* q) {
+  const u8x64 nibble = bset1(Raised && S % 2 ? 0xf0 : 15);
   for (int k = 0; k < 8; k++) {
     u8x64 b = load_bytes(p + (S / 2) * 512 + 64 * k);
-    q[k] = band(S % 2 ? shr<4>(b) : b, low);
+    q[k] = band(S % 2 && !Raised ? shr<4>(b) : b, nibble);
   }
 }
+
+// load<S, true> leaves the q of such a sub-block too large by 2^raised, for a sum of products to be shifted down once.
+template <class F, int S> constexpr int raised = 0;
 
 struct Q4_K {
   static constexpr int SUBS = 8, BYTES = 144, ZERO = 0;
   static constexpr bool MIN = true, HALVES = false;
-  template <int S> static void load(const uint8_t* t, SubBlock& w) {  // d, dmin, 12 scale bytes, 128 nibble bytes
+  template <int S, bool Raised = false> static void load(const uint8_t* t, SubBlock& w) {  // d, dmin, 12 scale bytes, 128 nibble bytes
     load_scale_min_k4<S>(t + 64, f16_at(t), f16_at(t + 32), w);
-    load_shared_nibbles<S>(t + 256, w.q);
+    load_shared_nibbles<S, Raised>(t + 256, w.q);
   }
 };
+template <int S> constexpr int raised<Q4_K, S> = S % 2 ? 4 : 0;
 
 struct Q5_K {
   static constexpr int SUBS = 8, BYTES = 176, ZERO = 0;
@@ -200,7 +205,7 @@ struct Q2_K {
     for (int half = 0; half < 2; half++) {
       i32x16 both = load_u8(t + (2 * S + half) * ROWS);
       w.d[half] = mul(d, to_f32(band(both, 15)));
-      w.m[half] = sub(zero(), mul(dmin, to_f32(shr<4>(both))));
+      w.m[half] = mul(sub(zero(), dmin), to_f32(shr<4>(both)));
     }
   }
 };

@@ -162,6 +162,7 @@ inline i32x16 load_i8(const int8_t* p) PUNA_BOTH(load_i8_8(p), load_i8_8(p + 8))
 inline i32x16 load_u16(const uint16_t* p)
     PUNA_BOTH(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(p + 8))))
 template <int N> inline i32x16 shr(i32x16 x) PUNA_BOTH(_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N))
+template <int N> inline i32x16 shr_signed(i32x16 x) PUNA_BOTH(_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N))
 template <int N> inline i32x16 shl(i32x16 x) PUNA_BOTH(_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N))
 inline i32x16 band(i32x16 x, int m) PUNA_BOTH(_mm256_and_si256(x.a, _mm256_set1_epi32(m)), _mm256_and_si256(x.b, _mm256_set1_epi32(m)))
 inline i32x16 bor(i32x16 x, i32x16 y) PUNA_BOTH(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b))
@@ -207,6 +208,7 @@ inline __m256i dot4(__m256i acc, __m256i w, s8x4 s) {
   return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
 inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 s) PUNA_BOTH(dot4(acc.a, w.a, s), dot4(acc.b, w.b, s))
+inline i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* p) { return dot4(acc, w, repeat4(p)); }
 
 inline bf16x32 load_pairs(const uint16_t* p) PUNA_BOTH(load_256(p), load_256(p + 16))
 inline void store_pairs(uint16_t* p, bf16x32 x) {

@@ -175,6 +175,7 @@ inline i32x16 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu
 inline i32x16 load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 inline i32x16 load_u16(const uint16_t* p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))}; }
 template <int N> inline i32x16 shr(i32x16 a) { return {_mm512_srli_epi32(a.v, N)}; }
+template <int N> inline i32x16 shr_signed(i32x16 a) { return {_mm512_srai_epi32(a.v, N)}; }
 template <int N> inline i32x16 shl(i32x16 a) { return {_mm512_slli_epi32(a.v, N)}; }
 inline i32x16 band(i32x16 a, int m) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(m))}; }
 inline i32x16 bor(i32x16 a, i32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
@@ -206,6 +207,11 @@ inline s8x4 repeat4(const int8_t* p) {
   return {_mm512_set1_epi32(x)};
 }
 inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
+// The same with repeat4(p), as one instruction: compilers make it two.
+inline i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* p) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*(const int8_t(*)[4])p));
+  return acc;
+}
 
 inline bf16x32 load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_pairs(uint16_t* p, bf16x32 a) { _mm512_storeu_si512(p, a.v); }

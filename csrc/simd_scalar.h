@@ -140,6 +140,7 @@ inline i32x16 load_u8(const uint8_t* p) PUNA_LANES(i32x16, 16, p[i])
 inline i32x16 load_i8(const int8_t* p) PUNA_LANES(i32x16, 16, p[i])
 inline i32x16 load_u16(const uint16_t* p) PUNA_LANES(i32x16, 16, p[i])
 template <int N> inline i32x16 shr(i32x16 a) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] >> N))
+template <int N> inline i32x16 shr_signed(i32x16 a) PUNA_LANES(i32x16, 16, a.v[i] >> N)
 template <int N> inline i32x16 shl(i32x16 a) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] << N))
 inline i32x16 band(i32x16 a, int m) PUNA_LANES(i32x16, 16, a.v[i] & m)
 inline i32x16 bor(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, a.v[i] | b.v[i])
@@ -163,6 +164,7 @@ inline i32x16 dot4(i32x16 acc, u8x64 w, s8x4 a) {
     for (int i = 0; i < 4; i++) acc.v[r] += (int32_t)w.v[4 * r + i] * a.v[i];
   return acc;
 }
+inline i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* p) { return dot4(acc, w, repeat4(p)); }
 inline bf16x32 load_pairs(const uint16_t* p) PUNA_LANES(bf16x32, 32, p[i])
 inline void store_pairs(uint16_t* p, bf16x32 a) { std::memcpy(p, a.v, 64); }
 inline bf16x32 repeat2(const uint16_t* p) PUNA_LANES(bf16x32, 32, p[i % 2])

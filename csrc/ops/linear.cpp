@@ -40,18 +40,20 @@ template <class F, int T> inline void fetch_ahead(const uint8_t* block, int b) {
 }
 
 // acc += sub-block w times one token's 32 activations; the order of operations that the header promises.
-template <class F> inline f32x16 multiply(const SubBlock& w, const QBlock& x, f32x16 acc) {
+template <class F, int Raised> inline f32x16 multiply(const SubBlock& w, const QBlock& x, f32x16 acc) {
+  static_assert(Raised == 0 || (F::ZERO == 0 && !F::HALVES));
   const f32x16 dx = set1(x.d);
   if constexpr (!F::HALVES) {
     i32x16 v = start<F>(x.nsum);
-    for (int k = 0; k < 8; k++) v = dot4(v, w.q[k], repeat4(x.q + 4 * k));
+    for (int k = 0; k < 8; k++) v = dot4(v, w.q[k], x.q + 4 * k);
+    if constexpr (Raised > 0) v = shr_signed<Raised>(v);
     acc = fma(to_f32(v), mul(w.d[0], dx), acc);
     if constexpr (F::MIN) acc = fma(w.m[0], set1(x.s), acc);
   } else {
     for (int half = 0; half < 2; half++) {
       const int32_t nsum = half ? x.nsum - x.nsum_low : x.nsum_low;
       i32x16 v = start<F>(nsum);
-      for (int k = 4 * half; k < 4 * half + 4; k++) v = dot4(v, w.q[k], repeat4(x.q + 4 * k));
+      for (int k = 4 * half; k < 4 * half + 4; k++) v = dot4(v, w.q[k], x.q + 4 * k);
       acc = fma(to_f32(v), mul(w.d[half], dx), acc);
       if constexpr (F::MIN) acc = fma(w.m[half], set1(x.d * (float)-nsum), acc);
     }
@@ -61,8 +63,9 @@ template <class F> inline f32x16 multiply(const SubBlock& w, const QBlock& x, f3
 
 template <class F, int T, int S> inline void few_sub(const uint8_t* block, const QBlock* const* x, int sub, f32x16* acc) {
   SubBlock w;
-  F::template load<S>(block, w);
-  for (int t = 0; t < T; t++) acc[t] = multiply<F>(w, x[t][sub + S], acc[t]);
+  if constexpr (raised<F, S> > 0) F::template load<S, true>(block, w);
+  else F::template load<S>(block, w);
+  for (int t = 0; t < T; t++) acc[t] = multiply<F, raised<F, S>>(w, x[t][sub + S], acc[t]);
   if constexpr (S + 1 < F::SUBS) few_sub<F, T, S + 1>(block, x, sub, acc);
 }
 
