@@ -13,6 +13,8 @@ from puna.engine.engine import completion
 from puna.text.stream import TextStream
 
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from puna.engine.bridge import AsyncStream, Stream
     from puna.llm.model import LLM
 
@@ -52,17 +54,24 @@ class Timing:
 class _Reader:
     """What both kinds of answer share: the results so far."""
 
-    def __init__(self, owner: LLM, request: Request) -> None:
-        self.request = request
+    request: Request
+
+    def __init__(self, owner: LLM) -> None:
         self._owner = owner  # an LLM that nobody refers to closes its engine
+        self._results: list[StepResult] = []
+        self._sink: TimedText | None = None
+
+    def _begin(self, request: Request) -> None:
+        self.request = request
         assert isinstance(request.sink, TimedText)
         self._sink = request.sink
-        self._results: list[StepResult] = []
         self._began_at = perf_counter()
 
     @property
     def timing(self) -> Timing:
         """Of what was read so far."""
+        if self._sink is None:
+            return Timing(0, 0, 0.0, 0.0)
         n_cached = self._results[-1].n_cached if self._results else 0
         n_tokens = sum(len(result.token_ids) for result in self._results)
         first, last = self._sink.first_at, self._sink.last_at
@@ -81,7 +90,8 @@ class Answer(_Reader, Iterator[str]):
     """
 
     def __init__(self, owner: LLM, stream: Stream) -> None:
-        super().__init__(owner, stream.request)
+        super().__init__(owner)
+        self._begin(stream.request)
         self._stream = stream
 
     def __next__(self) -> str:
@@ -111,15 +121,25 @@ class Answer(_Reader, Iterator[str]):
 
 
 class AsyncAnswer(_Reader, AsyncIterator[str]):
-    """The same for the event loop in which it was made. A cancelled task cancels its request."""
+    """The same for the event loop in which it was made. A cancelled task cancels its request.
 
-    def __init__(self, owner: LLM, stream: AsyncStream) -> None:
-        super().__init__(owner, stream.request)
-        self._stream = stream
+    Pictures are prepared in another thread: what is wrong with them is raised where the answer is read, and
+    `request` is there once the first piece is.
+    """
+
+    def __init__(self, owner: LLM, stream: AsyncStream | Task[AsyncStream]) -> None:
+        super().__init__(owner)
+        self._stream: AsyncStream | None = None
+        self._starting: Task[AsyncStream] | None = None
+        if isinstance(stream, AsyncIterator):
+            self._read_from(stream)
+        else:
+            self._starting = stream
 
     async def __anext__(self) -> str:
+        stream = self._stream or await self._started()
         while True:
-            result = await anext(self._stream)
+            result = await anext(stream)
             self._results.append(result)
             if result.text:
                 return result.text
@@ -128,11 +148,16 @@ class AsyncAnswer(_Reader, AsyncIterator[str]):
         """Wait for the end; the text that was read already is in it as well."""
         async for _ in self:
             pass
+        if self._stream is None:
+            return Completion("", (), "cancelled", None, n_prompt=0, n_cached=0)
         return completion(self.request, self._results)
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
+        elif self._starting is not None:
+            self._starting.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -141,3 +166,23 @@ class AsyncAnswer(_Reader, AsyncIterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def _started(self) -> AsyncStream:
+        """The stream, once there is one. Raises what is wrong with the request, or that it was cancelled."""
+        from asyncio import CancelledError, wait
+
+        assert self._starting is not None
+        try:
+            await wait([self._starting])
+        except CancelledError:
+            self._starting.cancel()
+            raise
+        if self._starting.cancelled():
+            raise StopAsyncIteration
+        return self._read_from(self._starting.result())
+
+    def _read_from(self, stream: AsyncStream) -> AsyncStream:
+        if self._stream is None:
+            self._begin(stream.request)
+            self._stream = stream
+        return self._stream

@@ -29,7 +29,7 @@ from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, W
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-    from puna.engine.bridge import EngineThread, Stream
+    from puna.engine.bridge import AsyncStream, EngineThread, Stream
     from puna.llm.answer import Answer, AsyncAnswer
     from puna.llm.load import Progress
     from puna.model.config import ModelConfig
@@ -214,8 +214,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, special: bool = False, **options: Any
     ) -> Completion:
         """generate() of one prompt for an event loop; tasks that run at the same time are batched."""
-        request = self._text_request(prompt, self._params(params, options), special)
-        return await self._async_answer(request).result()
+        return await self.astream(prompt, params, special=special, **options).result()
 
     async def achat(
         self,
@@ -226,15 +225,7 @@ class LLM:
         **options: Any,
     ) -> Completion:
         """chat() for an event loop."""
-        chosen = self._params(params, options)
-        if not isinstance(messages, str) and _has_parts(messages):
-            from asyncio import to_thread
-
-            # pictures take a while to decode
-            request = await to_thread(self._chat_request, messages, tools, chosen)
-        else:
-            request = self._chat_request(messages, tools, chosen)
-        return await self._async_answer(request).result()
+        return await self._astream_chat(messages, tools, self._params(params, options)).result()
 
     def image(self, source: Any) -> Image:
         """A picture as this model sees it, to be used in several requests: in chat(), pictures are prepared
@@ -256,7 +247,10 @@ class LLM:
         **options: Any,
     ) -> AsyncAnswer:
         """stream() for the event loop that is running: `async for text in llm.astream(...)`."""
-        return self._async_answer(self._request(prompt, self._params(params, options), tools, special))
+        chosen = self._params(params, options)
+        if _is_conversation(prompt):
+            return self._astream_chat(prompt, tools, chosen)
+        return self._async_answer(self._request(prompt, chosen, tools, special))
 
     @overload
     def score(self, text: Prompt, *, top: int = 0, special: bool = False) -> tuple[TokenLogprob, ...]: ...
@@ -301,6 +295,22 @@ class LLM:
         from puna.llm.answer import AsyncAnswer
 
         return AsyncAnswer(self, _begun(self._engine.astream, request))
+
+    def _astream_chat(
+        self, messages: str | Sequence[Message], tools: Tools | None, params: SamplingParams
+    ) -> AsyncAnswer:
+        """Pictures take a while to decode: conversations with some begin in another thread."""
+        if not isinstance(messages, Sequence) or not _has_parts(messages):
+            return self._async_answer(self._chat_request(messages, tools, params))
+        from asyncio import get_running_loop, to_thread
+
+        from puna.llm.answer import AsyncAnswer
+
+        async def start() -> AsyncStream:
+            request = await to_thread(self._chat_request, messages, tools, params)
+            return _begun(self._engine.astream, request)
+
+        return AsyncAnswer(self, get_running_loop().create_task(start()))
 
     def _request(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llm.tiny_llm import write_tiny_llm
+from llm.tiny_llm import until_idle, write_tiny_llm
 from llm.tiny_vision import LLAMA4, LLAMA32, TEMPLATE, TOKENS, let_see, picture, png
 
 from puna import LLM
-from puna.core import BadFile, BadInput, Image, PromptTooLong, Request
+from puna.core import BadFile, BadInput, Completion, Image, PromptTooLong, Request
 from puna.images import prepare
 from puna.llm.images import MOST_CROSS_ATTENDED
 
@@ -117,6 +118,50 @@ def test_chats_with_pictures_are_answered(llama4: LLM) -> None:
         return (await llama4.astream(messages, **options).result()).token_ids
 
     assert asyncio.run(streamed()) == answer.token_ids
+
+
+def test_an_answer_about_pictures_can_be_given_up_before_it_begins(llama4: LLM) -> None:
+    messages = [{"role": "user", "content": [image(png(picture(2000, 2000))), text("Hm?")]}]
+
+    async def closed() -> Completion:
+        answer = llama4.astream(messages)
+        assert answer.timing.n_tokens == 0
+        answer.close()
+        assert [piece async for piece in answer] == []
+        return await answer.result()
+
+    result = asyncio.run(closed())
+    assert (result.finish_reason, result.text, result.n_prompt) == ("cancelled", "", 0)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(llama4.achat(messages, ignore_end=True))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    until_idle(llama4)
+
+
+def test_a_loop_goes_on_while_pictures_are_prepared(llama4: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop runs between the call of astream() and its first piece, whatever the pictures take."""
+    may_prepare = threading.Event()
+    prepare_request = llama4._chat_request
+
+    def wait_and_prepare(*args: Any) -> Request:
+        assert may_prepare.wait(30)
+        return prepare_request(*args)
+
+    monkeypatch.setattr(llama4, "_chat_request", wait_and_prepare)
+
+    async def ask() -> str:
+        answer = llama4.astream([{"role": "user", "content": [image(png()), text("Hm?")]}], max_tokens=3)
+        await asyncio.sleep(0)  # would not be reached if astream() prepared them itself
+        may_prepare.set()
+        return (await answer.result()).finish_reason
+
+    assert asyncio.run(ask()) == "length"
 
 
 def test_a_text_model_sees_nothing(llm: LLM) -> None:

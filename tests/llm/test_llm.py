@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llm.tiny_llm import write_tiny_llm
+from llm.tiny_llm import until_idle, write_tiny_llm
 
 import puna.llm.load as loading
 from puna import LLM, SamplingParams
@@ -35,14 +34,6 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 
 def engine_threads() -> int:
     return sum(thread.name == "puna-engine" for thread in threading.enumerate())
-
-
-def until_idle(llm: LLM) -> None:
-    """Wait until no request is in the engine."""
-    end = time.monotonic() + 10
-    while llm._engine._inboxes:
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_a_batch_says_what_its_prompts_say_alone(llm: LLM) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from puna import LLM
 from puna.model.config import ModelConfig
 from puna.weights.files.values import Value, ValueType
 from puna.weights.load import write_checkpoint
@@ -64,3 +66,11 @@ def _alphabet() -> list[str]:
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
+def until_idle(llm: LLM) -> None:
+    """Wait until no request is in the engine."""
+    end = time.monotonic() + 10
+    while llm._engine._inboxes:
+        assert time.monotonic() < end
+        time.sleep(0.001)
