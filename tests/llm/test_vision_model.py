@@ -14,7 +14,9 @@ from puna import LLM
 from puna.core import PlacedImage
 from puna.images import prepare
 from puna.text.files import hf_files
+from puna.weights.convert import convert
 from puna.weights.load import Checkpoint
+from puna.weights.targets import Texts, plan
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -43,18 +45,14 @@ def tokenizer_files(name: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(params=["torch", "native"])
-def load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Callable[[str], LLM]:
-    """An LLM over the model in memory, its tokenizer from a folder."""
+def load(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], LLM]:
+    """An LLM over the model's folder in Hugging Face's layout, as our writer makes it."""
 
     def loaded(name: str) -> LLM:
-        for file, content in tokenizer_files(name).items():
-            (tmp_path / file).write_bytes(content)
-        checkpoint = Checkpoint(model(name).config, {}, stored(model(name).tensors), folder=tmp_path)
-        monkeypatch.setattr("puna.llm.load.open_checkpoint", lambda *_: checkpoint)
-        (tmp_path / "model.gguf").touch()  # so that there is something to open
-        return LLM(tmp_path / "model.gguf", backend=request.param, device="cpu", threads=1, cache_type="f32")
+        folder = tmp_path / name
+        checkpoint = Checkpoint(model(name).config, {}, stored(model(name).tensors))
+        convert(plan(checkpoint, "hf", Texts({}, tokenizer_files(name), {}), name=name), folder)
+        return LLM(folder, backend=request.param, device="cpu", threads=1, cache_type="f32")
 
     return loaded
 
