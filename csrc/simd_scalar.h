@@ -110,9 +110,9 @@ inline i32x16 round_i32(f32x16 a) PUNA_LANES(i32x16, 16, to_int(std::nearbyint(a
 inline void store_s8(int8_t* p, i32x16 a) { for (int i = 0; i < 16; i++) p[i] = (int8_t)std::clamp(a.v[i], -128, 127); }
 inline i32x16 izero() PUNA_LANES(i32x16, 16, 0)
 inline i32x16 iset1(int x) PUNA_LANES(i32x16, 16, x)
-inline i32x16 iadd(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, a.v[i] + b.v[i])
+inline i32x16 iadd(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] + (uint32_t)b.v[i]))
 inline i32x16 ishl(i32x16 a, int n) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] << n))
-inline i32x16 isub(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, a.v[i] - b.v[i])
+inline i32x16 isub(i32x16 a, i32x16 b) PUNA_LANES(i32x16, 16, (int32_t)((uint32_t)a.v[i] - (uint32_t)b.v[i]))
 inline i32x16 iload(const int32_t* p) PUNA_LANES(i32x16, 16, p[i])
 inline void istore(int32_t* p, i32x16 a) { std::memcpy(p, a.v, 64); }
 inline i32x16 bits_of(f32x16 a) { i32x16 r; std::memcpy(r.v, a.v, 64); return r; }

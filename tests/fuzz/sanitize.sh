@@ -36,7 +36,8 @@ sanitized() {
     "$python" -P "$@"
 }
 
-run_tests() { sanitized "$1" -m pytest -p no:cacheprovider --durations=3 "${@:2}"; }
+# What a sanitizer says as it ends the process would be lost in pytest's capture of file descriptors.
+run_tests() { sanitized "$1" -m pytest -p no:cacheprovider --capture=sys --durations=3 "${@:2}"; }
 
 case $kind in
   address)
