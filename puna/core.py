@@ -227,7 +227,9 @@ class Request:
 
 @dataclass(slots=True)
 class StepResult:
-    """What one step made known about one request. The last one of a request has a finish reason."""
+    """What one step made known about one request. The last one of a request has a finish reason, or the error
+    that ended it.
+    """
 
     request_id: int
     token_ids: list[int]  # new, without the end token that stopped it
@@ -237,6 +239,7 @@ class StepResult:
     prompt_logprobs: list[TokenLogprob]  # of the next few prompt tokens, if asked for
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or id that ended it
+    error: PunaError | None = None  # of this request alone
 
 
 @dataclass(slots=True)

@@ -16,13 +16,13 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from puna.core import BadValue, Completion, EngineClosed, Request, StepResult, WorkFailed
+from puna.core import BadValue, Completion, EngineClosed, PunaError, Request, StepResult, WorkFailed
 from puna.engine.engine import Engine, completion
 
 if TYPE_CHECKING:
     import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy
 
-Item = StepResult | WorkFailed
+Item = StepResult | PunaError
 
 
 class _Inbox(NamedTuple):
@@ -49,7 +49,7 @@ class _Stream:
         self.close()  # nobody reads it any more
 
     def _open(self, item: Item) -> StepResult:
-        if isinstance(item, WorkFailed):
+        if isinstance(item, PunaError):
             self._has_ended = True
             raise item
         self._has_ended = item.finish_reason is not None
@@ -200,10 +200,10 @@ class EngineThread:
         batches: dict[asyncio.AbstractEventLoop, list[tuple[Callable[[Item], None], StepResult]]] = {}
         for result in results:
             inbox = self._inboxes[result.request_id]
-            if result.finish_reason is not None:
+            if result.finish_reason is not None or result.error is not None:
                 del self._inboxes[result.request_id]
             if inbox.loop is None:
-                inbox.put(result)
+                inbox.put(result.error or result)
             else:
                 batches.setdefault(inbox.loop, []).append((inbox.put, result))
         for loop, batch in batches.items():
@@ -230,4 +230,4 @@ class EngineThread:
 
 def _put_all(batch: list[tuple[Callable[[Item], None], StepResult]]) -> None:
     for put, result in batch:
-        put(result)
+        put(result.error or result)

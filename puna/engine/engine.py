@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from math import isfinite, isnan
 from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import (
+    BadFile,
     BadValue,
     Batch,
     Completion,
@@ -178,21 +180,26 @@ class Engine:
     def _use(self, seq: Sequence, logits_RV: NDArray[np.float32], best_R: list[int] | None) -> None:
         """Use the rows of one sequence: to score its prompt, and to extend it where they reach its end."""
         result = self._new_result(seq)
+        self._results.append(result)
         if seq.n_to_score:
             self._score(seq, logits_RV, result)
+            if result.error is not None:
+                return
         n_computed = seq.chunk.start + len(seq.chunk.tokens)
         if n_computed < len(seq.tokens):
             self._scheduler.advance(seq, n_computed)
         else:
             self._extend(seq, logits_RV[-1 - len(seq.draft) :], best_R, result)
-        self._results.append(result)
 
     def _score(self, seq: Sequence, logits_RV: NDArray[np.float32], result: StepResult) -> None:
         """Report the log-probabilities of the prompt tokens that follow the rows."""
         position = seq.chunk.start + len(seq.chunk.tokens) - len(logits_RV)
         n_top = seq.request.params.logprobs or 0
         for logits_V, token in zip(logits_RV, seq.request.prompt[position + 1 :], strict=False):
-            result.prompt_logprobs.append(self._sampler.logprob(logits_V, token, n_top))
+            scored = self._sampler.logprob(logits_V, token, n_top)
+            if isnan(scored.logprob):
+                return self._fail(seq, result)
+            result.prompt_logprobs.append(scored)
         seq.n_scored += len(result.prompt_logprobs)
 
     def _extend(
@@ -210,6 +217,8 @@ class Engine:
                 if best_R is not None
                 else self._sampler.choose(logits_V, seq.sampling, len(seq.tokens))
             )
+            if not isfinite(logits_V[token]):
+                return self._fail(seq, result)
             self._append(seq, token, logits_V, result)
             if result.finish_reason is not None or n_right == len(draft) or token != draft[n_right]:
                 break
@@ -244,6 +253,15 @@ class Engine:
     def _new_result(self, seq: Sequence) -> StepResult:
         return StepResult(seq.request.id, [], "", seq.n_cached or 0, [], [])
 
+    def _fail(self, seq: Sequence, result: StepResult) -> None:
+        """The model computes no numbers for this sequence; others may still be answered."""
+        result.error = BadFile(
+            f"the model's logits after {len(seq.tokens)} tokens are infinite or not a number (NaN): its "
+            "weights are damaged, or too large for their type; get the model again, or load it with other "
+            "weights"
+        )
+        self._finish(seq, result)
+
     def _finish(self, seq: Sequence, result: StepResult) -> None:
         sink = seq.request.sink
         if sink is not None and sink.stopped is None:
@@ -253,9 +271,11 @@ class Engine:
 
 
 def completion(request: Request, results: Iterable[StepResult]) -> Completion:
-    """The whole answer from all results of a request; the last one must have a finish reason."""
+    """The whole answer from all results of a request, which has ended. Raises the error that ended it."""
     results = list(results)
     last = results[-1]
+    if last.error is not None:
+        raise last.error
     assert last.finish_reason is not None
     logprobs: list[TokenLogprob] = [item for result in results for item in result.logprobs]
     prompt_logprobs = [item for result in results for item in result.prompt_logprobs]

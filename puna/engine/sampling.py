@@ -15,7 +15,7 @@ ids seen so far, G groups of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import inf, isfinite, log
+from math import inf, isfinite, log, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,9 +133,12 @@ class Sampler:
     def logprob(self, logits_V: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
         """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first).
 
-        A token that stands for an image has no logit: it is never predicted.
+        A token that stands for an image has no logit: it is never predicted. NaN for a row that has infinite
+        logits or NaN.
         """
         largest = float(logits_V.max())
+        if not isfinite(largest):
+            return TokenLogprob(token, nan, ())
         np.subtract(logits_V, largest, out=self._wide_V, dtype=np.float64)
         np.exp(self._wide_V, out=self._wide_V)
         offset = largest + log(float(self._wide_V.sum()))

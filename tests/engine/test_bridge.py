@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from puna.core import BadValue, Batch, Completion, EngineClosed, PromptTooLong, Request, SamplingParams
+from puna.core import (
+    BadFile,
+    BadValue,
+    Batch,
+    Completion,
+    EngineClosed,
+    PromptTooLong,
+    Request,
+    SamplingParams,
+)
 from puna.engine.bridge import AsyncStream, EngineThread
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine
@@ -55,6 +64,23 @@ def thread(gate: Gate) -> Iterator[EngineThread]:
     with EngineThread(Engine(gate, EngineConfig(max_guesses=0))) as thread:
         yield thread
         gate.opened.set()
+
+
+def test_an_error_of_one_request_is_raised_where_it_is_read(
+    thread: EngineThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Gate.step
+    monkeypatch.setattr(Gate, "step", lambda gate, batch: run(gate, batch) * np.nan)
+    with pytest.raises(BadFile, match="not a number"):
+        thread.stream(Request([1], PARAMS)).result()
+
+    async def ask() -> None:
+        with pytest.raises(BadFile, match="not a number"):
+            await thread.astream(Request([1], PARAMS)).result()
+
+    asyncio.run(ask())
+    monkeypatch.setattr(Gate, "step", run)
+    assert thread.stream(Request([2], PARAMS)).result().finish_reason == "length"
 
 
 def test_streams_in_any_thread(thread: EngineThread) -> None:

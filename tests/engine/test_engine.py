@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from puna.core import (
+    BadFile,
     BadValue,
     Batch,
     Completion,
@@ -277,6 +278,40 @@ def test_scores_a_prompt_in_chunks_of_bounded_rows() -> None:
         assert [token for token, _ in item.top] == np.argsort(-exact_V)[:3].tolist()
     (done,) = run(engine, Request([3], params, prompt_logprobs=True))
     assert done.prompt_logprobs == ()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Request([1, 2, 3], GREEDY),
+        Request([1, 2, 3], with_options(temperature=1.0, top_p=0.9, seed=1)),
+        Request([1, 2, 3], with_options(logprobs=2, logit_bias={5: -2.0})),
+        Request([1, 2, 3], GREEDY, prompt_logprobs=True),
+    ],
+    ids=["greedy", "drawn", "adjusted", "scored"],
+)
+def test_logits_that_are_no_numbers_end_one_request_and_no_other(broken: Request, value: float) -> None:
+    """As with damaged weights, or an image that overflows: the request that has them is told."""
+
+    class Breaks(Recorder):
+        def step(self, batch: Batch) -> NDArray[np.float32]:
+            logits_RV, row = super().step(batch).copy(), 0
+            for chunk in batch.chunks:
+                if chunk.start == 0 and list(chunk.tokens) == [1, 2, 3]:
+                    logits_RV[row : row + chunk.n_logits, 4] = value
+                row += chunk.n_logits
+            return logits_RV
+
+    (alone,) = run(Engine(Breaks(), EngineConfig()), Request([9, 9], GREEDY))
+    engine = Engine(Breaks(), EngineConfig())
+    for request in (broken, other := Request([9, 9], GREEDY)):
+        engine.submit(request)
+    results = [result for _ in range(20) for result in engine.step()]
+    with pytest.raises(BadFile, match=r"logits after 3 tokens .* weights are damaged"):
+        completion(broken, [result for result in results if result.request_id == broken.id])
+    assert completion(other, [result for result in results if result.request_id == other.id]) == alone
+    assert not engine.is_busy
 
 
 @pytest.mark.parametrize("options", [{"max_step_tokens": 0}, {"max_running": 0}, {"max_guesses": -1}])
