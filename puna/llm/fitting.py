@@ -189,7 +189,8 @@ def _alternatives(
             yield whole
             continue
         needs = _needs(other, asked, chosen)
-        room = found.available - (whole.total - whole.cache)
+        pictures = image_bytes(other.config, asked.cache_type) * found.batch
+        room = found.available - (whole.total - whole.cache + pictures)
         context = needs.tokens_in(room, found.batch)
         if context > 0:
             yield _estimate(other, asked, chosen, quant, context, found.batch, found.available)

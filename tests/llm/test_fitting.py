@@ -99,6 +99,17 @@ def test_a_picture_takes_what_is_predicted(name: str) -> None:
     assert after - before == pytest.approx(encoder_bytes(config) + image_bytes(config), rel=0.1)
 
 
+@pytest.mark.parametrize("available", [6 * 10**9, 24 * 10**9, 60 * 10**9])
+@pytest.mark.parametrize(
+    "name", ["llama-3.1-8b", "llama-3.2-11b-vision", "llama-4-scout", "codellama-34b", "llama-guard-4-12b"]
+)
+def test_every_proposal_fits(name: str, available: int) -> None:
+    """Pictures, experts and chunked attention included."""
+    for batch in (1, 3):
+        found = estimate(name, LLMConfig(batch=batch), available=available)
+        assert found.asked.fits or all(other.fits for other in found.instead)
+
+
 def test_what_fits_instead_fits() -> None:
     gb = 10**9
     found = estimate("llama-3.1-8b-instruct", LLMConfig(), "bf16", available=12 * gb)
