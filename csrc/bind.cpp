@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 
@@ -40,6 +42,8 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+constexpr int MOST_ROWS = 1 << 30, MOST_THREADS = 4096;
+
 Kind kind_of(const std::string& name) {
   const Kind kind = kind_named(name.c_str());
   check(kind != Kind::COUNT, "no kernel for tensor type " + name);
@@ -56,7 +60,7 @@ std::string input_form(const std::string& kind) {
 
 size_t packed_bytes(const std::string& kind, int rows, int cols) {
   const size_t row = row_bytes(kind_of(kind), cols);
-  check(rows > 0 && row > 0, kind + " matrix [" + std::to_string(rows) + ", " + std::to_string(cols) + "]: rows are no whole number of blocks");
+  check(rows > 0 && rows <= MOST_ROWS && row > 0, kind + " matrix [" + std::to_string(rows) + ", " + std::to_string(cols) + "]: rows are no whole number of blocks");
   return row * ((rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS);
 }
 
@@ -74,9 +78,9 @@ Weight pack_matrix(std::shared_ptr<Arena> arena, const std::string& kind, int ro
 
 OutFloats unpack_matrix(const Weight& w, const std::string& target) {
   const Kernels& k = choose_target(target);
-  float* out = new float[(size_t)w->m.rows * w->m.cols];
-  for (int r = 0; r < w->m.rows; r++) k.embed(w->m, r, out + (size_t)r * w->m.cols);
-  return own(w->m.rows, w->m.cols, out);
+  return make_floats(w->m.rows, w->m.cols, [&](float* out) {
+    for (int r = 0; r < w->m.rows; r++) k.embed(w->m, r, out + (size_t)r * w->m.cols);
+  });
 }
 
 // One `linear` outside any plan, for tests and micro-benchmarks: x [rows, cols] -> y [rows, padded rows of w].
@@ -91,13 +95,12 @@ OutFloats linear_once(const Weight& w, Matrix2 x, const std::string& target, int
     if (form == InputKind::Q8) k.quantize(x.data() + (size_t)r * cols, cols, q8.data() + (size_t)r * cols / GROUP);
     if (form == InputKind::BF16) k.to_bf16(x.data() + (size_t)r * cols, cols, bf16.data() + (size_t)r * cols);
   }
-  float* y = new float[(size_t)rows * out_cols];
   Pages scratch(LINEAR_SCRATCH);
-  nb::gil_scoped_release free;
-  for (int i = 0; i < repeat; i++)
-    k.linear(w->m, nullptr, {cols, x.data(), bf16.data(), q8.data()}, 0, rows, 0, w->m.tiles(), {y, (size_t)out_cols, nullptr}, scratch.data());
-  nb::gil_scoped_acquire again;
-  return own(rows, out_cols, y);
+  return make_floats(rows, out_cols, [&](float* y) {
+    nb::gil_scoped_release free;
+    for (int i = 0; i < repeat; i++)
+      k.linear(w->m, nullptr, {cols, x.data(), bf16.data(), q8.data()}, 0, rows, 0, w->m.tiles(), {y, (size_t)out_cols, nullptr}, scratch.data());
+  });
 }
 
 // Float rows as a block format: [rows, cols] -> bytes as a GGUF file holds them. importance: [cols], or empty.
@@ -107,9 +110,9 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> encode_matrix(const std::string& ki
   const size_t rows = x.shape(0), cols = x.shape(1), bytes = row_bytes(k, (int)cols) * rows;
   check(bytes > 0 && k >= Kind::Q8_0 && k <= Kind::IQ4_XS, "encode: no rows of whole " + kind + " blocks in a matrix of " + std::to_string(cols) + " columns");
   check(importance.size() == 0 || importance.size() == cols, "encode: " + std::to_string(importance.size()) + " importances for " + std::to_string(cols) + " columns");
-  check(threads > 0, "encode: threads must be positive");
+  check(threads > 0 && threads <= MOST_THREADS, "encode: threads must be from 1 to " + std::to_string(MOST_THREADS));
   const size_t n_blocks = bytes / (size_t)format_of(k).bytes;
-  uint8_t* out = new uint8_t[bytes];
+  std::unique_ptr<uint8_t[]> out(new uint8_t[bytes]);
   {
     nb::gil_scoped_release free;
     Pool pool(threads);
@@ -117,11 +120,12 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> encode_matrix(const std::string& ki
     constexpr size_t STEP = 1024;  // whole groups of lanes
     pool.run([&](int) {
       for (size_t b; (b = next.fetch_add(STEP)) < n_blocks;)
-        kernels.encode(k, x.data(), importance.size() ? importance.data() : nullptr, (int)cols, b, std::min(n_blocks, b + STEP), out);
+        kernels.encode(k, x.data(), importance.size() ? importance.data() : nullptr, (int)cols, b, std::min(n_blocks, b + STEP), out.get());
     });
   }
-  nb::capsule owner(out, [](void* p) noexcept { delete[] (uint8_t*)p; });
-  return {out, {bytes}, owner};
+  uint8_t* data = out.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] (uint8_t*)p; });
+  return {data, {bytes}, owner};
 }
 
 Rows rows_named(const std::string& name) { return name == "wanted" ? Rows::WANTED : Rows::ALL; }
@@ -159,7 +163,7 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
     BlockTable local = global;
     if (has_pool) {
       const int begin = locals->data()[2 * i], origin = locals->data()[2 * i + 1];
-      check(origin >= 0 && origin <= start && origin % BLOCK_TOKENS == 0, "step: malformed chunk");
+      check(origin >= 0 && origin <= start && origin % std::max(BLOCK_TOKENS, plan.local_reach()) == 0, "step: malformed chunk");
       local = table_at(blocks, begin, origin, (int64_t)start + n, plan.cache().n_local_blocks);
     }
     s.chunks.push_back({row, n, start, wanted, (int)s.wanted.size(), global, local});
@@ -182,6 +186,7 @@ nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints ch
                     std::vector<Given> given, std::vector<Seen> seen) {
   Plan& plan = nb::cast<Plan&>(self);
   check(list >= 0 && list < plan.n_lists(), "step: no such list of ops");
+  check(vocab > 0 && vocab <= plan.at(result).cols, "step: a result of " + std::to_string(vocab) + " columns from a buffer of " + std::to_string(plan.at(result).cols));
   Step step = make_step(plan, vocab, tokens, chunks, blocks, locals);
   place_images(plan, step, given, seen);
   const float* logits;
@@ -193,10 +198,35 @@ nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints ch
   return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, {step.wanted.size(), (size_t)vocab}, self, {(int64_t)stride, 1}));
 }
 
+// A weight that multiplies buffer x into buffer out, whose columns are padded to whole tiles.
+void check_linear(const Plan& p, const char* op, int x, const Weight& w, int out) {
+  check(w != nullptr, std::string(op) + ": a weight is missing");
+  const Buffer &from = p.at(x), &to = p.at(out);
+  check(from.cols >= w->m.cols && to.cols >= w->m.tiles() * TILE_ROWS, std::string(op) + ": a weight [" + std::to_string(w->m.rows) + ", " + std::to_string(w->m.cols) +
+            "] from a buffer of " + std::to_string(from.cols) + " columns to one of " + std::to_string(to.cols));
+}
+
+// Buffers that an op reads and writes side by side.
+void check_widths(const Plan& p, const char* op, std::initializer_list<int> buffers) {
+  for (int b : buffers) check(p.at(b).cols == p.at(*buffers.begin()).cols, std::string(op) + ": buffers differ in columns");
+}
+
+// Queries of n_heads heads, of as many for each head of keys, and what becomes of them.
+void check_heads(const Plan& p, const char* op, int q, int n_heads, int out) {
+  const CacheShape& c = p.cache();
+  check(n_heads > 0 && n_heads % c.n_kv_heads == 0 && p.at(q).cols >= n_heads * c.head_dim && p.at(out).cols >= n_heads * c.head_dim,
+        std::string(op) + ": " + std::to_string(n_heads) + " heads do not fit the buffers, or the " + std::to_string(c.n_kv_heads) + " heads of keys");
+}
+
+void check_layer(const Plan& p, const char* op, int layer) {
+  check(layer >= 0 && layer < p.cache().n_layers, std::string(op) + ": no such layer");
+}
+
 void check_experts(const Plan& p, int x, int scores, const std::vector<Weight>& w1, const std::vector<Weight>& w2, const std::vector<Weight>& w3,
                    int n_active, int out) {
   const size_t n = w1.size();
   check(n > 0 && w2.size() == n && w3.size() == n, "experts: as many of w1, w2 and w3 are needed");
+  for (size_t e = 0; e < n; e++) check(w1[e] && w2[e] && w3[e], "experts: a weight is missing");
   check(n_active > 0 && (size_t)n_active <= n && p.at(scores).cols >= (int)n, "experts: n_active of " + std::to_string(n) + " experts with a score each are needed");
   const Matrix &gate = w1[0]->m, &down = w2[0]->m;
   for (size_t e = 0; e < n; e++) {
@@ -217,9 +247,7 @@ void set_values(Plan& plan, int buffer, Matrix2 x) {
 OutFloats values(const Plan& plan, int buffer, int rows) {
   const Buffer& b = plan.at(buffer);
   check(rows >= 0 && (size_t)rows * b.cols * sizeof(float) <= b.f32.size(), "values: more than the buffer holds");
-  float* out = new float[(size_t)rows * b.cols];
-  std::copy_n(b.row(0), (size_t)rows * b.cols, out);
-  return own(rows, b.cols, out);
+  return make_floats(rows, b.cols, [&](float* out) { std::copy_n(b.row(0), (size_t)rows * b.cols, out); });
 }
 
 }  // namespace
@@ -254,7 +282,9 @@ NB_MODULE(_native, m) {
       .def("__init__", [](Plan* self, const std::string& target, int threads, int max_tokens, int max_wanted, const std::string& cache,
                           int layers, int n_blocks, int kv_heads, int head_dim, int n_local_blocks, const std::vector<int>& local_layers) {
         check(threads > 0 && max_tokens > 0 && max_wanted > 0 && layers > 0 && n_blocks > 0, "Plan: sizes must be positive");
-        check(head_dim % 32 == 0 && head_dim <= 256, "Plan: head_dim must be a multiple of 32, at most 256; got " + std::to_string(head_dim));
+        check(kv_heads > 0, "Plan: sizes must be positive");
+        check(head_dim > 0 && head_dim % 32 == 0 && head_dim <= 256, "Plan: head_dim must be a multiple of 32, at most 256; got " + std::to_string(head_dim));
+        for (int l : local_layers) check(l >= 0 && l < layers, "Plan: no such local layer");
         check(local_layers.empty() || n_local_blocks > 0, "Plan: local layers need blocks");
         new (self) Plan(choose_target(target), threads, max_tokens, max_wanted,
                         {cache_named(cache), layers, n_blocks, kv_heads, head_dim, n_local_blocks, local_layers});
@@ -264,43 +294,80 @@ NB_MODULE(_native, m) {
       .def("set_rotation", &Plan::set_rotation, "frequencies"_a, "factor"_a)
       .def("begin_list", &Plan::begin_list)
       .def("embed", [](Plan& p, const Weight& table, const Weight& more, int out) {
-        check(!more || more->m.cols == table->m.cols, "embed: tables differ in columns");
+        check(table && (!more || more->m.cols == table->m.cols), "embed: tables differ in columns");
+        check(p.at(out).cols >= table->m.cols, "embed: the buffer has fewer columns than the table");
         p.embed(table, more, out);
       }, "table"_a, "more"_a.none(), "out"_a)
       .def("rms_norm", [](Plan& p, int x, Floats w, float eps, int out, int forms) {
         check((int)w.size() == p.at(x).cols, "rms_norm: " + std::to_string(w.size()) + " weights for " + std::to_string(p.at(x).cols) + " columns");
+        check_widths(p, "rms_norm", {x, out});
         p.rms_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out, forms);
       })
       .def("convert", &Plan::convert)
-      .def("linear", &Plan::linear)
-      .def("gated", &Plan::gated)
+      .def("linear", [](Plan& p, int x, std::vector<Weight> w, std::vector<int> out, int residual) {
+        check(!w.empty() && w.size() == out.size(), "linear: a buffer for each weight is needed");
+        for (size_t i = 0; i < w.size(); i++) check_linear(p, "linear", x, w[i], out[i]);
+        for (int o : out) check(residual < 0 || p.at(residual).cols == p.at(o).cols, "linear: the residual differs in columns");
+        p.linear(x, std::move(w), std::move(out), residual);
+      })
+      .def("gated", [](Plan& p, int x, Weight gate, Weight up, int out) {
+        check_linear(p, "gated", x, gate, out);
+        check_linear(p, "gated", x, up, out);
+        check(gate->m.kind == up->m.kind && gate->m.rows == up->m.rows, "gated: both weights must have one kind and shape");
+        p.gated(x, std::move(gate), std::move(up), out);
+      })
       .def("store", [](Plan& p, int q, int k, int v, int layer, bool rotate, float norm_eps, double floor_scale, double attn_scale) {
         check(attn_scale == 0 || floor_scale > 0, "store: floor_scale must be above 0");
+        check_layer(p, "store", layer);
+        const int keys = p.cache().n_kv_heads * p.cache().head_dim;
+        check(p.at(k).cols >= keys && p.at(v).cols >= keys, "store: keys and values do not fit the cache");
         p.store(q, k, v, layer, {rotate, norm_eps, floor_scale, attn_scale});
       }, "q"_a, "k"_a, "v"_a, "layer"_a, "rotate"_a = false, "norm_eps"_a = 0.0f, "floor_scale"_a = 0.0, "attn_scale"_a = 0.0)
       .def("attend", [](Plan& p, int q, int layer, int n_heads, float scale, int reach, int out, int forms) {
         check(reach >= 0, "attend: reach must be 0 or more positions");
+        check_layer(p, "attend", layer);
+        check_heads(p, "attend", q, n_heads, out);
         p.attend(q, layer, n_heads, scale, reach, out, forms);
       })
       .def("experts", [](Plan& p, int x, int scores, std::vector<Weight> w1, std::vector<Weight> w2, std::vector<Weight> w3, int n_active, int out) {
         check_experts(p, x, scores, w1, w2, w3, n_active, out);
         p.experts(x, scores, std::move(w1), std::move(w2), std::move(w3), n_active, out);
       })
-      .def("cross_attend", &Plan::cross_attend)
-      .def("mask_rows", &Plan::mask_rows)
+      .def("cross_attend", [](Plan& p, int q, int layer, int n_heads, float scale, int out, int forms) {
+        check(layer >= 0, "cross_attend: no such layer");
+        check_heads(p, "cross_attend", q, n_heads, out);
+        p.cross_attend(q, layer, n_heads, scale, out, forms);
+      })
+      .def("mask_rows", [](Plan& p, int x, int out) {
+        check_widths(p, "mask_rows", {x, out});
+        p.mask_rows(x, out);
+      })
       .def("head_norm", [](Plan& p, int x, Floats w, float eps, int out) {
         check(w.size() > 0 && w.size() % 16 == 0 && p.at(x).cols % (int)w.size() == 0, "head_norm: columns are no whole number of heads");
+        check_widths(p, "head_norm", {x, out});
         p.head_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out);
       })
-      .def("add", &Plan::add)
-      .def("add_scaled", &Plan::add_scaled)
-      .def("swiglu", &Plan::swiglu)
+      .def("add", [](Plan& p, int a, int b, int out) {
+        check_widths(p, "add", {a, b, out});
+        p.add(a, b, out);
+      })
+      .def("add_scaled", [](Plan& p, int a, int b, float factor, int out) {
+        check_widths(p, "add_scaled", {a, b, out});
+        p.add_scaled(a, b, factor, out);
+      })
+      .def("swiglu", [](Plan& p, int gate, int up, int out) {
+        check_widths(p, "swiglu", {gate, up, out});
+        p.swiglu(gate, up, out);
+      })
       .def("hadamard", [](Plan& p, int x, int out) {
         const int n = p.at(x).cols;
         check(n >= TILE_ROWS && (n & (n - 1)) == 0 && p.at(out).cols == n, "hadamard: " + std::to_string(n) + " columns are no power of two");
         p.hadamard(x, out);
       })
-      .def("select", &Plan::select)
+      .def("select", [](Plan& p, int x, int out) {
+        check_widths(p, "select", {x, out});
+        p.select(x, out);
+      })
       .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
       .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "locals"_a = nb::none(), "list"_a = 0,

@@ -3,12 +3,15 @@
 #include <nanobind/stl/string.h>
 
 #include <string>
+#include <vector>
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace puna {
 namespace {
+
+constexpr int MOST_LAYERS = 1 << 10, MOST_POSITIONS = 1 << 20;
 
 std::string shape(const Matrix2& x) { return "[" + std::to_string(x.shape(0)) + ", " + std::to_string(x.shape(1)) + "]"; }
 
@@ -51,14 +54,19 @@ class PythonImageOps {
     check(groups > 0 && rows > 0 && rows % groups == 0 && real > 0 && real <= rows / groups, "attend: rows are no whole number of groups with real rows in each");
     check(heads > 0 && q.shape(1) % heads == 0 && q.shape(1) / heads <= 256, "attend: heads must be whole and have at most 256 columns");
     check((int)order.size() == rows, "attend: the order needs a number for each row");
-    for (int i = 0; i < rows; i++) check(order.data()[i] >= 0 && order.data()[i] < rows, "attend: no such row in the order");
+    std::vector<bool> taken(rows);
+    for (int i = 0; i < rows; i++) {
+      const int row = order.data()[i];
+      check(row >= 0 && row < rows && !taken[row], "attend: the order must name every row once");
+      taken[row] = true;
+    }
     return make(rows, q.shape(1), [&](float* y) {
       ops_.attend(q.data(), k.data(), v.data(), {order.data(), rows, groups, real}, heads, (int)q.shape(1) / heads, scale, y);
     });
   }
   std::shared_ptr<ImageKeys> keys(int layers, int positions) {
     const CacheShape& c = plan_.cache();
-    check(layers > 0 && positions > 0, "keys: layers and positions must be positive");
+    check(layers > 0 && layers <= MOST_LAYERS && positions > 0 && positions <= MOST_POSITIONS, "keys: from 1 to " + std::to_string(MOST_LAYERS) + " layers and " + std::to_string(MOST_POSITIONS) + " positions");
     return std::make_shared<ImageKeys>(c.kind, layers, c.n_kv_heads, c.head_dim, positions);
   }
   void fill(ImageKeys& keys, int layer, Matrix2 k, Matrix2 v) {
@@ -71,12 +79,10 @@ class PythonImageOps {
 
  private:
   template <class Fn> OutFloats make(size_t rows, size_t cols, Fn fn) {
-    float* y = new float[rows * cols];
-    {
+    return make_floats((int)rows, (int)cols, [&](float* y) {
       nb::gil_scoped_release free;
       fn(y);
-    }
-    return own((int)rows, (int)cols, y);
+    });
   }
 
   Plan& plan_;
@@ -102,6 +108,7 @@ void place_images(const Plan& plan, Step& step, const std::vector<Given>& given,
     check(row0 >= 0 && row0 < row1 && row1 <= n && !images.empty(), "step: no such rows that see images");
     step.seen.push_back({row0, row1, {}});
     for (const auto& image : images) {
+      check(image != nullptr, "step: keys of an image are missing");
       const CacheLayer& layer = image->layer(0);
       check(layer.kind == c.kind && layer.n_kv_heads == c.n_kv_heads && layer.head_dim == c.head_dim && image->layers() >= plan.cross_layers(), "step: keys of an image of another model");
       step.seen.back().images.push_back(image.get());

@@ -27,6 +27,12 @@ using Seen = std::tuple<int, int, std::vector<std::shared_ptr<ImageKeys>>>;
 
 void check(bool good, const std::string& message);  // std::invalid_argument
 OutFloats own(int rows, int cols, float* data);
+// A new array that `fill` has filled.
+template <class Fn> OutFloats make_floats(int rows, int cols, Fn fill) {
+  std::unique_ptr<float[]> data(new float[(size_t)rows * cols]);
+  fill(data.get());
+  return own(rows, cols, data.release());
+}
 void place_images(const Plan& plan, Step& step, const std::vector<Given>& given, const std::vector<Seen>& seen);
 void bind_images(nanobind::module_& m);
 

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "plan_attend.h"
 #include "plan_experts.h"
@@ -142,6 +144,7 @@ int Plan::buffer(int cols, Rows rows) {
 void Plan::want(int i, int forms) { want(*buffers_.at(i), forms); }
 
 void Plan::want(Buffer& b, int forms) {
+  if ((forms & FORM_Q8) && b.cols % GROUP) throw std::invalid_argument("a buffer of " + std::to_string(b.cols) + " columns has no groups of " + std::to_string(GROUP) + " for 8 bits");
   const size_t values = b.f32.size() / sizeof(float);
   if ((forms & FORM_BF16) && !b.bf16.data()) b.bf16 = Pages(values * sizeof(uint16_t));
   if ((forms & FORM_Q8) && !b.q8.data()) b.q8 = Pages(values / GROUP * sizeof(QBlock));
@@ -189,6 +192,8 @@ void Plan::store(int q, int k, int v, int layer, const QueryKeySteps& steps) {
 
 void Plan::attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms) {
   want(out, forms);
+  if (cache_query_is_bf16(cache_shape_.kind)) want(q, FORM_BF16);
+  if (cache_shape_.is_local(layer)) local_reach_ = reach;
   AttendSchedule& schedule = this->schedule(at(out).rows, n_heads / cache_shape_.n_kv_heads, reach, cache_shape_.is_local(layer));
   lists_.back().push_back(make_attend(k_, schedule, at(q), cache_.at(layer), scale, at(out)));
   lists_.back().push_back(make_attend_merge(k_, schedule, at(out), forms));

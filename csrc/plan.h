@@ -153,6 +153,7 @@ class Plan {
   int n_lists() const { return (int)lists_.size(); }
   int token_ids() const { return token_ids_; }          // rows of the tables of embeddings; 0 where there is none
   int embedding_cols() const { return embedding_cols_; }
+  int local_reach() const { return local_reach_; }      // of attention in layers with blocks of their own
   int cross_layers() const { return cross_layers_; }    // of which an image needs keys and values
   std::vector<double>& op_seconds() { return op_seconds_; }  // filled while profiling
   bool profile = false;
@@ -182,7 +183,7 @@ class Plan {
   std::vector<std::unique_ptr<AttendSchedule>> schedules_;
   std::unique_ptr<CrossSchedule> cross_;
   std::vector<Ops> lists_{1};
-  int running_ = 0, token_ids_ = 0, embedding_cols_ = 0, cross_layers_ = 0;
+  int running_ = 0, token_ids_ = 0, embedding_cols_ = 0, cross_layers_ = 0, local_reach_ = 0;
   std::vector<double> op_seconds_;
   Pages scratch_;
   Pool pool_;

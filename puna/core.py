@@ -281,6 +281,7 @@ class Executor(Protocol):
     vocab_size: int
     n_token_ids: int  # that may be read: those from vocab_size on stand for images and are never predicted
     context_length: int
+    max_images: int | None  # that running sequences may look at together, unless one alone has more
 
     def n_image_positions(self, image: Image) -> int:
         """Positions that an image takes; raises BadValue if this model cannot see it. Safe in any thread."""

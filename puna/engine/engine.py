@@ -50,7 +50,7 @@ class Engine:
             window=executor.local_window,
             n_step=config.max_step_tokens if executor.local_window else 0,
         )
-        self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size))
+        self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size), executor.max_images)
         self._sampler = Sampler(executor.vocab_size)
         self._live: dict[int, Sequence] = {}  # by request id
         self._results: list[StepResult] = []  # not handed out yet

@@ -41,11 +41,13 @@ class MockExecutor:
         block_size: int = 4,
         n_local_blocks: int = 0,
         local_window: int = 0,
+        max_images: int | None = None,
     ) -> None:
         self.vocab_size = vocab_size
         self.n_token_ids = vocab_size
         self.context_length = context_length
         self.n_blocks = n_blocks
+        self.max_images = max_images
         self.block_size = block_size
         self.n_local_blocks = n_local_blocks
         self.local_window = local_window

@@ -26,7 +26,9 @@ class Scheduler:
     left of the tokens, guesses and scoring what is left of the rows.
     """
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager, max_rows: int) -> None:
+    def __init__(
+        self, config: EngineConfig, blocks: BlockManager, max_rows: int, max_images: int | None = None
+    ) -> None:
         n_tokens = config.max_step_tokens
         # half of the tokens and rows is kept from decoding, and half of that from guesses, so that
         # prefill and scoring always move on
@@ -36,6 +38,7 @@ class Scheduler:
         self.max_guesses = min(
             config.max_guesses, self._n_spare_rows // 2, (n_tokens - self._max_running) // 2
         )
+        self._max_images = max_images
         self.blocks = blocks
         self.running: list[Sequence] = []  # oldest first
         self.waiting: deque[Sequence] = deque()  # oldest first, all younger than the running ones
@@ -164,13 +167,22 @@ class Scheduler:
         """Let waiting sequences in, leaving every running one a free block to grow into."""
         while self.waiting and self._n_tokens_left and len(self.running) < self._max_running:
             seq = self.waiting[0]
-            if self._admission_is_futile or not self.blocks.admit(seq, len(self.running)):
+            if self._admission_is_futile or not self._admits(seq):
                 self._admission_is_futile = True
                 return
             if seq.n_cached is None:
                 seq.n_cached = seq.n_computed
             self.running.append(self.waiting.popleft())
             self._prefill(seq, scheduled)
+
+    def _admits(self, seq: Sequence) -> bool:
+        """Give `seq` its blocks, if they are there and its images have room beside those of running ones."""
+        if self._max_images is not None and seq.request.images:
+            seen = {placed.image.digest for other in self.running for placed in other.request.images}
+            own = {placed.image.digest for placed in seq.request.images}
+            if seen and len(seen | own) > self._max_images:
+                return False
+        return self.blocks.admit(seq, len(self.running))
 
     def _run(self, seq: Sequence, end: int, n_logits: int, scheduled: list[Sequence]) -> None:
         """Put tokens n_computed..end-1 of `seq` and its guesses into the step."""

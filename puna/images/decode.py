@@ -12,6 +12,7 @@ import base64
 import binascii
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -29,10 +30,13 @@ Picture = pil.Image
 Source = bytes | str | os.PathLike[str] | Picture
 
 MAX_BYTES = 64 << 20  # of a file
-MAX_PIXELS = 64_000_000  # 200 MB as RGB; photos of 50 megapixels fit
+MAX_PIXELS = 64_000_000  # up to 900 MB while one is decoded; photos of 50 megapixels fit
 MAX_ASPECT = 10_000  # beyond that the shorter side is less than a pixel in any model's tiles
 
 FORMATS = "JPEG, PNG, WebP or GIF"
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module=r"PIL\."
+)  # of damaged metadata: pixels are whole
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: pil.Transpose.FLIP_LEFT_RIGHT,
@@ -43,12 +47,12 @@ _UPRIGHT = {
     7: pil.Transpose.TRANSVERSE,
     8: pil.Transpose.ROTATE_90,
 }
-_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")
 
 # What Pillow raises on damaged files.
 _FAILURES = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, AttributeError,
-    RuntimeError, NotImplementedError, MemoryError, struct.error, zlib.error,
+    RuntimeError, NotImplementedError, MemoryError, AssertionError, UserWarning, struct.error, zlib.error,
     pil.DecompressionBombError, pil.DecompressionBombWarning,
 )  # fmt: skip
 

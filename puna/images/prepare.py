@@ -41,3 +41,11 @@ def _check(image: Image, config: VisionConfig) -> None:
             f"at most {config.max_tiles} tiles for this model, found {image.pixels.shape} of "
             f"{image.pixels.dtype}; prepare it for this model"
         )
+    if not isinstance(image.digest, bytes):
+        raise BadInput(
+            f"the digest of an image must be bytes, found {image.digest!r:.40}; prepare() makes it"
+        )
+    if not np.isfinite(image.pixels).all():
+        raise BadInput(
+            "pixels of an image must be numbers, found infinite ones or NaN; prepare the picture again"
+        )

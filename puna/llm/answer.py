@@ -156,8 +156,8 @@ class AsyncAnswer(_Reader, AsyncIterator[str]):
         """Cancel the request unless it has ended."""
         if self._stream is not None:
             self._stream.close()
-        elif self._starting is not None:
-            self._starting.cancel()
+        elif self._starting is not None and not self._starting.cancel() and _has_result(self._starting):
+            self._read_from(self._starting.result()).close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -175,7 +175,7 @@ class AsyncAnswer(_Reader, AsyncIterator[str]):
         try:
             await wait([self._starting])
         except CancelledError:
-            self._starting.cancel()
+            self.close()
             raise
         if self._starting.cancelled():
             raise StopAsyncIteration
@@ -186,3 +186,7 @@ class AsyncAnswer(_Reader, AsyncIterator[str]):
             self._begin(stream.request)
             self._stream = stream
         return self._stream
+
+
+def _has_result(task: Task[AsyncStream]) -> bool:
+    return not task.cancelled() and task.exception() is None

@@ -8,10 +8,8 @@ from typing import Any
 from puna.core import BadFile, BadInput, Image, PlacedImage, PromptTooLong, Request
 from puna.model.config import ModelConfig
 from puna.model.vision_config import Llama4VisionConfig, VisionConfig
+from puna.runtime.images import MAX_SEEN
 from puna.text.tokenizer import Tokenizer
-
-# Each takes 0.2 GB of keys and values of the 11B, 0.5 GB of the 90B; both were trained on one.
-MOST_CROSS_ATTENDED = 8
 
 _TYPES = ("image", "image_url")
 
@@ -28,6 +26,7 @@ def take_images(
 
     def plain(i: int, part: Any) -> Any:
         if not isinstance(part, Mapping) or part.get("type") not in _TYPES:
+            _check_text(i, part)
             return part
         try:
             image = prepared(_source(part), config, name)
@@ -41,12 +40,20 @@ def take_images(
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, list | tuple):
             turns[i] = {**message, "content": [plain(i, part) for part in content]}
-    if config.cross_attention and len(images) > MOST_CROSS_ATTENDED:
+    if config.cross_attention and len(images) > MAX_SEEN:
         raise BadInput(
-            f"messages for {name} must have at most {MOST_CROSS_ATTENDED} images together, found "
+            f"messages for {name} must have at most {MAX_SEEN} images together, found "
             f"{len(images)}; take some out (Llama 3.2 Vision was trained on one)"
         )
     return turns, images
+
+
+def _check_text(i: int, part: Any) -> None:
+    """A template would print whatever stands in place of a text."""
+    if isinstance(part, Mapping) and part.get("type") == "text" and not isinstance(part.get("text"), str):
+        raise BadInput(
+            f'message {i}: a part must be {{"type": "text", "text": …}} with a text, found {part!r:.80}'
+        )
 
 
 def prepared(source: Any, config: ModelConfig, name: str) -> Image:

@@ -25,7 +25,7 @@ from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.model.sizes import encoder_bytes, image_bytes
-from puna.runtime.images import IMAGE_BYTES
+from puna.runtime.images import IMAGE_BYTES, MAX_SEEN
 from puna.runtime.native import NativeExecutor, cache_bytes_per_token, local_layers, local_window
 from puna.weights.load import Checkpoint, open_checkpoint
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from puna.engine.bridge import EngineThread
     from puna.text.tokenizer import Tokenizer
 
-_PICTURES = 8  # that are kept beside each other are counted at most
 _NEEDED_NEXT = ("puna.engine.bridge", "puna.llm.answer")
 _NEEDED_TO_CHAT = ("jinja2.sandbox", "puna.text.chat")
 
@@ -117,7 +116,9 @@ def needs_of(
 
 def _image_workspace(config: ModelConfig, cache_type: str) -> int:
     """Bytes that encoding a picture takes, and the pictures that are kept."""
-    kept = min(IMAGE_BYTES, _PICTURES * image_bytes(config, cache_type))
+    kept = MAX_SEEN * image_bytes(config, cache_type)
+    if not config.cross_attention:  # those in use can be dropped too
+        kept = min(IMAGE_BYTES, kept)
     return encoder_bytes(config) + kept
 
 

@@ -22,6 +22,7 @@ from puna.model.config import ModelConfig
 from puna.ops.images import NO_IMAGES, Fused, Seen, StepImages
 
 IMAGE_BYTES = 1 << 30  # five pictures of four tiles for Llama 3.2 11B Vision in 16 bits
+MAX_SEEN = 8  # images that running sequences look at together, which cannot be dropped meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,13 @@ def _pairs(ops: Any, cfg: ModelConfig, layers: Sequence[Any], y_ID: Any) -> tupl
 
     pairs = cross_keys(ops, cfg, layers, y_ID)
     return pairs, sum(part.nbytes for pair in pairs for part in pair)
+
+
+def max_images(cfg: ModelConfig) -> int | None:
+    """See core.Executor. Embeddings have done their part once they are read; keys and values are looked at by
+    every token.
+    """
+    return MAX_SEEN if cfg.cross_attention else None
 
 
 class ImageStore:
@@ -82,6 +90,7 @@ class ImageStore:
     def of(self, batch: Batch) -> StepImages:
         """What the tokens of the batch have to do with images, each of which is encoded by now."""
         if not any(chunk.images for chunk in batch.chunks):
+            self._shrink(set())
             return NO_IMAGES
         fused: list[Fused] = []
         seen: list[Seen] = []

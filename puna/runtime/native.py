@@ -19,7 +19,7 @@ from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.model.sizes import local_positions
 from puna.runtime.cpu import default_threads
-from puna.runtime.images import IMAGE_BYTES
+from puna.runtime.images import IMAGE_BYTES, max_images
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
 from puna.weights.blocks.quant import dequantize
@@ -89,6 +89,7 @@ class NativeExecutor:
         _check(cfg, target, cache_type)
         self.vocab_size = cfg.vocab_size
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
+        self.max_images = max_images(cfg)
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self.max_tokens = max_tokens

@@ -13,7 +13,7 @@ from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import rope_table
 from puna.ops.reference import Cache, NumpyOps, Step
-from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore
+from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore, max_images
 
 
 class ReferenceExecutor:
@@ -46,6 +46,7 @@ class ReferenceExecutor:
         self._weights = assemble(cfg, tensors, rope_table(cfg, self.context_length))
         self._cache = Cache(cfg.n_layers, n_blocks, block_size, cfg.n_kv_heads * cfg.head_dim)
         self._images = ImageStore(cfg, self._encode, image_bytes)
+        self.max_images = max_images(cfg)
 
     def n_image_positions(self, image: Image) -> int:
         return self._images.n_positions(image)

@@ -17,7 +17,7 @@ from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import RopeTable
 from puna.ops.torch_ops import Cache, Step, TorchOps
-from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore
+from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore, max_images
 from puna.runtime.torch_graphs import DecodeSteps
 from puna.runtime.torch_shard import Ranks, Shard, ShardedOps
 from puna.runtime.torch_weights import DTYPES, WeightType, check_device, load_weight
@@ -119,6 +119,7 @@ class TorchExecutor:
             cfg.n_layers, self.n_blocks + 1, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
         )
         self._images = ImageStore(cfg, self._encode, image_bytes)
+        self.max_images = max_images(cfg)
         if static_decode and ranks is not None:
             raise BadValue("decode steps over fixed buffers need one process, and several share the model")
         if static_decode is None:

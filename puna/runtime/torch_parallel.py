@@ -229,6 +229,7 @@ class ParallelExecutor:
         self.vocab_size, self.context_length = cfg.vocab_size, cfg.context_length
         self.n_token_ids, self.n_blocks = self._executor.n_token_ids, self._executor.n_blocks
         self.n_local_blocks, self.local_window = self._executor.n_local_blocks, self._executor.local_window
+        self.max_images = self._executor.max_images
         self.threads = self._executor.threads * (size if on_cpu else 1)
 
     def step(self, batch: Batch) -> NDArray[np.float32]:

@@ -7,8 +7,9 @@ from random import Random
 import numpy as np
 import pytest
 from engine import slow_engine
+from numpy.typing import NDArray
 
-from puna.core import BadValue, Image, PlacedImage, Request, SamplingParams
+from puna.core import BadValue, Batch, Image, PlacedImage, Request, SamplingParams
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine, completion
 from puna.engine.mock import MockExecutor
@@ -118,3 +119,26 @@ def test_every_request_gets_the_answer_that_it_gets_alone() -> None:
                 assert together[request.id] == slow_engine.answer(MODEL, request, engine.capacity).tokens, (
                     seed
                 )
+
+
+def test_running_sequences_look_at_so_many_images_together() -> None:
+    """Equal ones count once; one request with more than that runs alone; text does not wait for images."""
+    seen: list[set[bytes]] = []
+
+    class Watched(MockExecutor):
+        def step(self, batch: Batch) -> NDArray[np.float32]:
+            seen.append({placed.image.digest for chunk in batch.chunks for placed in chunk.images})
+            return super().step(batch)
+
+    names = ["a", "a", "b", "c", "def"]
+    requests = [
+        Request([1, 2, 3], GREEDY, images=[placed(name, i) for i, name in enumerate(each)]) for each in names
+    ]
+    text = Request([5, 6], GREEDY)
+    found = answers(Engine(Watched(VOCAB, max_images=2), EngineConfig()), [requests[0], text, *requests[1:]])
+    assert {b"a", b"b"} in seen
+    assert {b"d", b"e", b"f"} in seen
+    assert all(len(names) <= 2 or names == {b"d", b"e", b"f"} for names in seen)
+    for request in (*requests, text):
+        alone = Request(request.prompt, GREEDY, images=request.images)
+        assert answers(Engine(MockExecutor(VOCAB), EngineConfig()), [alone])[alone.id] == found[request.id]

@@ -22,7 +22,7 @@ from llm.tiny_vision import LLAMA4, LLAMA32, TEMPLATE, TOKENS, let_see, picture,
 from puna import LLM
 from puna.core import BadFile, BadInput, Completion, Image, PromptTooLong, Request
 from puna.images import prepare
-from puna.llm.images import MOST_CROSS_ATTENDED
+from puna.runtime.images import MAX_SEEN
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,26 @@ def test_an_answer_about_pictures_can_be_given_up_before_it_begins(llama4: LLM) 
     until_idle(llama4)
 
 
+def test_an_answer_can_be_given_up_once_its_pictures_are_prepared(llama4: LLM) -> None:
+    messages = [{"role": "user", "content": [image(png()), text("Hm?")]}]
+
+    async def ask() -> str:
+        answer = llama4.astream(messages, max_tokens=150, ignore_end=True)
+        while not answer._starting.done():  # type: ignore[union-attr]
+            await asyncio.sleep(0.001)
+        answer.close()
+        return (await answer.result()).finish_reason
+
+    assert asyncio.run(ask()) == "cancelled"
+
+    async def leave() -> None:
+        async with llama4.astream(messages, ignore_end=True) as answer:
+            await asyncio.wait([answer._starting])  # type: ignore[list-item]
+
+    asyncio.run(leave())
+    until_idle(llama4)
+
+
 def test_a_loop_goes_on_while_pictures_are_prepared(llama4: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event loop runs between the call of astream() and its first piece, whatever the pictures take."""
     may_prepare = threading.Event()
@@ -187,6 +207,9 @@ def test_a_text_model_sees_nothing(llm: LLM) -> None:
         ({"type": "image_url", "image_url": {"url": "/etc/passwd"}}, "must be a data URL"),
         ({"type": "image_url", "image_url": {"url": "http://localhost/a"}}, "must be a data URL"),
         (image(Image(np.zeros((1, 3, 5, 5), np.float32), 1, 1, b"")), "prepare it for this model"),
+        (image(Image(np.zeros((1, 3, 56, 56), np.float32), 1, 1, [1])), "digest of an image must be bytes"),  # type: ignore[arg-type]
+        (image(Image(np.full((1, 3, 56, 56), np.nan, np.float32), 1, 1, b"")), "pixels .* must be numbers"),
+        ({"type": "text", "text": 5}, "message 0: a part must be .* with a text"),
     ],
 )
 def test_parts_that_are_no_pictures(llama4: LLM, part: Any, sentence: str) -> None:
@@ -213,8 +236,8 @@ def test_images_count_in_the_context(llama4: LLM) -> None:
 
 
 def test_too_many_images(llama32: LLM) -> None:
-    parts = [image(png())] * MOST_CROSS_ATTENDED
-    assert len(asked(llama32, *parts).images) == MOST_CROSS_ATTENDED
+    parts = [image(png())] * MAX_SEEN
+    assert len(asked(llama32, *parts).images) == MAX_SEEN
     with pytest.raises(BadInput, match="llama32 must have at most 8 images together, found 9; take some out"):
         asked(llama32, *parts, image(png()))
 

@@ -57,7 +57,7 @@ class OpBench:
         table = np.array([(len(c.tokens), c.start, c.n_logits) for c in chunks], np.int32)
         begins = np.cumsum([0] + [len(c.blocks) for c in chunks[:-1]], dtype=np.int32)
         blocks = np.concatenate([np.asarray(c.blocks, np.int32) for c in chunks])
-        self.plan.step(out, 1 << 20, tokens, np.column_stack([table, begins]).ravel(), blocks)
+        self.plan.step(out, cols, tokens, np.column_stack([table, begins]).ravel(), blocks)
         values: np.ndarray = self.plan.values(out, len(tokens))
         return values[:, :cols]
 

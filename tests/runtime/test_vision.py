@@ -156,6 +156,8 @@ def test_images_are_encoded_once_and_the_least_used_forgotten(
     run(ex, ids, placed, [5, 1, 1, 1])
     assert encoded[4:] == [image.digest for image in (c,)]  # more than fits, because all are in use
     assert ex._images.n_bytes == 3 * size
+    run(ex, [1, 2, 3], (), [3])
+    assert ex._images.n_bytes == 2 * size
 
 
 def test_a_chunk_behind_the_image_needs_no_encoding() -> None:

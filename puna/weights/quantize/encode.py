@@ -20,6 +20,7 @@ from puna.weights.blocks.tensor import RawTensor
 ENCODED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
 _CHUNK = 1 << 24  # values worked on at a time
+_LEAST_IMPORTANCE = 1e-4  # in proportion to the mean
 _NOTHING = np.empty(0, np.float32)
 
 
@@ -29,9 +30,21 @@ def encode(values_RX: Floats, kind: str, importance_X: Floats | None = None, thr
     `importance_X` weighs the squared error of each column: the mean square of the activations that the matrix
     is multiplied with makes the error of the product small. Equal arguments give equal bytes everywhere.
     """
-    weights_X = _NOTHING if importance_X is None else np.ascontiguousarray(importance_X, np.float32)
+    weights_X = _NOTHING if importance_X is None else relative(importance_X)
     found: Bytes = _native.encode(kind, np.ascontiguousarray(values_RX, np.float32), weights_X, threads)
     return found
+
+
+def relative(importance_X: Floats) -> Floats:
+    """Importances in proportion to their mean, so that products of them are float32 whatever their unit.
+
+    What a text never used keeps a little: another text may use it.
+    """
+    wide_X = np.asarray(importance_X, np.float64)
+    mean = float(wide_X.mean())
+    if mean <= 0:
+        return np.ones(len(wide_X), np.float32)
+    return np.ascontiguousarray(np.maximum(wide_X / mean, _LEAST_IMPORTANCE), np.float32)
 
 
 def encoded(tensor: RawTensor, kind: str, importance: Floats | None = None, threads: int = 1) -> RawTensor:

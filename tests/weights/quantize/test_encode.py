@@ -15,7 +15,7 @@ from puna.core import BadFile
 from puna.weights.blocks.formats import n_bytes
 from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.tensor import RawTensor
-from puna.weights.quantize.encode import ENCODED, encode, encoded
+from puna.weights.quantize.encode import ENCODED, encode, encoded, relative
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "encode.json").read_text())
 MOST = 1.02  # times llama.cpp's root mean square error
@@ -41,7 +41,7 @@ def test_same_bytes_on_every_target_and_number_of_threads(kind: str) -> None:
     x, w = rows("heavy")[:3, :768], importances()[:768]  # no whole number of 16 sub-blocks
     expected = encode(x, kind, w)
     for target in _native.available_targets():
-        np.testing.assert_array_equal(_native.encode(kind, x, w, 3, target), expected)
+        np.testing.assert_array_equal(_native.encode(kind, x, relative(w), 3, target), expected)
 
 
 @pytest.mark.parametrize("kind", ENCODED)
@@ -61,6 +61,19 @@ def test_odd_rows(kind: str) -> None:
 def stored(values: np.ndarray) -> RawTensor:
     data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
     return RawTensor("w", "F32", values.shape, partial(np.asarray, data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_importances_count_in_proportion(kind: str) -> None:
+    """Their unit is of no account, and columns that the text never used keep their weights."""
+    x, w = rows("gaussian")[:8], importances()
+    made = encode(x, kind, w)
+    for factor in (2.0**100, 2.0**-100):
+        np.testing.assert_array_equal(encode(x, kind, w * np.float32(factor)), made)
+    unused = np.arange(len(w)) < len(w) // 2
+    left = dequantize(encode(x, kind, np.where(unused, 0, w)), kind, x.shape) - x
+    plain = dequantize(encode(x, kind), kind, x.shape) - x
+    assert np.square(left[:, unused]).mean() <= 1.1 * np.square(plain[:, unused]).mean()
 
 
 def test_experts_have_importances_of_their_own() -> None:
