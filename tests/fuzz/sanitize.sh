@@ -42,7 +42,7 @@ run_tests() { sanitized "$1" -m pytest -p no:cacheprovider --capture=sys --durat
 case $kind in
   address)
     install
-    run_tests a tests/ops/test_native_ops.py tests/ops/test_native_llama4_ops.py tests/ops/test_image_ops.py tests/ops/test_hadamard.py \
+    run_tests a tests/ops/test_native_ops.py tests/ops/test_native_llama4_ops.py tests/ops/test_image_ops.py tests/ops/test_hadamard.py tests/ops/test_native_contracts.py \
       tests/runtime/test_local_blocks.py tests/weights/quantize/test_encode.py tests/runtime/test_native_executor.py
     sanitized a tests/fuzz/fuzz_gguf.py --n "${CASES:-20000}" --seed "${SEED:-0}" --keep "$build/findings"
     ;;
