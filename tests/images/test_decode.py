@@ -84,17 +84,22 @@ def test_other_kinds_of_pixels() -> None:
             open_picture(pil.new(mode, (2, 2)))
 
 
-def test_colours_of_16_bits() -> None:
-    """Pillow cannot write them: two pixels by hand."""
+def png_of(head: bytes, rows: bytes) -> bytes:
+    """A file of these numbers alone."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_colours_of_16_bits() -> None:
+    """Pillow cannot write them: two pixels by hand."""
+
     head = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     row = b"\0" + struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0xFFFF, 0, 0x8000)
-    png = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
-    )
+    png = png_of(head, row)
     assert np.array_equal(np.asarray(open_picture(png)), [[[0x12, 0x56, 0x9A], [0xFF, 0, 0x80]]])
 
 
@@ -160,6 +165,7 @@ def claimed(width: int, height: int) -> bytes:
         (encoded(gradient())[:-60], "is a damaged or cut PNG image"),
         (encoded(gradient(), "JPEG")[:-60], "is a damaged or cut JPEG image"),
         (encoded(gradient(), "WEBP")[:-60], "is a damaged or cut WEBP image"),
+        (png_of(struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0), (b"\0" + b"\7" * 8) * 8), "damaged or cut PNG"),
         (claimed(8001, 8000), "from 1 to 64,000,000 pixels, found 8,001 by 8,000; make it smaller"),
         (claimed(200_000, 200_000), "found 200,000 by 200,000"),
         (encoded(pil.new("L", (1, 10_001))), "sides at most 10,000 to 1, found 1 by 10,001"),

@@ -115,7 +115,7 @@ def test_bad_arguments_are_refused() -> None:
         "must be whole": lambda: ops.attend(x, x, x, order, 2, 5, 5, 1.0),
         "a number for each row": lambda: ops.attend(x, x, x, order[1:], 2, 5, 3, 1.0),
         "every row once": lambda: ops.attend(x, x, x, order + 1, 2, 5, 3, 1.0),
-        "must be positive": lambda: ops.keys(0, 5),
+        "keys: from 1": lambda: ops.keys(0, 5),
         "do not fit": lambda: ops.fill(ops.keys(1, 5), 0, x, x),
     }.items():
         with pytest.raises(ValueError, match=said):
