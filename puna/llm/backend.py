@@ -133,6 +133,7 @@ def make_executor(
             device=backend.device,
             weights=backend.weights,
             threads=threads,
+            max_tokens=engine_config.max_step_tokens,
             progress=progress,
         )
     from puna.runtime.native import NativeExecutor

@@ -24,9 +24,9 @@ from puna.llm.config import LLMConfig
 from puna.llm.memory import Needs, Room, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
-from puna.model.sizes import encoder_bytes, image_bytes
+from puna.model.sizes import encoder_bytes, image_bytes, local_layers, local_window
 from puna.runtime.images import IMAGE_BYTES, MAX_SEEN
-from puna.runtime.native import NativeExecutor, cache_bytes_per_token, local_layers, local_window
+from puna.runtime.native import SPAN, NativeExecutor, cache_bytes_per_token
 from puna.weights.load import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def needs_of(
 ) -> Needs:
     """What the model of a file takes in memory."""
     config = checkpoint.config
-    window = 0 if chosen.is_torch else local_window(config)
+    window = local_window(config, NativeExecutor.block_size if chosen.is_torch else SPAN)
     n_local = len(local_layers(config)) if window else 0
     layer_bytes = cache_bytes_per_token(config, cache_type) // config.n_layers
     if chosen.ranks > 1:  # each has some of the key/value heads, on a device of its own or in one memory

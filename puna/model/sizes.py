@@ -14,6 +14,19 @@ from puna.model.vision_config import Llama32VisionConfig
 CACHE_BYTES: Mapping[str, float] = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}
 
 
+def local_window(cfg: ModelConfig, multiple: int) -> int:
+    """Positions of a chunk of attention whose layers can have cache blocks of their own: whole multiples of
+    what an executor asks for. 0 where there are none.
+    """
+    chunk = cfg.attention_chunk or 0
+    return 0 if chunk % multiple else chunk
+
+
+def local_layers(cfg: ModelConfig) -> list[int]:
+    """The layers with chunked attention."""
+    return [i for i in range(cfg.n_layers) if cfg.chunk(i)]
+
+
 def local_positions(window: int, n_tokens: int, step_tokens: int) -> int:
     """Positions that layers with chunked attention keep of a cache of `n_tokens` for all sequences together.
 

@@ -37,7 +37,8 @@ _SHALLOW = 512  # positions: shorter sequences are padded to the longest of them
 class Cache:
     """Keys and values of every layer, in pages.
 
-    Position p of a sequence is in slot blocks[p // block_size] * block_size + p % block_size.
+    Position p of a sequence is in slot blocks[p // block_size] * block_size + p % block_size. `local_layers`
+    have `n_local_blocks` of their own (core.Executor.local_window), and the tables of a chunk's local blocks.
     """
 
     def __init__(
@@ -49,15 +50,20 @@ class Cache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        n_local_blocks: int = 0,
+        local_layers: Sequence[int] = (),
     ) -> None:
-        shape = (n_layers, n_blocks * block_size, n_kv_heads, head_dim)
-        self.block_size = block_size
-        self.keys_LSKC = torch.zeros(shape, dtype=dtype, device=device)
-        self.values_LSKC = torch.zeros(shape, dtype=dtype, device=device)
-
-    @property
-    def device(self) -> torch.device:
-        return self.keys_LSKC.device
+        self.block_size, self.n_blocks, self.n_local_blocks = block_size, n_blocks, n_local_blocks
+        self.local_layers = frozenset(local_layers)
+        self.device = device
+        n_slots = [
+            block_size * (n_local_blocks if i in self.local_layers else n_blocks) for i in range(n_layers)
+        ]
+        self.keys, self.values = (  # [S, K, C] of each layer
+            [torch.zeros((n, n_kv_heads, head_dim), dtype=dtype, device=device) for n in n_slots]
+            for _ in range(2)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,10 @@ class Span:
     """Chunks of equal length that are attended together."""
 
     rows_BN: Tensor  # rows of the step, N tokens of each of B sequences
-    slots_BP: Tensor  # cache slots of positions 0 .. P-1; its own first slot where a sequence is shorter
+    slots_BP: Tensor  # cache slots of positions 0 .. P-1; its own last slot where a sequence is shorter
     last_BN: Tensor  # position of each token
     starts: tuple[int, int] | None  # least and largest first position; None: not known on the host
+    local_slots_BP: Tensor | None = None  # of local layers; the first of its table where that begins later
 
     @property
     def from_start(self) -> bool:
@@ -93,13 +100,17 @@ class Step:
     wanted_R: Tensor  # rows of the step after which logits are wanted
     cache: Cache
     images: StepImages = NO_IMAGES
+    local_slots_T: Tensor | None = None  # of local layers
 
     @classmethod
     def of(cls, batch: Batch, cache: Cache, images: StepImages = NO_IMAGES) -> Step:
         chunks = batch.chunks
         starts = np.cumsum([0, *(len(c.tokens) for c in chunks)])
         positions = [np.arange(c.start, c.start + len(c.tokens)) for c in chunks]
-        slots = [_slots(c, cache.block_size) for c in chunks]
+        slots = [_slots(c.blocks, 0, c, cache.block_size) for c in chunks]
+        local = None
+        if cache.local_layers:
+            local = [_slots(c.local_blocks, c.local_start, c, cache.block_size) for c in chunks]
         wanted = [np.arange(end - c.n_logits, end) for c, end in zip(chunks, starts[1:], strict=True)]
         alike: dict[tuple[int, int], list[int]] = {}  # by length, and by depth to within a factor of two
         for i, c in enumerate(chunks):
@@ -107,42 +118,59 @@ class Step:
         return cls(
             tokens_T=_tensor(np.concatenate([np.asarray(c.tokens, np.int64) for c in chunks]), cache.device),
             positions_T=_tensor(np.concatenate(positions), cache.device),
-            slots_T=_tensor(
-                np.concatenate([s[c.start :] for s, c in zip(slots, chunks, strict=True)]), cache.device
-            ),
+            slots_T=_new_slots(slots, chunks, cache.device),
             spans=tuple(
-                _span(
-                    n, [chunks[i].start for i in same], starts[same], [slots[i] for i in same], cache.device
-                )
+                _span(n, [chunks[i].start for i in same], starts[same], slots, local, same, cache.device)
                 for (n, _), same in alike.items()
             ),
             wanted_R=_tensor(np.concatenate(wanted), cache.device),
             cache=cache,
             images=images,
+            local_slots_T=None if local is None else _new_slots(local, chunks, cache.device),
         )
 
 
-def _slots(chunk: Chunk, block_size: int) -> Any:
-    """Cache slots of positions 0 .. end of the chunk."""
+def _slots(table: Sequence[int], origin: int, chunk: Chunk, block_size: int) -> Any:
+    """Cache slots of positions 0 .. end of the chunk by a table that begins at `origin`.
+
+    Before that stands its first slot, which is written: a weight of 0 times what lies elsewhere might be no
+    number.
+    """
     end = chunk.start + len(chunk.tokens)
-    assert end <= len(chunk.blocks) * block_size, "the block table ends before the chunk"
-    blocks = np.asarray(chunk.blocks, np.int64)
-    return (blocks[:, None] * block_size + np.arange(block_size)).ravel()[:end]
+    assert end <= origin + len(table) * block_size, "the block table ends before the chunk"
+    blocks = np.asarray(table, np.int64)
+    slots = (blocks[:, None] * block_size + np.arange(block_size)).ravel()[: end - origin]
+    return np.concatenate([np.full(origin, slots[0]), slots]) if origin else slots
 
 
-def _span(n: int, starts: Sequence[int], first_rows: Any, slots: Sequence[Any], device: torch.device) -> Span:
+def _new_slots(slots: Sequence[Any], chunks: Sequence[Chunk], device: torch.device) -> Tensor:
+    """Those of the step's own tokens."""
+    return _tensor(np.concatenate([s[c.start :] for s, c in zip(slots, chunks, strict=True)]), device)
+
+
+def _span(
+    n: int,
+    starts: Sequence[int],
+    first_rows: Any,
+    slots: Sequence[Any],
+    local: Sequence[Any] | None,
+    same: Sequence[int],
+    device: torch.device,
+) -> Span:
     longest = max(starts) + n
-    slots_BP = np.zeros((len(starts), longest), np.int64)
-    for row, own in zip(slots_BP, slots, strict=True):
-        row[: len(own)] = own
-        row[len(own) :] = own[0]  # not another's: a weight of 0 times its infinity would be no number
     rows_BN, last_BN = (np.asarray(first)[:, None] + np.arange(n) for first in (first_rows, starts))
     return Span(
         _tensor(rows_BN, device),
-        _tensor(slots_BP, device),
+        _tensor(_padded([slots[i] for i in same], longest), device),
         _tensor(last_BN, device),
         (min(starts), max(starts)),
+        None if local is None else _tensor(_padded([local[i] for i in same], longest), device),
     )
+
+
+def _padded(slots: Sequence[Any], longest: int) -> Any:
+    """Rows of one length; shorter ones go on with their own last slot, for the reason that _slots gives."""
+    return np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in slots])
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
@@ -207,14 +235,18 @@ class TorchOps:
         chunk: int | None = None,
     ) -> Tensor:
         step, cache = self.step, self.step.cache
-        keys_SKC, values_SKC = cache.keys_LSKC[layer], cache.values_LSKC[layer]
-        keys_SKC[step.slots_T] = k_TKC.view(len(k_TKC), -1, head_dim).to(keys_SKC.dtype)
-        values_SKC[step.slots_T] = v_TKC.view(len(v_TKC), -1, head_dim).to(values_SKC.dtype)
+        is_local = layer in cache.local_layers
+        keys_SKC, values_SKC = cache.keys[layer], cache.values[layer]
+        slots_T = step.local_slots_T if is_local else step.slots_T
+        keys_SKC[slots_T] = k_TKC.view(len(k_TKC), -1, head_dim).to(keys_SKC.dtype)
+        values_SKC[slots_T] = v_TKC.view(len(v_TKC), -1, head_dim).to(values_SKC.dtype)
         q = q_THC.view(len(q_THC), -1, head_dim)
         o = torch.empty_like(q)
         for i, span in enumerate(step.spans):
             masks = self._visible(i, chunk)
-            o[span.rows_BN] = attend_span(q[span.rows_BN], keys_SKC, values_SKC, span.slots_BP, masks, scale)
+            slots_BP = span.local_slots_BP if is_local else span.slots_BP
+            assert slots_BP is not None
+            o[span.rows_BN] = attend_span(q[span.rows_BN], keys_SKC, values_SKC, slots_BP, masks, scale)
         return o.view(q_THC.shape)
 
     def _visible(self, span: int, chunk: int | None) -> Masks:

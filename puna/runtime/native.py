@@ -17,7 +17,7 @@ from puna import _native
 from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
-from puna.model.sizes import local_positions
+from puna.model.sizes import local_layers, local_positions, local_window
 from puna.runtime.cpu import default_threads
 from puna.runtime.images import IMAGE_BYTES, max_images
 from puna.runtime.passes import assign_buffers, fuse
@@ -27,7 +27,7 @@ from puna.weights.blocks.recode import kernel_kind, recode
 from puna.weights.blocks.tensor import RawTensor
 
 BLOCK_TOKENS: int = _native.BLOCK_TOKENS
-SPAN: int = _native.SPAN
+SPAN: int = _native.SPAN  # attention computes in spans from the beginning of a block table
 CACHE_TYPES = ("bf16", "f16", "f32", "q8_0")
 _SMALL = 32 << 20  # bytes; below, the order of reading stays
 _FORMS = {"f32": 0, "bf16": 1, "q8": 2}
@@ -36,21 +36,6 @@ _FORMS = {"f32": 0, "bf16": 1, "q8": 2}
 def cache_bytes_per_token(cfg: ModelConfig, cache_type: str) -> int:
     """Bytes of the keys and values of one position in all layers."""
     return int(_native.cache_bytes_per_token(cache_type, cfg.n_layers, cfg.n_kv_heads, cfg.head_dim))
-
-
-def local_window(cfg: ModelConfig) -> int:
-    """Positions of a chunk of attention whose layers get blocks of their own, 0 where there are none.
-
-    Attention computes in spans of SPAN positions from the beginning of a block table, so that other chunks
-    would give other bits from a table that begins elsewhere.
-    """
-    chunk = cfg.attention_chunk or 0
-    return 0 if chunk % SPAN else chunk
-
-
-def local_layers(cfg: ModelConfig) -> list[int]:
-    """The layers with chunked attention."""
-    return [i for i in range(cfg.n_layers) if cfg.chunk(i)]
 
 
 def pack_weight(kind: str, shape: tuple[int, int], data: NDArray[np.uint8]) -> Any:
@@ -96,9 +81,10 @@ class NativeExecutor:
         self.threads = threads or default_threads()
         refs = {name: WeightRef(name, kernel_kind(t.kind), tuple(t.shape)) for name, t in tensors.items()}
         self.n_local_blocks = self.local_window = 0
-        n_local = -(-local_positions(local_window(cfg), cache_tokens, max_tokens) // BLOCK_TOKENS)
+        window = local_window(cfg, SPAN)
+        n_local = -(-local_positions(window, cache_tokens, max_tokens) // BLOCK_TOKENS)
         if n_local < self.n_blocks:
-            self.n_local_blocks, self.local_window = n_local, local_window(cfg)
+            self.n_local_blocks, self.local_window = n_local, window
         plans = [fuse(record(cfg, refs, rope))]
         if cfg.cross_attention:
             plans.append(fuse(record(cfg, refs, rope, with_images=True)))

@@ -16,6 +16,7 @@ from puna.model.block import decoder
 from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import RopeTable
+from puna.model.sizes import local_layers, local_positions, local_window
 from puna.ops.torch_ops import Cache, Step, TorchOps
 from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore, max_images
 from puna.runtime.torch_graphs import DecodeSteps
@@ -62,7 +63,8 @@ def free_bytes(device: str) -> int | None:
 class TorchExecutor:
     """core.Executor on a torch device.
 
-    `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once. Activations and
+    `cache_tokens` positions of keys and values are kept as `cache_type`, reserved at once; layers with
+    chunked attention keep fewer where the most tokens of a step, `max_tokens`, are known. Activations and
     matrices have the type `dtype`; by default bfloat16 on an accelerator and float32 on a CPU. `weights`
     (torch_weights.py) may take matrices in fewer bits. `threads` (for CPU work; default: torch's own choice)
     holds for the whole process. With `static_decode` decode steps run over fixed buffers, captured as graphs
@@ -84,6 +86,7 @@ class TorchExecutor:
         dtype: str = "",
         weights: str = "",
         threads: int | None = None,
+        max_tokens: int = 0,
         progress: Callable[[int], None] | None = None,
         image_bytes: int = IMAGE_BYTES,
         static_decode: bool | None = None,
@@ -99,7 +102,6 @@ class TorchExecutor:
         self.threads = torch.get_num_threads()
         self.vocab_size = cfg.vocab_size
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
-        self.n_local_blocks = self.local_window = 0  # one block holds all layers
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
         shard = Shard(ranks, cfg) if ranks is not None else None
@@ -115,8 +117,20 @@ class TorchExecutor:
                 progress(tensor.n_bytes)
         self._weights: Any = assemble(cfg, loaded, _on_device(rope, self.device))
         cached = _dtype("cache_type", cache_type) if cache_type else self.dtype
+        window = local_window(cfg, BLOCK_TOKENS) if max_tokens else 0
+        n_local = -(-local_positions(window, cache_tokens, max_tokens) // BLOCK_TOKENS)
+        has_pools = n_local < self.n_blocks
+        self.n_local_blocks, self.local_window = (n_local, window) if has_pools else (0, 0)
         self._cache = Cache(  # one block more, for rows that pad a step
-            cfg.n_layers, self.n_blocks + 1, BLOCK_TOKENS, cfg.n_kv_heads, cfg.head_dim, cached, self.device
+            cfg.n_layers,
+            self.n_blocks + 1,
+            BLOCK_TOKENS,
+            cfg.n_kv_heads,
+            cfg.head_dim,
+            cached,
+            self.device,
+            n_local_blocks=n_local + 1,
+            local_layers=local_layers(cfg) if has_pools else (),
         )
         self._images = ImageStore(cfg, self._encode, image_bytes)
         self.max_images = max_images(cfg)

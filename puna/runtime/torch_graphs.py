@@ -21,6 +21,7 @@ from torch import Tensor
 from puna.core import Batch
 from puna.ops.torch_ops import Cache, Span, Step
 
+_HEAD = 3  # numbers of a row before its tables
 _BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 _POSITIONS = 256  # of the shortest step; then doubled
 _MOST_PADDING = 4  # times the positions that are really there
@@ -31,7 +32,7 @@ _ALWAYS_FINE = 1 << 16  # padded positions that no one needs to save
 class _Size:
     """The buffers of one size, and what was captured over them."""
 
-    inputs_BX: Tensor  # int64 on the device: token, position, then the block table
+    inputs_BX: Tensor  # int64 on the device: token, position, begin of the local table, then both tables
     staged_BX: Tensor  # the same on the host
     logits_BV: Tensor | None = None
     graph: torch.cuda.CUDAGraph | None = None
@@ -82,25 +83,24 @@ class DecodeSteps:
         return found.logits_BV[: len(batch.chunks)]
 
     def _buffers(self, n_rows: int, n_positions: int) -> _Size:
-        width = 2 + -(-n_positions // self._cache.block_size)
+        width = _HEAD + -(-n_positions // self._cache.block_size) * (2 if self._cache.local_layers else 1)
         staged = torch.zeros((n_rows, width), dtype=torch.int64, pin_memory=self._captures)
         return _Size(torch.zeros_like(staged, device=self._cache.device), staged)
 
     def _fill(self, size: _Size, batch: Batch) -> None:
         """Rows beyond the batch are token 0 at position 0 of the padding block."""
-        rows = size.staged_BX.numpy()
-        rows[:, :2] = 0
-        rows[:, 2:] = self._padding_block
-        for row, chunk in zip(rows, batch.chunks, strict=False):
-            n_blocks = chunk.start // self._cache.block_size + 1
-            assert n_blocks <= len(chunk.blocks), "the block table ends before the chunk"
-            row[0], row[1] = chunk.tokens[0], chunk.start
-            row[2 : 2 + n_blocks] = np.asarray(chunk.blocks[:n_blocks], np.int64)
+        rows, cache = size.staged_BX.numpy(), self._cache
+        heads, tables = rows[:, :_HEAD], np.split(rows[:, _HEAD:], 2 if cache.local_layers else 1, axis=1)
+        heads[:] = 0
+        for table, n_blocks in zip(tables, (cache.n_blocks, cache.n_local_blocks), strict=False):
+            table[:] = n_blocks - 1
+        for i, chunk in enumerate(batch.chunks):
+            heads[i] = chunk.tokens[0], chunk.start, chunk.local_start
+            _put(tables[0][i], chunk.blocks, 0, chunk.start // cache.block_size + 1)
+            if cache.local_layers:
+                first = chunk.local_start // cache.block_size
+                _put(tables[1][i], chunk.local_blocks, first, chunk.start // cache.block_size + 1)
         size.inputs_BX.copy_(size.staged_BX, non_blocking=True)
-
-    @property
-    def _padding_block(self) -> int:
-        return self._cache.keys_LSKC.shape[1] // self._cache.block_size - 1
 
     def _compute(self, size: _Size) -> Tensor:
         return self._forward(_step(size.inputs_BX, self._cache))
@@ -124,20 +124,37 @@ class DecodeSteps:
         return True
 
 
+def _put(row: Any, blocks: Any, first: int, end: int) -> None:
+    """Blocks first .. end-1 of a sequence into its row of a table."""
+    assert end - first <= len(blocks), "the block table ends before the chunk"
+    row[first:end] = np.asarray(blocks[: end - first], np.int64)
+
+
 def _step(inputs_BX: Tensor, cache: Cache) -> Step:
     """The step that the buffers say; all of it on the device."""
-    tokens_B, positions_B, table_BM = inputs_BX[:, 0], inputs_BX[:, 1], inputs_BX[:, 2:]
-    n, in_block = cache.block_size, torch.arange(cache.block_size, device=cache.device)
-    slots_BP = (table_BM[:, :, None] * n + in_block).flatten(1)
-    positions_P = torch.arange(slots_BP.shape[1], device=cache.device)
-    # its own first slot behind its end: a weight of 0 times whatever lies elsewhere might be no number
-    slots_BP = torch.where(positions_P <= positions_B[:, None], slots_BP, slots_BP[:, :1])
-    rows_B = torch.arange(len(inputs_BX), device=cache.device)
+    tokens_B, positions_B, origins_B = inputs_BX[:, :_HEAD].unbind(1)
+    tables = inputs_BX[:, _HEAD:].chunk(2 if cache.local_layers else 1, dim=1)
+    slots_BP = _slots(tables[0], torch.zeros_like(origins_B), positions_B, cache)
+    local_BP = _slots(tables[1], origins_B, positions_B, cache) if cache.local_layers else None
+    rows_B, own_B1 = torch.arange(len(inputs_BX), device=cache.device), positions_B[:, None]
     return Step(
         tokens_T=tokens_B,
         positions_T=positions_B,
-        slots_T=slots_BP.gather(1, positions_B[:, None])[:, 0],
-        spans=(Span(rows_B[:, None], slots_BP, positions_B[:, None], None),),
+        slots_T=slots_BP.gather(1, own_B1)[:, 0],
+        spans=(Span(rows_B[:, None], slots_BP, own_B1, None, local_BP),),
         wanted_R=rows_B,
         cache=cache,
+        local_slots_T=None if local_BP is None else local_BP.gather(1, own_B1)[:, 0],
     )
+
+
+def _slots(table_BM: Tensor, origins_B: Tensor, positions_B: Tensor, cache: Cache) -> Tensor:
+    """Cache slots [B, P] by tables that are filled from the block of `origins_B` to that of `positions_B`.
+
+    Elsewhere stands its own first slot: a weight of 0 times whatever lies in another might be no number.
+    """
+    n, in_block = cache.block_size, torch.arange(cache.block_size, device=cache.device)
+    slots_BP = (table_BM[:, :, None] * n + in_block).flatten(1)
+    positions_P = torch.arange(slots_BP.shape[1], device=cache.device)
+    is_there = (positions_P <= positions_B[:, None]) & (positions_P >= origins_B[:, None])
+    return torch.where(is_there, slots_BP, slots_BP.gather(1, origins_B[:, None]))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from puna.core import Batch, Chunk, Request, SamplingParams
+from puna.core import Batch, Chunk, Executor, Request, SamplingParams
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine, completion
 from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature
@@ -43,7 +43,7 @@ def executor(n_blocks: int, *, pools: int = 2, cache_type: str = "bf16") -> Nati
 
 
 def answers(
-    ex: NativeExecutor, prompts: Sequence[Sequence[int]], *, together: bool = False, guesses: int = 0
+    ex: Executor, prompts: Sequence[Sequence[int]], *, together: bool = False, guesses: int = 0
 ) -> list[tuple[tuple[int, ...], np.ndarray]]:
     """Tokens and log-probabilities of prompts and greedy answers, one after the other or at once."""
     engine = Engine(ex, EngineConfig(max_step_tokens=STEP, max_guesses=guesses))

@@ -108,8 +108,8 @@ def test_mixed_batch_equals_single() -> None:
 def test_what_lies_in_other_blocks_does_not_matter() -> None:
     tiny = TINY["llama3"]
     ex, ids, expected = executor(tiny), tiny.tokens(), golden(tiny)["logprobs"]
-    ex._cache.keys_LSKC.fill_(float("inf"))
-    ex._cache.values_LSKC.fill_(float("nan"))
+    [part.fill_(float("inf")) for part in ex._cache.keys]
+    [part.fill_(float("nan")) for part in ex._cache.values]
     ex.step(Batch([Chunk(ids[:40], 0, [2, 3], 0), Chunk(ids[:3], 0, [5], 0)]))
     logits = ex.step(Batch([Chunk(ids[40:41], 40, [2, 3], 1), Chunk(ids[3:4], 3, [5], 1)]))
     np.testing.assert_allclose(log_softmax(logits), expected[[40, 3]], rtol=0, atol=LOGPROB)

@@ -24,8 +24,8 @@ def test_padded_batches_of_changing_size(device: str, monkeypatch: pytest.Monkey
     tiny = TINY["llama3"]
     ex = executor(tiny, static_decode=True, device=device)
     ids, expected = tiny.tokens(), golden(tiny)["logprobs"]
-    ex._cache.keys_LSKC.fill_(float("inf"))
-    ex._cache.values_LSKC.fill_(float("nan"))
+    [part.fill_(float("inf")) for part in ex._cache.keys]
+    [part.fill_(float("nan")) for part in ex._cache.values]
     ex.step(Batch([Chunk(ids[:50], 0, [2, 3], 0), Chunk(ids[:31], 0, [5], 0), Chunk(ids[:3], 0, [7], 0)]))
     monkeypatch.setattr(ex, "_forward", None)  # a step of its own size would fail
     for first, second, third in ((50, 31, 3), (51, 32, 4), (52, 33, 5)):
