@@ -178,7 +178,8 @@ def _decoded(picture: Picture, name: str) -> Picture:
 
 
 def _damaged(name: str, kind: str, error: BaseException) -> BadFile:
-    return BadFile(f"{name} is a damaged or cut {kind} image: {error}; get the file again")
+    reason = f": {error}" if str(error) else ""
+    return BadFile(f"{name} is a damaged or cut {kind} image{reason}; get the file again")
 
 
 def _orientation(picture: Picture) -> int:

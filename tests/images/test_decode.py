@@ -165,7 +165,10 @@ def claimed(width: int, height: int) -> bytes:
         (encoded(gradient())[:-60], "is a damaged or cut PNG image"),
         (encoded(gradient(), "JPEG")[:-60], "is a damaged or cut JPEG image"),
         (encoded(gradient(), "WEBP")[:-60], "is a damaged or cut WEBP image"),
-        (png_of(struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0), (b"\0" + b"\7" * 8) * 8), "damaged or cut PNG"),
+        (
+            png_of(struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0), (b"\0" + b"\7" * 8) * 8),
+            "damaged or cut PNG image; get",
+        ),
         (claimed(8001, 8000), "from 1 to 64,000,000 pixels, found 8,001 by 8,000; make it smaller"),
         (claimed(200_000, 200_000), "found 200,000 by 200,000"),
         (encoded(pil.new("L", (1, 10_001))), "sides at most 10,000 to 1, found 1 by 10,001"),
