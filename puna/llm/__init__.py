@@ -3,6 +3,7 @@
 config.py   what can be asked for, and its defaults
 memory.py   what fits, by arithmetic, before anything is allocated
 load.py     from a model argument to a running engine
+prompts.py  what can be asked with
 answer.py   answers as they come
 model.py    LLM
 """

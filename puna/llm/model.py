@@ -25,10 +25,9 @@ from puna.core import (
     closest,
 )
 from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
+from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
     from puna.llm.answer import Answer, AsyncAnswer
     from puna.llm.load import Progress
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
     from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
 
-Message = Mapping[str, Any]  # {"role": "user", "content": text or parts}, what else the template reads
-Prompt = str | Sequence[int]  # text, or token ids
-Batch = list[str] | list[list[int]]
 _Begun = TypeVar("_Begun")
 
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
@@ -165,10 +161,10 @@ class LLM:
         Raises PromptTooLong, BadValue, UnknownOption or EngineClosed.
         """
         requests = [
-            self._text_request(item, self._params(params, options), special) for item in _items(prompt)
+            self._text_request(item, self._params(params, options), special) for item in items(prompt)
         ]
         answers = self._run(requests)
-        return answers if _is_batch(prompt) else answers[0]
+        return answers if is_batch(prompt) else answers[0]
 
     def chat(
         self,
@@ -248,7 +244,7 @@ class LLM:
     ) -> AsyncAnswer:
         """stream() for the event loop that is running: `async for text in llm.astream(...)`."""
         chosen = self._params(params, options)
-        if _is_conversation(prompt):
+        if is_conversation(prompt):
             return self._astream_chat(prompt, tools, chosen)
         return self._async_answer(self._request(prompt, chosen, tools, special))
 
@@ -270,9 +266,9 @@ class LLM:
         Raises what generate() raises.
         """
         params = sampling_params({"logprobs": top}, _SCORING)
-        requests = [self._text_request(item, params, special, is_scored=True) for item in _items(text)]
+        requests = [self._text_request(item, params, special, is_scored=True) for item in items(text)]
         scores = [answer.prompt_logprobs or () for answer in self._run(requests)]
-        return scores if _is_batch(text) else scores[0]
+        return scores if is_batch(text) else scores[0]
 
     def _run(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests as one batch. What is wrong with one is raised, and the others are cancelled."""
@@ -300,7 +296,7 @@ class LLM:
         self, messages: str | Sequence[Message], tools: Tools | None, params: SamplingParams
     ) -> AsyncAnswer:
         """Pictures take a while to decode: conversations with some begin in another thread."""
-        if not isinstance(messages, Sequence) or not _has_parts(messages):
+        if not isinstance(messages, Sequence) or not has_parts(messages):
             return self._async_answer(self._chat_request(messages, tools, params))
         from asyncio import get_running_loop, to_thread
 
@@ -319,7 +315,7 @@ class LLM:
         tools: Tools | None,
         special: bool,
     ) -> Request:
-        if _is_conversation(prompt):
+        if is_conversation(prompt):
             return self._chat_request(prompt, tools, params)
         if tools is not None:
             raise BadInput("tools need messages to answer, got a text to continue; pass a list of messages")
@@ -343,7 +339,7 @@ class LLM:
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
         options: dict[str, Any] = {"tools": tools, "chat_format": self._chat_format}
-        if not _has_parts(turns):
+        if not has_parts(turns):
             return self._request_of(encode_chat(self.tokenizer, turns, **options), params, continuing=False)
         from puna.llm.images import place, take_images
 
@@ -388,23 +384,5 @@ def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
         raise explained(error, request) from None
 
 
-def _has_parts(messages: Sequence[Any]) -> bool:
-    """Whether there could be images: some content is a list."""
-    return any(isinstance(m, Mapping) and isinstance(m.get("content"), list | tuple) for m in messages)
-
-
 def _random_seed() -> int:
     return int.from_bytes(os.urandom(4), "little")
-
-
-def _is_batch(prompt: Prompt | Batch) -> TypeIs[Batch]:
-    """Whether this is a list of prompts, rather than one text or one list of ids."""
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | Sequence)
-
-
-def _items(prompt: Prompt | Batch) -> Sequence[Prompt]:
-    return prompt if _is_batch(prompt) else [prompt]
-
-
-def _is_conversation(prompt: Prompt | Sequence[Message]) -> TypeIs[Sequence[Message]]:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
