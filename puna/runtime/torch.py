@@ -119,19 +119,8 @@ class TorchExecutor:
         cached = _dtype("cache_type", cache_type) if cache_type else self.dtype
         window = local_window(cfg, BLOCK_TOKENS) if max_tokens else 0
         n_local = -(-local_positions(window, cache_tokens, max_tokens) // BLOCK_TOKENS)
-        has_pools = n_local < self.n_blocks
-        self.n_local_blocks, self.local_window = (n_local, window) if has_pools else (0, 0)
-        self._cache = Cache(  # one block more, for rows that pad a step
-            cfg.n_layers,
-            self.n_blocks + 1,
-            BLOCK_TOKENS,
-            cfg.n_kv_heads,
-            cfg.head_dim,
-            cached,
-            self.device,
-            n_local_blocks=n_local + 1,
-            local_layers=local_layers(cfg) if has_pools else (),
-        )
+        self.n_local_blocks, self.local_window = (n_local, window) if n_local < self.n_blocks else (0, 0)
+        self._cache = self._make_cache(cfg, cached)
         self._images = ImageStore(cfg, self._encode, image_bytes)
         self.max_images = max_images(cfg)
         if static_decode and ranks is not None:
@@ -139,6 +128,20 @@ class TorchExecutor:
         if static_decode is None:
             static_decode = self.device.type == "cuda" and ranks is None
         self._decode = DecodeSteps(self._forward, self._cache) if static_decode else None
+
+    def _make_cache(self, cfg: ModelConfig, dtype: torch.dtype) -> Cache:
+        """Pages for all blocks, and one more of each pool for rows that pad a step."""
+        return Cache(
+            cfg.n_layers,
+            self.n_blocks + 1,
+            BLOCK_TOKENS,
+            cfg.n_kv_heads,
+            cfg.head_dim,
+            dtype,
+            self.device,
+            n_local_blocks=self.n_local_blocks + 1,
+            local_layers=local_layers(cfg) if self.local_window else (),
+        )
 
     def n_image_positions(self, image: Image) -> int:
         """See core.Executor.n_image_positions."""
