@@ -222,14 +222,13 @@ class Request:
     prompt_logprobs: bool = False  # also report the log-probability of every prompt token after the first
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
+    tenant: str = ""  # whose it is
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What one step made known about one request. The last one of a request has a finish reason, or the error
-    that ended it.
-    """
+    """What one step made known about one request. The last one has a finish reason, or an error."""
 
     request_id: int
     token_ids: list[int]  # new, without the end token that stopped it
@@ -240,6 +239,7 @@ class StepResult:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or id that ended it
     error: PunaError | None = None  # of this request alone
+    admitted_at: float | None = None  # perf_counter when its first step was scheduled
 
 
 @dataclass(slots=True)

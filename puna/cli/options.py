@@ -113,8 +113,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
-    """Load a model for one conversation, with a progress bar where that takes time.
+def load(path: Path, args: argparse.Namespace, seed: int | None = None, *, batch: int | None = 1) -> LLM:
+    """Load a model for `batch` conversations at a time (None: as memory allows), with a progress bar where
+    that takes a while.
 
     `seed` is that of the first request that has none of its own.
     """
@@ -124,7 +125,7 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None) -> LLM:
             context=args.context,
             cache_type=args.cache_type,
             threads=args.threads,
-            batch=1,
+            batch=batch,
             seed=seed,
             speculate=not args.no_speculation,
             backend=args.backend,

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from math import isfinite, isnan
 from operator import index
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from puna.core import (
     Request,
     StepResult,
     TokenLogprob,
+    WorkFailed,
 )
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
@@ -136,8 +138,12 @@ class Engine:
         self._guess()
         scheduled = self._scheduler.schedule()
         if scheduled:
-            logits_RV = self._executor.step(Batch([seq.chunk for seq in scheduled]))
-            self._collect(scheduled, logits_RV)
+            self._note_admission(scheduled)
+            try:
+                logits_RV = self._executor.step(Batch([seq.chunk for seq in scheduled]))
+                self._collect(scheduled, logits_RV)
+            except Exception as error:  # the other requests, and those to come, may still be answered
+                self._fail_step(scheduled, error)
         results, self._results = self._results, []
         return results
 
@@ -150,6 +156,23 @@ class Engine:
             self._executor.close()
         results, self._results = self._results, []
         return results
+
+    def _note_admission(self, scheduled: list[Sequence]) -> None:
+        for seq in scheduled:
+            if seq.admitted_at is None:
+                seq.admitted_at = perf_counter()
+
+    def _fail_step(self, scheduled: list[Sequence], error: Exception) -> None:
+        """End the requests of a step that did not succeed. Nothing it wrote to the cache is kept."""
+        for seq in scheduled:
+            if self._live.get(seq.request.id) is seq:
+                result = self._new_result(seq)
+                result.error = WorkFailed(
+                    f"the step that computed this answer failed ({type(error).__name__}: {error}); ask again"
+                )
+                result.error.__cause__ = error
+                self._finish(seq, result)
+                self._results.append(result)
 
     def _guess(self) -> None:
         """Give the decoding sequences guesses, if they are so few that the step has time for it."""
@@ -251,7 +274,7 @@ class Engine:
             result.finish_reason = "length"
 
     def _new_result(self, seq: Sequence) -> StepResult:
-        return StepResult(seq.request.id, [], "", seq.n_cached or 0, [], [])
+        return StepResult(seq.request.id, [], "", seq.n_cached or 0, [], [], admitted_at=seq.admitted_at)
 
     def _fail(self, seq: Sequence, result: StepResult) -> None:
         """The model computes no numbers for this sequence; others may still be answered."""

@@ -30,6 +30,7 @@ class Sequence:
     tokens: array[int] = field(init=False)  # prompt, then answer
     n_prompt: int = field(init=False)
     # set by the engine
+    admitted_at: float | None = None  # perf_counter when its first step was scheduled
     n_scored: int = 0  # prompt log-probabilities reported
     draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens
     # set by the scheduler

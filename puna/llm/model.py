@@ -65,6 +65,7 @@ class LLM:
     threads: int
     load_seconds: float
     path: Path
+    default_params = DEFAULT_PARAMS
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class LLM:
         Raises PromptTooLong, BadValue, UnknownOption or EngineClosed.
         """
         requests = [
-            self._text_request(item, self._params(params, options), special) for item in items(prompt)
+            self.text_request(item, self._params(params, options), special=special) for item in items(prompt)
         ]
         answers = self._run(requests)
         return answers if is_batch(prompt) else answers[0]
@@ -187,7 +188,7 @@ class LLM:
         {"type": "image_url", "image_url": {"url": "data:image/…;base64,…"}}. Nothing is fetched, but
         a path is opened: of messages of strangers, let only texts and image_urls through.
         """
-        return self._answer(self._chat_request(messages, tools, self._params(params, options))).result()
+        return self._answer(self.chat_request(messages, self._params(params, options), tools=tools)).result()
 
     def stream(
         self,
@@ -266,7 +267,7 @@ class LLM:
         Raises what generate() raises.
         """
         params = sampling_params({"logprobs": top}, _SCORING)
-        requests = [self._text_request(item, params, special, is_scored=True) for item in items(text)]
+        requests = [self.text_request(item, params, special=special, is_scored=True) for item in items(text)]
         scores = [answer.prompt_logprobs or () for answer in self._run(requests)]
         return scores if is_batch(text) else scores[0]
 
@@ -281,6 +282,10 @@ class LLM:
                     raise
                 raise type(error)(f"prompt {i}: {error}") from None
         return [stream.result() for stream in streams]
+
+    def submit(self, request: Request) -> AsyncStream:
+        """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
+        return _begun(self._engine.astream, request)
 
     def _answer(self, request: Request) -> Answer:
         from puna.llm.answer import Answer
@@ -297,13 +302,13 @@ class LLM:
     ) -> AsyncAnswer:
         """Pictures take a while to decode: conversations with some begin in another thread."""
         if not isinstance(messages, Sequence) or not has_parts(messages):
-            return self._async_answer(self._chat_request(messages, tools, params))
+            return self._async_answer(self.chat_request(messages, params, tools=tools))
         from asyncio import get_running_loop, to_thread
 
         from puna.llm.answer import AsyncAnswer
 
         async def start() -> AsyncStream:
-            request = await to_thread(self._chat_request, messages, tools, params)
+            request = await to_thread(self.chat_request, messages, params, tools=tools)
             return _begun(self._engine.astream, request)
 
         return AsyncAnswer(self, get_running_loop().create_task(start()))
@@ -316,22 +321,29 @@ class LLM:
         special: bool,
     ) -> Request:
         if is_conversation(prompt):
-            return self._chat_request(prompt, tools, params)
+            return self.chat_request(prompt, params, tools=tools)
         if tools is not None:
             raise BadInput("tools need messages to answer, got a text to continue; pass a list of messages")
-        return self._text_request(prompt, params, special)
+        return self.text_request(prompt, params, special=special)
 
-    def _text_request(
-        self, prompt: Prompt, params: SamplingParams, special: bool, *, is_scored: bool = False
+    def text_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        special: bool = False,
+        is_scored: bool = False,
     ) -> Request:
+        """What generate() (or with `is_scored`, score()) makes of a prompt, for submit()."""
         if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
             raise BadValue(f"a prompt must be a text or a list of token ids, got a {type(prompt).__name__}")
         ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
         return self._request_of(ids, params, continuing=True, is_scored=is_scored)
 
-    def _chat_request(
-        self, messages: str | Sequence[Message], tools: Tools | None, params: SamplingParams
+    def chat_request(
+        self, messages: str | Sequence[Message], params: SamplingParams, *, tools: Tools | None = None
     ) -> Request:
+        """What chat() makes of a conversation, for submit()."""
         from puna.text.chat import encode_chat
 
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages

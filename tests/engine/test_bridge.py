@@ -21,6 +21,7 @@ from puna.core import (
     PromptTooLong,
     Request,
     SamplingParams,
+    WorkFailed,
 )
 from puna.engine.bridge import AsyncStream, EngineThread
 from puna.engine.config import EngineConfig
@@ -212,7 +213,7 @@ def test_a_second_close_ends_a_drain(gate: Gate) -> None:
     assert not any(closer.is_alive() for closer in closers)
 
 
-def test_everybody_hears_that_the_engine_broke(gate: Gate) -> None:
+def test_a_step_that_fails_ends_its_requests_only(gate: Gate) -> None:
     thread = EngineThread(Engine(gate))
     gate.opened.clear()
     gate.breaks_at = 3
@@ -221,15 +222,34 @@ def test_everybody_hears_that_the_engine_broke(gate: Gate) -> None:
     async def main() -> None:
         stream = thread.astream(Request([9], PARAMS))
         gate.opened.set()
-        with pytest.raises(EngineClosed, match="stopped on MemoryError: no more"):
+        with pytest.raises(WorkFailed, match="failed \\(MemoryError: no more\\); ask again"):
             await stream.result()
 
     asyncio.run(asyncio.wait_for(main(), WAIT))
     for stream in streams:
-        with pytest.raises(EngineClosed, match="stopped on MemoryError: no more") as caught:
+        with pytest.raises(WorkFailed, match="MemoryError: no more") as caught:
             stream.result()
         assert isinstance(caught.value.__cause__, MemoryError)
-    with pytest.raises(EngineClosed, match="stopped on MemoryError"):
+    assert thread.stream(Request([1], PARAMS)).result().finish_reason == "length"
+    thread.close()
+
+
+def test_everybody_hears_that_the_engine_broke(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong outside of a step is a mistake of ours: nothing can be said of its requests."""
+    engine = Engine(gate)
+    thread = EngineThread(engine)
+    gate.opened.clear()
+    streams = [thread.stream(Request([i], PARAMS)) for i in range(4)]
+
+    def fail() -> None:
+        raise RuntimeError("lost count")
+
+    monkeypatch.setattr(engine._scheduler, "schedule", fail)
+    gate.opened.set()
+    for stream in streams:
+        with pytest.raises(EngineClosed, match="stopped on RuntimeError: lost count"):
+            stream.result()
+    with pytest.raises(EngineClosed, match="stopped on RuntimeError"):
         thread.stream(Request([1], PARAMS))
     thread.close()
 

@@ -97,7 +97,7 @@ def test_the_mark_of_llama_32(llama32: LLM) -> None:
     # Meta's and Hugging Face's models read the row behind the vocabulary, whatever the tokenizer calls it
     llama32.config = replace(llama32.config, n_image_embeddings=8)
     messages = [{"role": "user", "content": [image(png())]}]
-    request = llama32._chat_request(messages, None, llama32._params(None, {}))
+    request = llama32.chat_request(messages, llama32._params(None, {}))
     assert request.prompt[request.images[0].positions[0]] == llama32.config.vocab_size
     assert mark not in request.prompt
 
@@ -167,13 +167,13 @@ def test_an_answer_can_be_given_up_once_its_pictures_are_prepared(llama4: LLM) -
 def test_a_loop_goes_on_while_pictures_are_prepared(llama4: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event loop runs between the call of astream() and its first piece, whatever the pictures take."""
     may_prepare = threading.Event()
-    prepare_request = llama4._chat_request
+    prepare_request = llama4.chat_request
 
-    def wait_and_prepare(*args: Any) -> Request:
+    def wait_and_prepare(*args: Any, **options: Any) -> Request:
         assert may_prepare.wait(30)
-        return prepare_request(*args)
+        return prepare_request(*args, **options)
 
-    monkeypatch.setattr(llama4, "_chat_request", wait_and_prepare)
+    monkeypatch.setattr(llama4, "chat_request", wait_and_prepare)
 
     async def ask() -> str:
         answer = llama4.astream([{"role": "user", "content": [image(png()), text("Hm?")]}], max_tokens=3)

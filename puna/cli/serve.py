@@ -1,0 +1,110 @@
+"""Serve models over HTTP, to every client that speaks OpenAI's API.
+
+  puna serve smollm2
+  puna serve smollm2 --port 9000 --config serve.toml
+
+Options of the server may also stand in a TOML file, under their names with underscores; options of the
+command line win. Interrupt it, or send SIGTERM, to finish what is being answered and stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.core import BadInput
+
+if TYPE_CHECKING:
+    from puna.llm import LLM
+    from puna.server.config import ServerConfig
+
+HELP = "serve models over HTTP: the APIs that clients of OpenAI speak"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from puna.cli.options import add_loading
+    from puna.server.config import ServerConfig
+
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="name, .gguf file, folder or source")
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="name in requests, once for each model",
+    )
+    parser.add_argument("--batch", metavar="N", type=int, help="contexts that the cache has room for")
+    parser.add_argument("--config", metavar="FILE", help="settings of the server (TOML)")
+    group = parser.add_argument_group("server")
+    for field in fields(ServerConfig):
+        flag, default = f"--{field.name.replace('_', '-')}", field.default
+        assert default is not MISSING
+        text = field.metadata["help"]
+        if isinstance(default, bool):
+            group.add_argument(flag, action="store_true", default=None, help=text)
+        elif isinstance(default, tuple):
+            group.add_argument(flag, metavar=field.metadata["metavar"], action="append", help=text)
+        else:
+            shown = text if default == "" else f"{text} (default: {default})"
+            group.add_argument(flag, metavar=field.metadata["metavar"], type=type(default), help=shown)
+    add_loading(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = _config(args)
+    if not config.is_loopback:
+        raise BadInput(
+            f"only a loopback address is served without API keys, got --host {config.host}; put a proxy that "
+            "asks for keys before it, or serve 127.0.0.1"
+        )
+    if args.name and len(args.name) != len(args.models):
+        raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
+    from puna.llm.models import LoadedModels
+    from puna.server.app import create_app
+    from puna.server.run import serve
+
+    models = LoadedModels(_load(args))
+    try:
+        return serve(create_app(config, models), config, lambda url: _greet(url, models.default))
+    finally:
+        models.close()
+
+
+def _config(args: argparse.Namespace) -> ServerConfig:
+    """The configuration file, and over it what the command line says."""
+    from puna.server.config import ServerConfig, read_config
+
+    found: dict[str, Any] = read_config(Path(args.config)) if args.config else {}
+    for field in fields(ServerConfig):
+        value = getattr(args, field.name)
+        if value is not None:
+            found[field.name] = tuple(value) if isinstance(value, list) else value
+    return ServerConfig(**found)
+
+
+def _load(args: argparse.Namespace) -> dict[str, LLM]:
+    from puna.cli.options import load
+    from puna.weights import store
+
+    loaded: dict[str, LLM] = {}
+    for i, model in enumerate(args.models):
+        path = store.resolve(model)
+        name = args.name[i] if args.name else _name_of(model)
+        if name in loaded:
+            raise BadInput(f"two models are called {name!r}; give each a --name of its own")
+        loaded[name] = load(path, args, batch=args.batch)
+    return loaded
+
+
+def _name_of(model: str) -> str:
+    """What requests call a model: a name as it is, a file or folder by its last part."""
+    return Path(model).stem if model.endswith(".gguf") else Path(model).name
+
+
+def _greet(url: str, model: str) -> None:
+    print(
+        f"Serving {model} at {url}/v1 (documentation: {url}/docs). Ctrl-C stops.", file=sys.stderr, flush=True
+    )

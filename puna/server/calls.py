@@ -1,0 +1,313 @@
+"""One request for tokens, from admission to its account.
+
+The order matters to whoever pays: a call is admitted (key, limits, room), its answer is made, its row is
+durable in the ledger, and only then its last bytes go out. So an answer that a client has seen whole is in
+the ledger, whatever happens to the server, and a call that was cut off is there with what was made of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import HTTPConnection
+from starlette.requests import Request as HttpRequest
+
+from puna.core import PunaError, Request, SamplingParams
+from puna.server.accounts import Account, Accounts, Lease, Usage
+from puna.server.config import ServerConfig
+from puna.server.errors import ApiError, from_puna, from_results, unavailable
+from puna.server.generation import Generation, Piece, Whole, merged
+from puna.server.metrics import Metrics
+from puna.server.served import Models, ModelUse, ServedModel
+from puna.server.sse import when_gone
+
+Tools = Sequence[str | Mapping[str, Any]]
+
+_LARGE = 20_000  # characters of a prompt that are encoded in another thread
+
+
+class Service:
+    """What the routes share: models, accounts, metrics, and the calls in flight."""
+
+    def __init__(self, config: ServerConfig, models: Models, accounts: Accounts) -> None:
+        self.config = config
+        self.models = models
+        self.accounts = accounts
+        self.metrics = Metrics()
+        self.calls: set[Call] = set()
+        self.began_at = datetime.now(UTC)
+        self.is_draining = False
+
+    def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
+        """Whose request this is. Raises ApiError 401 or 403."""
+        return self.accounts.authenticate(_key_of(http), scope)
+
+    def check_room(self) -> None:
+        """Raise ApiError 503 where another call would be one too many."""
+        if self.is_draining:
+            raise unavailable("the server is shutting down; try another one, or again in a moment", 5)
+        if len(self.calls) >= self.config.max_requests:
+            raise unavailable(
+                f"the server takes {self.config.max_requests} requests at a time and has as many; "
+                "try again in a moment",
+                1,
+            )
+        self.accounts.check_writable()
+
+    def refresh_metrics(self) -> None:
+        """Bring the gauges up to date, for whoever is about to read them."""
+        self.metrics.in_flight.set(len(self.calls))
+
+    async def begin(
+        self,
+        http: HttpRequest,
+        endpoint: str,
+        model: str,
+        make: Callable[[ServedModel], Sequence[Request]],
+        *,
+        n_chars: int = 0,
+        tools: Tools | None = None,
+        param: str = "messages",
+    ) -> Call:
+        """Admit a call and start it; `make` turns it into requests of the engine, one for each choice.
+
+        `param` is the field that is at fault where the prompt is. Raises ApiError.
+        """
+        account = self.authenticate(http)
+        self.check_room()
+        account.check_model(model)
+        try:
+            use = await self.models.use(model)
+        except PunaError as error:
+            raise from_puna(error, "model") from None
+        call = Call(self, endpoint, account, use)
+        try:
+            requests = await _made(make, use.model, n_chars)
+            check_length(use.model, requests[0], param)
+            call.start(requests, tools)
+        except PunaError as error:
+            raise from_puna(error, param) from None
+        finally:
+            if not call.generations:
+                call.abandon()
+        return call
+
+
+async def _made(
+    make: Callable[[ServedModel], Sequence[Request]], model: ServedModel, n_chars: int
+) -> Sequence[Request]:
+    if n_chars < _LARGE:
+        return make(model)
+    return await asyncio.to_thread(make, model)
+
+
+def check_length(model: ServedModel, request: Request, param: str) -> None:
+    """Raise ApiError where prompt and answer cannot both be held: nothing is cut short unasked."""
+    n_prompt, n_max = len(request.prompt), request.params.max_tokens
+    room = min(model.context, model.cache_tokens)
+    if n_prompt > room:
+        raise ApiError(
+            400,
+            f"the prompt has {n_prompt} tokens, but the context of this model holds {room}; "
+            "shorten the prompt",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if n_max is not None and n_prompt + n_max > room:
+        raise ApiError(
+            400,
+            f"the prompt has {n_prompt} tokens and the answer may have {n_max}, together {n_prompt + n_max}, "
+            f"but the context of this model holds {room}; shorten the prompt or ask for at most "
+            f"{max(0, room - n_prompt)} tokens",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+
+
+class Call:
+    """One request of a client that is being answered."""
+
+    def __init__(self, service: Service, endpoint: str, account: Account, use: ModelUse) -> None:
+        self.id = uuid4().hex
+        self.created = int(datetime.now(UTC).timestamp())
+        self.endpoint = endpoint
+        self.account = account
+        self.model = use.name
+        self.served = use.model
+        self.generations: list[Generation] = []
+        self.began_at = perf_counter()
+        self._service = service
+        self._use = use
+        self._lease: Lease | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_settled = False
+        self._is_late = False
+        service.calls.add(self)
+
+    def start(self, requests: Sequence[Request], tools: Tools | None) -> None:
+        """Take what the key's limits allow and hand the requests to the engine."""
+        n_prompt = len(requests[0].prompt)
+        n_answers = sum(self._most_tokens(request) for request in requests)
+        self._lease = self.account.admit(n_prompt, n_answers)
+        for request in requests:
+            request.tenant = self.account.tenant
+            self.generations.append(Generation(self.served.submit(request), tools))
+        config = self._service.config
+        self._timer = asyncio.get_running_loop().call_later(config.timeout, self._expire)
+
+    def _most_tokens(self, request: Request) -> int:
+        n_max = request.params.max_tokens
+        return self.served.context - len(request.prompt) if n_max is None else n_max
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"x-request-id": self.id, **self.account.headers()}
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.generations[0].request.prompt)
+
+    @property
+    def n_cached(self) -> int:
+        """Prompt tokens that nobody computed for this call; several choices share one prompt."""
+        return max(generation.n_cached for generation in self.generations)
+
+    @property
+    def n_output(self) -> int:
+        return sum(generation.n_output for generation in self.generations)
+
+    def cancel(self) -> None:
+        """Stop within a step; what was made so far is still counted."""
+        for generation in self.generations:
+            generation.close()
+
+    def abandon(self) -> None:
+        """The call could not be started: nothing was made, nothing is counted."""
+        self.cancel()
+        self._release(0, 0)
+
+    def _expire(self) -> None:
+        self._is_late = True
+        self.cancel()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The answer as it comes; the ends of all choices come last, once the call is in the ledger.
+
+        Raises ApiError where it broke off, which the ledger has as well.
+        """
+        ends: list[Piece] = []
+        try:
+            async for piece in merged(self.generations):
+                if piece.finish is None:
+                    yield piece
+                    continue
+                ends.append(Piece(finish=piece.finish, stop=piece.stop, choice=piece.choice))
+                if piece.text or piece.calls or piece.logprobs:
+                    yield replace(piece, finish=None)
+            await self._end(ends)
+        except PunaError as error:
+            self.cancel()
+            await self.settle("error")
+            raise from_results(error) from error
+        finally:
+            if not self._is_settled:  # nobody reads it any more
+                self.cancel()
+                await asyncio.shield(self.settle("cancelled"))
+        for end in sorted(ends, key=lambda end: end.choice):
+            yield end
+
+    async def _end(self, ends: Sequence[Piece]) -> None:
+        if self._is_late:
+            await self.settle("error")
+            raise ApiError(
+                504,
+                f"the request took more than the {self._service.config.timeout:g} seconds that it may take, "
+                f"{self.n_output} tokens were made; ask for fewer, or again when the server is less busy",
+                kind="server_error",
+                code="timeout",
+            )
+        is_cancelled = any(end.finish == "cancelled" for end in ends)
+        await self.settle("cancelled" if is_cancelled else "ok")
+
+    async def answers(self, http: HttpRequest) -> list[Whole]:
+        """Wait for all choices; they are cancelled if the client goes away."""
+        watch = asyncio.create_task(when_gone(http.receive, self.cancel))
+        try:
+            found = [Whole() for _ in self.generations]
+            texts: list[list[str]] = [[] for _ in self.generations]
+            async for piece in self.pieces():
+                answer = found[piece.choice]
+                texts[piece.choice].append(piece.text)
+                answer.calls += piece.calls
+                answer.logprobs += piece.logprobs
+                if piece.finish is not None:
+                    answer.finish, answer.stop = piece.finish, piece.stop
+            for answer, pieces in zip(found, texts, strict=True):
+                answer.text = "".join(pieces)
+            return found
+        finally:
+            watch.cancel()
+
+    async def settle(self, status: str) -> None:
+        """Account for the call, once; raises ApiError 503 where that is impossible."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        usage = self._usage(status)
+        self._release(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens)
+        self._service.metrics.count(usage, self.generations)
+        await self._service.accounts.record(usage)
+
+    def _release(self, n_prompt: int, n_output: int) -> None:
+        """Give back room, model and what the answer did not use of the limits."""
+        self._is_settled = True
+        self._service.calls.discard(self)
+        self._use.__exit__(None, None, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._lease is not None:
+            self._lease.settle(n_prompt, n_output)
+
+    def _usage(self, status: str) -> Usage:
+        first = min((g.first_at for g in self.generations if g.first_at is not None), default=None)
+        last = max((g.last_at for g in self.generations if g.last_at is not None), default=None)
+        admitted = min((g.admitted_at for g in self.generations if g.admitted_at is not None), default=None)
+        now = perf_counter()
+        finishes = sorted({g.finish or "none" for g in self.generations})
+        return Usage(
+            request_id=self.id,
+            created_at=datetime.fromtimestamp(self.created, UTC),
+            key_id=self.account.key_id,
+            tenant=self.account.tenant,
+            model=self.model,
+            endpoint=self.endpoint,
+            prompt_tokens=self.n_prompt,
+            cached_tokens=self.n_cached,
+            output_tokens=self.n_output,
+            queue_s=(admitted or now) - self.began_at,
+            prefill_s=(first or now) - admitted if admitted else 0.0,
+            decode_s=last - first if first and last else 0.0,
+            status=status,
+            finish_reason=",".join(finishes),
+        )
+
+
+def choices(request: Request, n: int, make: Callable[[SamplingParams], Request]) -> list[Request]:
+    """`request` and n - 1 more with the same prompt; with a seed, choice i has seed + i."""
+    params = request.params
+    seeds = [None if params.seed is None else params.seed + i for i in range(n)]
+    return [request, *(make(replace(params, seed=seed)) for seed in seeds[1:])]
+
+
+def _key_of(http: HTTPConnection) -> str | None:
+    """The key of a request: `Authorization: Bearer`, or Anthropic's `x-api-key`."""
+    scheme, _, key = http.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return key.strip()
+    return http.headers.get("x-api-key")

@@ -1,0 +1,85 @@
+"""What an operator can set; fields are named as in the configuration file and, with dashes, as flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from puna.core import BadValue, UnknownOption, closest
+
+
+def option(default: Any, text: str, metavar: str | None = None) -> Any:
+    """A field whose help text the command line prints."""
+    from dataclasses import field
+
+    return field(default=default, metadata={"help": text, "metavar": metavar})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Raises BadValue for values outside their range."""
+
+    host: str = option("127.0.0.1", "address to listen on; any but a loopback one needs keys", "ADDRESS")
+    port: int = option(8000, "port to listen on; 0 takes a free one", "N")
+    max_requests: int = option(1024, "requests in flight; more are told to come back (503)", "N")
+    max_body_mb: int = option(32, "megabytes of a request's body", "N")
+    max_choices: int = option(16, "answers to one request (n)", "N")
+    timeout: float = option(600.0, "seconds that a request may take, with its time in the queue", "SECONDS")
+    stall_timeout: float = option(60.0, "seconds that a client may leave an answer unread", "SECONDS")
+    grace: float = option(30.0, "seconds that requests have to finish after SIGTERM", "SECONDS")
+    cors_origin: tuple[str, ...] = option((), "origin whose pages may call; may be repeated", "ORIGIN")
+    image_host: tuple[str, ...] = option((), "host whose images may be fetched; may be repeated", "HOST")
+    tls_cert: str = option("", "certificate chain (PEM) to serve HTTPS with", "FILE")
+    tls_key: str = option("", "its private key (PEM)", "FILE")
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("port", 0, 65535),
+            ("max_requests", 1, 1_000_000),
+            ("max_body_mb", 1, 4096),
+            ("max_choices", 1, 128),
+            ("timeout", 1, 7 * 86400),
+            ("stall_timeout", 1, 86400),
+            ("grace", 0, 86400),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise BadValue(f"{name} must be from {least:,} to {most:,}, got {value}")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing = "tls_key" if self.tls_cert else "tls_cert"
+            raise BadValue(f"HTTPS needs tls_cert and tls_key, {missing} is missing; give both or neither")
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a configuration file: TOML with the names of ServerConfig's fields.
+
+    Raises UnknownOption for other names, and BadValue for values of another type or for what is no TOML.
+    """
+    import tomllib
+
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadValue(f"{path} must be a readable TOML file: {error}") from None
+    return {name: checked(path, name, value) for name, value in found.items()}
+
+
+def checked(path: Path, name: str, value: Any) -> Any:
+    """A setting of a file, in the type of its field."""
+    known = {field.name: field for field in fields(ServerConfig)}
+    if name not in known:
+        raise UnknownOption(f"{path}: there is no setting {name!r}{closest(name, list(known))}")
+    default = known[name].default
+    expected = type(default)
+    if expected is float and type(value) is int:
+        value = float(value)
+    if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    if type(value) is not expected:
+        raise BadValue(f"{path}: {name} must be like {default!r}, found {value!r}")
+    return value

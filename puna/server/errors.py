@@ -1,0 +1,130 @@
+"""What went wrong, as HTTP says it: one table from errors to statuses, and the body that each API gives them.
+
+OpenAI's shape is {"error": {"message", "type", "param", "code"}} (API reference, "Error codes").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from puna.core import (
+    BadInput,
+    DiskFull,
+    DoesNotFit,
+    EngineClosed,
+    NotPulled,
+    PromptTooLong,
+    PunaError,
+    UnknownModel,
+    WorkFailed,
+)
+
+INVALID = "invalid_request_error"
+
+
+class ApiError(Exception):
+    """An answer other than 2xx. `param` is the field of the request that it is about, if one is."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+def bad(param: str, message: str, code: str | None = None) -> ApiError:
+    """A request that cannot be answered because of one of its fields."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def not_found(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(404, message, param=param, code=code)
+
+
+def unavailable(message: str, retry_after_s: int) -> ApiError:
+    return ApiError(503, message, kind="server_error", headers={"retry-after": str(retry_after_s)})
+
+
+# the first class that an error is an instance of decides: status, type, code
+_TABLE: tuple[tuple[type[PunaError], int, str, str | None], ...] = (
+    (PromptTooLong, 400, INVALID, "context_length_exceeded"),
+    (NotPulled, 404, INVALID, "model_not_found"),
+    (UnknownModel, 404, INVALID, "model_not_found"),
+    (DoesNotFit, 503, "server_error", "insufficient_memory"),
+    (BadInput, 400, INVALID, None),
+    (EngineClosed, 503, "server_error", "engine_closed"),
+    (DiskFull, 507, "server_error", "disk_full"),
+    (WorkFailed, 500, "server_error", None),
+    (PunaError, 500, "server_error", None),
+)
+
+
+def from_puna(error: PunaError, param: str | None = None) -> ApiError:
+    """What a request gets to see of an error of ours; `param` is the field that led to it."""
+    for kind, status, type_, code in _TABLE:
+        if isinstance(error, kind):
+            named = param if status in (400, 404) else None
+            return ApiError(status, str(error), kind=type_, param=named, code=code)
+    raise AssertionError("every PunaError is in the table")
+
+
+def from_results(error: PunaError) -> ApiError:
+    """An answer that broke off: whatever the engine calls it, the request was good."""
+    if isinstance(error, EngineClosed):
+        return from_puna(error)
+    return ApiError(500, str(error), kind="server_error", code="generation_failed")
+
+
+def openai_body(error: ApiError) -> dict[str, Any]:
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    """https://docs.anthropic.com/en/api/errors"""
+    kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else INVALID)
+    message = f"{error.param}: {error.message}" if error.param else error.message
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def ollama_body(error: ApiError) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+def llama_body(error: ApiError) -> dict[str, Any]:
+    return {"title": error.kind, "detail": error.message, "status": error.status}
+
+
+def body_for(path: str, headers: Mapping[str, str], error: ApiError) -> dict[str, Any]:
+    """The body in the words of the API that was called."""
+    if path.startswith("/api/"):
+        return ollama_body(error)
+    if path.startswith("/llama/"):
+        return llama_body(error)
+    if path.startswith("/v1/messages") or "anthropic-version" in headers:
+        return anthropic_body(error)
+    return openai_body(error)

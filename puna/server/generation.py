@@ -1,0 +1,139 @@
+"""Answers as they come, in no API's words: pieces of text, whole tool calls, log-probabilities, an end.
+
+Every API translates these; what counts tokens and times is here as well, so that it is the same for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Literal
+
+from puna.core import PunaError, Request, StepResult, TokenLogprob
+from puna.server.served import ResultStream
+from puna.text.tools import ToolCall, ToolCallParser
+
+Finish = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(slots=True)
+class Piece:
+    """What became known of one choice. The last one of a choice has a finish."""
+
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+    stop: str | int | None = None  # the stop string or id that ended it
+    choice: int = 0
+
+
+class Generation:
+    """One answer. Iterating raises ApiError where the engine broke it off; counts hold whatever happened."""
+
+    def __init__(self, stream: ResultStream, tools: Iterable[str | Mapping[str, Any]] | None = None) -> None:
+        self.request: Request = stream.request
+        self.stream = stream
+        self.n_output = 0  # tokens, with the one that ended it
+        self.n_cached = 0
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.began_at = perf_counter()
+        self.admitted_at: float | None = None
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self.finish: Finish | None = None
+        self._parser = ToolCallParser(tools) if tools is not None else None
+        self._n_calls = 0
+
+    def close(self) -> None:
+        """Cancel it unless it has ended; what is left of it can still be read."""
+        self.stream.close()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        async for result in self.stream:
+            piece = self._take(result)
+            if piece is not None:
+                yield piece
+
+    def _take(self, result: StepResult) -> Piece | None:
+        """Count a result, and say what is new in it, if anything is."""
+        n_new = len(result.token_ids) + (isinstance(result.stop, int))
+        self.n_cached = result.n_cached
+        if result.prompt_logprobs:
+            self.prompt_logprobs += result.prompt_logprobs
+        if result.admitted_at is not None:
+            self.admitted_at = result.admitted_at
+        if n_new:
+            self.n_output += n_new
+            self.last_at = perf_counter()
+            if self.first_at is None:
+                self.first_at = self.last_at
+        finish = result.finish_reason
+        if self._parser is None:
+            if not (result.text or result.logprobs or finish):
+                return None
+            self.finish = finish
+            return Piece(result.text, [], result.logprobs, finish, result.stop)
+        return self._parse(self._parser, result)
+
+    def _parse(self, parser: ToolCallParser, result: StepResult) -> Piece | None:
+        events = parser.push(result.text) if result.text else []
+        if result.finish_reason is not None:
+            events = [*events, *parser.flush()]
+        text = "".join(event for event in events if isinstance(event, str))
+        calls = [event for event in events if isinstance(event, ToolCall)]
+        self._n_calls += len(calls)
+        finish: Finish | None = result.finish_reason
+        if finish == "stop" and self._n_calls:
+            finish = "tool_calls"
+        self.finish = finish
+        if not (text or calls or result.logprobs or finish):
+            return None
+        return Piece(text, calls, result.logprobs, finish, result.stop)
+
+
+async def merged(generations: Sequence[Generation]) -> AsyncIterator[Piece]:
+    """The pieces of several choices as they come, each with its number."""
+    if len(generations) == 1:
+        async for piece in generations[0].pieces():
+            yield piece
+        return
+    ready: asyncio.Queue[Piece | PunaError | None] = asyncio.Queue()
+
+    async def pump(number: int, generation: Generation) -> None:
+        try:
+            async for piece in generation.pieces():
+                piece.choice = number
+                ready.put_nowait(piece)
+        except PunaError as error:
+            ready.put_nowait(error)
+        finally:
+            ready.put_nowait(None)
+
+    tasks = [asyncio.create_task(pump(*pair)) for pair in enumerate(generations)]
+    try:
+        n_open = len(tasks)
+        while n_open:
+            item = await ready.get()
+            if item is None:
+                n_open -= 1
+            elif isinstance(item, PunaError):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@dataclass(slots=True)
+class Whole:
+    """A whole choice."""
+
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish = "stop"
+    stop: str | int | None = None

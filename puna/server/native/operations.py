@@ -1,0 +1,32 @@
+"""What an operator's machines ask: /health, /ready, /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from puna.server.calls import Service
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["Operations"])
+
+    @router.get("/health", response_model=None)
+    async def health() -> Response:
+        """200 while the process lives and can answer."""
+        return JSONResponse({"status": "ok"})
+
+    @router.get("/ready", response_model=None)
+    async def ready() -> Response:
+        """200 where a load balancer may send requests; 503 while draining."""
+        if service.is_draining:
+            return JSONResponse({"status": "draining", "in_flight": len(service.calls)}, 503)
+        return JSONResponse({"status": "ready", "in_flight": len(service.calls)})
+
+    @router.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        service.refresh_metrics()
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router

@@ -1,0 +1,6 @@
+"""OpenAI's API (platform.openai.com/docs/api-reference), with the fields that other engines added to it.
+
+fields.py    what requests share, and which unknown fields are errors
+chat.py      /v1/chat/completions           completions.py   /v1/completions
+models.py    /v1/models                     wire.py          logprobs, usage, chunks
+"""

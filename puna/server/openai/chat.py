@@ -1,0 +1,193 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from puna.core import Request, SamplingParams
+from puna.server.calls import Call, Service, choices
+from puna.server.errors import ApiError, bad
+from puna.server.generation import Piece, Whole
+from puna.server.images import resolved
+from puna.server.openai import wire
+from puna.server.openai.fields import Sampling, ignored
+from puna.server.openai.messages import (
+    Tool,
+    Turn,
+    as_text_reads,
+    definition,
+    n_characters,
+)
+from puna.server.served import ServedModel
+from puna.server.sse import Stream
+
+_FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "cancelled": "stop"}
+
+
+class ChatRequest(Sampling):
+    harmless: ClassVar[tuple[str, ...]] = (
+        *Sampling.harmless, "reasoning_effort", "verbosity", "prediction",
+    )  # fmt: skip
+
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError(
+                "needs",
+                "top_logprobs needs logprobs: true, found {value}",
+                {"value": self.logprobs, "field": "top_logprobs"},
+            )
+        return self
+
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        limits = {self.max_completion_tokens, self.max_tokens} - {None}
+        if len(limits) > 1:
+            raise bad(
+                "max_tokens",
+                f"max_tokens ({self.max_tokens}) and max_completion_tokens ({self.max_completion_tokens}) "
+                "mean the same, give one",
+            )
+        top = (self.top_logprobs or 0) if self.logprobs else None
+        return self.params(defaults, logprobs=top, max_tokens=limits.pop() if limits else None)
+
+    @property
+    def usable_tools(self) -> list[dict[str, Any]] | None:
+        """Definitions of the tools that may be called."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [definition(tool) for tool in self.tools]
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["OpenAI"])
+
+    @router.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
+        """Answer a conversation, at once or as a stream."""
+        call = await begin(service, body, http)
+        headers = {**call.headers, **ignored(body, await http.json())}
+        if body.stream:
+            chunks = _chunks(call, body)
+            return Stream(chunks, call.cancel, stall_s=service.config.stall_timeout, headers=headers)
+        found = await call.answers(http)
+        return Response(wire.dumps(_completion(call, body, found)), 200, headers, "application/json")
+
+    return router
+
+
+async def begin(service: Service, body: ChatRequest, http: HttpRequest, endpoint: str = "chat") -> Call:
+    """Start what a chat request asks for. Raises ApiError."""
+    n = body.n or 1
+    if n > service.config.max_choices:
+        raise bad("n", f"n must be at most {service.config.max_choices}, got {n}")
+    account = service.authenticate(http)
+    turns = await resolved(service, account, [as_text_reads(turn) for turn in body.messages])
+    tools = body.usable_tools
+
+    def make(model: ServedModel) -> list[Request]:
+        params = body.sampling(model.default_params)
+
+        def request(chosen: SamplingParams) -> Request:
+            return model.chat_request(turns, chosen, tools=tools)
+
+        return choices(request(params), n, request)
+
+    n_chars = n_characters(body.messages)
+    return await service.begin(http, endpoint, body.model, make, n_chars=n_chars, tools=tools)
+
+
+def _message(call: Call, found: Whole) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": found.text or (None if found.calls else ""),
+        "refusal": None,
+        "annotations": [],
+    }
+    if found.calls:
+        message["tool_calls"] = [wire.tool_call(made, i, call.id) for i, made in enumerate(found.calls)]
+    return message
+
+
+def _completion(call: Call, body: ChatRequest, found: Sequence[Whole]) -> dict[str, Any]:
+    tokenizer = call.served.tokenizer
+    return {
+        "id": f"chatcmpl-{call.id}",
+        "object": "chat.completion",
+        "created": call.created,
+        "model": call.model,
+        "choices": [
+            {
+                "index": i,
+                "message": _message(call, answer),
+                "logprobs": wire.chat_logprobs(tokenizer, answer.logprobs) if body.logprobs else None,
+                "finish_reason": _FINISH[answer.finish],
+            }
+            for i, answer in enumerate(found)
+        ],
+        "usage": wire.usage(call),
+        "service_tier": "default",
+        "system_fingerprint": None,
+    }
+
+
+async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
+    """Chunks of the stream; written by hand where there is one for each token."""
+    head = (
+        f'data: {{"id":"chatcmpl-{call.id}","object":"chat.completion.chunk","created":{call.created},'
+        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":null,'
+    ).encode()
+    tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
+    begun: set[int] = set()
+    n_calls: dict[int, int] = {}
+    try:
+        async for piece in call.pieces():
+            index = piece.choice
+            if index not in begun:
+                begun.add(index)
+                yield head + _choice(index, {"role": "assistant", "content": "", "refusal": None}) + tail
+            if piece.text or (piece.logprobs and not piece.calls):
+                yield head + _text(call, body, piece) + tail
+            for made in piece.calls:
+                number = n_calls.get(index, 0)
+                n_calls[index] = number + 1
+                delta = {"tool_calls": [{"index": number, **wire.tool_call(made, number, call.id)}]}
+                yield head + _choice(index, delta) + tail
+            if piece.finish is not None:
+                yield head + _choice(index, {}, _FINISH[piece.finish]) + tail
+        if body.wants_usage:
+            yield head + b'"choices":[],"usage":' + wire.dumps(wire.usage(call)) + b"}\n\n"
+        yield wire.DONE
+    except ApiError as error:
+        yield wire.error_event(error)
+
+
+def _text(call: Call, body: ChatRequest, piece: Piece) -> bytes:
+    logprobs = b"null"
+    if body.logprobs:
+        logprobs = wire.dumps(wire.chat_logprobs(call.served.tokenizer, piece.logprobs))
+    return b'"choices":[{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}]' % (
+        piece.choice,
+        wire.dumps(piece.text),
+        logprobs,
+    )
+
+
+def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return b'"choices":' + wire.dumps(
+        [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    )

@@ -1,0 +1,77 @@
+"""What OpenAI's answers share: usage, log-probabilities, chunks of a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+from puna.core import TokenLogprob
+from puna.server.calls import Call
+from puna.server.errors import ApiError, openai_body
+from puna.text.tokenizer import Tokenizer
+from puna.text.tools import ToolCall
+
+DONE = b"data: [DONE]\n\n"
+_LEAST = -9999.0  # OpenAI's value for a token that is hardly possible; JSON has no infinity
+
+
+def usage(call: Call) -> dict[str, Any]:
+    n_prompt, n_output = call.n_prompt, call.n_output
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_output,
+        "total_tokens": n_prompt + n_output,
+        "prompt_tokens_details": {"cached_tokens": call.n_cached, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def finite(logprob: float) -> float:
+    return logprob if isfinite(logprob) else _LEAST
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int]]:
+    """A token as text, U+FFFD for parts of characters, and its bytes."""
+    spelled = tokenizer.token_bytes(token_id)
+    return spelled.decode("utf-8", "replace"), list(spelled)
+
+
+def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+        text, spelled = token_text(tokenizer, token_id)
+        return {"token": text, "logprob": finite(logprob), "bytes": spelled}
+
+    content = [
+        {**entry(item.token_id, item.logprob), "top_logprobs": [entry(*other) for other in item.top]}
+        for item in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def tool_call(call: ToolCall, number: int, call_id: str) -> dict[str, Any]:
+    """A call in a message; in a stream it has its index beside."""
+    function = {"name": call.name, "arguments": call.arguments_json}
+    return {"id": f"call_{call_id[:20]}{number:04d}", "type": "function", "function": function}
+
+
+def event(data: Any) -> bytes:
+    return b"data: " + dumps(data) + b"\n\n"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def dumps(data: Any) -> bytes:
+    return _encode(data).encode()
+
+
+def error_event(error: ApiError) -> bytes:
+    """An answer that broke off after it began: the status has gone out already."""
+    return event(openai_body(error)) + DONE

@@ -1,0 +1,114 @@
+"""Running the application: uvicorn, with a drain that finishes what was begun."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from puna.core import BadInput
+from puna.server.calls import Service
+from puna.server.config import ServerConfig
+
+_SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
+
+
+def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code. `ready` gets the URL once it answers.
+
+    The first signal drains: new requests are told to go elsewhere, those in flight have `grace` seconds to
+    end. A second one stops at once. Raises BadInput where the address cannot be listened on.
+    """
+    sys.setswitchinterval(_SWITCH_S)
+    listener = _listen(config)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            loop="uvloop",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=2048,
+            timeout_keep_alive=75,
+            h11_max_incomplete_event_size=64 << 10,
+            timeout_graceful_shutdown=2,
+            ssl_certfile=config.tls_cert or None,
+            ssl_keyfile=config.tls_key or None,
+        ),
+        app.state.service,
+    )
+    scheme = "https" if config.tls_cert else "http"
+    host, port = listener.getsockname()[:2]
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    server.when_ready = lambda: ready(url)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    return 0
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise BadInput(
+            f"{config.host}:{config.port} must be free to listen on, it is not ({error.strerror}); choose "
+            "another --port, or 0 for any"
+        ) from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, draining before it shuts down."""
+
+    when_ready: Callable[[], None]
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.when_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.is_draining:
+            self.force_exit = sig == signal.SIGINT
+            self.should_exit = True
+            for call in list(self._service.calls):
+                call.cancel()
+            return
+        self._service.is_draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._service.is_draining and self._drain is None:
+            self._drain = asyncio.create_task(self._finish())
+        return bool(await super().on_tick(counter))
+
+    async def _finish(self) -> None:
+        """Wait until nothing is in flight, or the time is up."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._service.config.grace
+        while self._service.calls and loop.time() < until:
+            await asyncio.sleep(0.02)
+        for call in list(self._service.calls):
+            call.cancel()
+        while self._service.calls and loop.time() < until + 2:
+            await asyncio.sleep(0.02)
+        self.should_exit = True

@@ -1,0 +1,78 @@
+"""A server over the tiny model, on a port of its own, for real clients."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from llm.tiny_llm import write_tiny_llm
+from openai import OpenAI
+
+from puna import LLM
+from puna.llm.models import LoadedModels
+from puna.server.app import create_app
+from puna.server.calls import Service
+from puna.server.config import ServerConfig
+from puna.server.run import serve
+
+
+@dataclass
+class Running:
+    """A server in a thread, and the model it serves."""
+
+    url: str
+    app: FastAPI
+    llm: LLM
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.app.state.service
+        return service
+
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llm(tmp_path_factory.mktemp("served") / "tiny.gguf")
+
+
+Start = Callable[[ServerConfig], Running]
+
+
+@pytest.fixture(scope="module")
+def start(tiny_path: Path) -> Iterator[Start]:
+    """Starts servers with a configuration of their own; all stop at the end of the module."""
+    begun: list[tuple[Running, threading.Thread]] = []
+
+    def run(config: ServerConfig) -> Running:
+        llm = LLM(tiny_path, threads=1, batch=64)
+        app = create_app(config, LoadedModels({"tiny": llm}))
+        urls: SimpleQueue[str] = SimpleQueue()
+        thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
+        thread.start()
+        running = Running(urls.get(timeout=30), app, llm)
+        begun.append((running, thread))
+        return running
+
+    yield run
+    for running, thread in begun:
+        running.service.is_draining = True
+        thread.join(30)
+        assert not thread.is_alive()
+        running.llm.close()
+
+
+@pytest.fixture(scope="module")
+def server(start: Start) -> Running:
+    return start(ServerConfig(port=0))
