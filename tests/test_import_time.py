@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = {
     "asyncio", "huggingface_hub", "jinja2", "numpy", "platformdirs", "prompt_toolkit", "rich", "tokenizers",
-    "torch", "transformers", "PIL", "puna._native",
+    "torch", "transformers", "PIL", "puna._native", "sqlalchemy", "alembic",
 }  # fmt: skip
 
 RUNS = {

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "safety": {"core", "text"},
     "runtime": {"core", "model", "ops", "weights", "env", "_native"},
     "engine": {"core", "text"},
-    "server": {"core", "engine", "text", "safety", "license", "economics"},
+    "server": {"core", "env", "engine", "text", "safety", "license", "economics"},
     "train": {"core", "model", "ops", "weights", "text", "license", "economics"},
     "evals": {"core", "text", "llm"},
     "assistant": set(),
