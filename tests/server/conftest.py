@@ -13,6 +13,9 @@ import pytest
 from fastapi import FastAPI
 from llm.tiny_llm import write_tiny_llm
 from openai import OpenAI
+from server.databases import database as database
+from server.databases import postgres as postgres
+from server.databases import url as url
 
 from puna import LLM
 from puna.llm.models import LoadedModels
