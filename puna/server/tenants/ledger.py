@@ -51,6 +51,7 @@ class Ledger:
         self._journal = Journal(journal or data_folder() / "ledger-journal")
         self._condition = threading.Condition()
         self._waiting: list[Waiting] = []
+        self._n_sent = 0  # rows of the journal that are in the database already
         self._kept: list[Usage] = []  # that neither place could take
         self._is_closing = False
         self._is_away = False  # the database, when it was last tried
@@ -97,6 +98,8 @@ class Ledger:
             self._condition.notify()
         self._thread.join()
         self._journal.close()
+        for row in self._kept:  # nobody was promised these
+            _log.critical("closing without a place for a row of the ledger: %s", row.to_json())
 
     def _run(self) -> None:
         try:
@@ -112,19 +115,23 @@ class Ledger:
         while True:
             with self._condition:
                 if not self._waiting and not self._is_closing:
-                    self._condition.wait(self._retry_s if self._has_old() else None)
+                    self._condition.wait(self._patience())
                 waiting, self._waiting = self._waiting[:_MOST_ROWS], self._waiting[_MOST_ROWS:]
                 is_last = self._is_closing and not waiting
             self._write_kept()
             if waiting:
                 self._write_waiting(waiting)
-            elif self._journal.rows and self._may_try():
-                self._store_journal()
+            if self._journal.rows and self._may_try():
+                self._store_some_journal()  # not all of it at once: others wait
             if is_last:
+                self._store_journal()
                 return
 
-    def _has_old(self) -> bool:
-        return bool(self._kept or self._journal.rows)
+    def _patience(self) -> float | None:
+        """Seconds to wait for new rows; None is for ever."""
+        if self._journal.rows and self._may_try():
+            return 0
+        return self._retry_s if self._kept or self._journal.rows else None
 
     def _write_waiting(self, waiting: Sequence[Waiting]) -> None:
         failure = self._write([row for row, _ in waiting])
@@ -149,12 +156,17 @@ class Ledger:
             _log.critical("no room for a row of the ledger: %s", row.to_json())
 
     def _write(self, rows: Sequence[Usage]) -> LedgerUnavailable | None:
-        """Make rows durable: in the database unless older ones wait for it, otherwise in the journal."""
-        if self._may_try() and self._store_journal() and self._store(rows):
+        """Make rows durable: in the database, or in the journal while it is away or older rows wait.
+
+        An attempt at a database that is away may take seconds, so it is made when the rows are safe.
+        """
+        if not self._is_away and not self._journal.rows and self._store(rows):
             return None
         try:
             self._journal.append(rows)
         except OSError as error:
+            if self._may_try() and self._store_journal() and self._store(rows):
+                return None
             _log.error("the journal %s cannot be written: %s", self._journal.path, error)
             return LedgerUnavailable(
                 f"neither the database nor the journal {self._journal.path} takes rows of usage "
@@ -166,34 +178,49 @@ class Ledger:
         return not self._is_away or time.monotonic() >= self._try_at
 
     def _store_journal(self) -> bool:
-        """Send what waits in the journal -> whether nothing waits any more."""
-        rows = self._journal.rows
-        if not rows:
-            return True
-        for start in range(0, len(rows), _MOST_ROWS):
-            if not self._store(rows[start : start + _MOST_ROWS]):
+        """Send all that waits in the journal -> whether nothing waits any more."""
+        while self._journal.rows:
+            if not self._store_some_journal():
                 return False
+        return True
+
+    def _store_some_journal(self) -> bool:
+        """Send the next rows of the journal, and clear it after the last -> whether that succeeded."""
+        rows = self._journal.rows
+        some = rows[self._n_sent : self._n_sent + _MOST_ROWS]
+        if some and not self._store(some):
+            return False
+        self._n_sent += len(some)
+        if self._n_sent < len(rows):
+            return True
         try:
             self._journal.clear()
-        except OSError as error:  # they will be sent once more
+        except OSError as error:
             _log.error("the journal %s cannot be cleared: %s", self._journal.path, error)
+            self._try_again_later(0)
             return False
+        self._n_sent = 0
         _log.warning("%d rows of the journal are in the database", len(rows))
         return True
 
     def _store(self, rows: Sequence[Usage]) -> bool:
         """Commit rows -> whether the database took them."""
+        began_at = time.monotonic()
         try:
             with self._database.write() as connection:
                 insert(connection, rows)
         except DatabaseUnavailable as error:
             if not self._is_away:
                 _log.error("%s; rows go to the journal %s", error, self._journal.path)
-            self._is_away = True
-            self._try_at = time.monotonic() + self._retry_s
+            self._try_again_later(time.monotonic() - began_at)
             return False
         self._is_away = False
         return True
+
+    def _try_again_later(self, took_s: float) -> None:
+        """An attempt of `took_s` seconds failed; most of the time is for those who wait."""
+        self._is_away = True
+        self._try_at = time.monotonic() + max(self._retry_s, 5 * took_s)
 
 
 def insert(connection: Connection, rows: Sequence[Usage]) -> None:
