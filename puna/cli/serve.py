@@ -20,6 +20,7 @@ from puna.core import BadInput
 if TYPE_CHECKING:
     from puna.llm import LLM
     from puna.server.config import ServerConfig
+    from puna.server.tenants.accounts import KeyAccounts
 
 HELP = "serve models over HTTP: the APIs that clients of OpenAI speak"
 
@@ -55,22 +56,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = _config(args)
-    if not config.is_loopback:
-        raise BadInput(
-            f"only a loopback address is served without API keys, got --host {config.host}; put a proxy that "
-            "asks for keys before it, or serve 127.0.0.1"
-        )
     if args.name and len(args.name) != len(args.models):
         raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
     from puna.llm.models import LoadedModels
     from puna.server.app import create_app
     from puna.server.run import serve
 
-    models = LoadedModels(_load(args))
+    accounts = _accounts(config)
     try:
-        return serve(create_app(config, models), config, lambda url: _greet(url, models.default))
+        models = LoadedModels(_load(args))
+        try:
+            app = create_app(config, models, accounts)
+            return serve(app, config, lambda url: _greet(url, models.default))
+        finally:
+            models.close()
     finally:
-        models.close()
+        accounts.close()
+
+
+def _accounts(config: ServerConfig) -> KeyAccounts:
+    """Keys, limits and ledger; raises BadInput where strangers could come in without a key."""
+    from puna.server.storage.database import open_database
+    from puna.server.tenants.accounts import KeyAccounts
+    from puna.server.tenants.prices import PriceList, read_prices
+
+    prices = read_prices(Path(config.prices)) if config.prices else PriceList()
+    requires_keys = config.require_keys or not config.is_loopback
+    accounts = KeyAccounts(open_database(config.database), prices, requires_keys=requires_keys)
+    if requires_keys and not accounts.keys.list(is_active=True):
+        accounts.close()
+        raise BadInput(
+            f"a server on {config.host} needs API keys, there are none; make one with "
+            "`puna keys create --name NAME --tenant NAME`, or listen on 127.0.0.1"
+        )
+    return accounts
 
 
 def _config(args: argparse.Namespace) -> ServerConfig:

@@ -6,29 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """A row of the ledger: what one call used."""
-
-    request_id: str  # unique, and known to the client
-    created_at: datetime  # UTC
-    key_id: str | None
-    tenant: str
-    model: str
-    endpoint: str
-    prompt_tokens: int
-    cached_tokens: int  # of the prompt's, not computed anew
-    output_tokens: int
-    queue_s: float
-    prefill_s: float
-    decode_s: float
-    status: str  # ok, cancelled, error
-    finish_reason: str
+from puna.server.tenants.usage import Usage
 
 
 class Lease(Protocol):
@@ -42,16 +22,18 @@ class Lease(Protocol):
 class Account(Protocol):
     """Whose call it is."""
 
-    key_id: str | None
-    tenant: str
-    priority: int
+    @property
+    def key_id(self) -> str | None: ...
+
+    @property
+    def tenant(self) -> str: ...
 
     def check_model(self, model: str) -> None:
         """Raise ApiError 403 where this key may not use the model."""
         ...
 
     def admit(self, n_prompt: int, n_output: int) -> Lease:
-        """Reserve tokens and a place. Raises ApiError 429 with Retry-After."""
+        """Reserve tokens and a place. Raises RateLimited."""
         ...
 
     def headers(self) -> Mapping[str, str]:
@@ -80,7 +62,6 @@ class _NoLease:
 class _Anyone:
     key_id: str | None = None
     tenant = ""
-    priority = 0
 
     def check_model(self, model: str) -> None: ...
 

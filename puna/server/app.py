@@ -21,7 +21,7 @@ from puna.server.accounts import Accounts, Open
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, body_for, from_puna
-from puna.server.native import operations, tokens
+from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.served import Models
 from puna.server.validation import explained
@@ -46,7 +46,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts | None =
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations):
+    for part in (chat, completions, models, tokens, operations, admin):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)

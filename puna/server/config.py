@@ -22,6 +22,9 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on; any but a loopback one needs keys", "ADDRESS")
     port: int = option(8000, "port to listen on; 0 takes a free one", "N")
+    require_keys: bool = option(False, "refuse requests without an API key on loopback, too")
+    database: str = option("", "URL of the database of keys and usage (default: SQLite, user's data)", "URL")
+    prices: str = option("", "price list (TOML) that usage is charged by", "FILE")
     max_requests: int = option(1024, "requests in flight; more are told to come back (503)", "N")
     max_body_mb: int = option(32, "megabytes of a request's body", "N")
     max_choices: int = option(16, "answers to one request (n)", "N")

@@ -6,6 +6,7 @@ OpenAI's shape is {"error": {"message", "type", "param", "code"}} (API reference
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from puna.core import (
@@ -19,6 +20,7 @@ from puna.core import (
     UnknownModel,
     WorkFailed,
 )
+from puna.server.tenants.limits import RateLimited
 
 INVALID = "invalid_request_error"
 
@@ -74,6 +76,9 @@ _TABLE: tuple[tuple[type[PunaError], int, str, str | None], ...] = (
 
 def from_puna(error: PunaError, param: str | None = None) -> ApiError:
     """What a request gets to see of an error of ours; `param` is the field that led to it."""
+    if isinstance(error, RateLimited):
+        wait = {} if error.retry_after is None else {"retry-after": str(ceil(error.retry_after))}
+        return ApiError(429, str(error), kind="rate_limit_error", code="rate_limit_exceeded", headers=wait)
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
             named = param if status in (400, 404) else None

@@ -19,6 +19,7 @@ from server.databases import url as url
 
 from puna import LLM
 from puna.llm.models import LoadedModels
+from puna.server.accounts import Accounts
 from puna.server.app import create_app
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
@@ -50,7 +51,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llm(tmp_path_factory.mktemp("served") / "tiny.gguf")
 
 
-Start = Callable[[ServerConfig], Running]
+Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def start(tiny_path: Path) -> Iterator[Start]:
     """Starts servers with a configuration of their own; all stop at the end of the module."""
     begun: list[tuple[Running, threading.Thread]] = []
 
-    def run(config: ServerConfig) -> Running:
+    def run(config: ServerConfig, accounts: Accounts | None = None) -> Running:
         llm = LLM(tiny_path, threads=1, batch=64)
-        app = create_app(config, LoadedModels({"tiny": llm}))
+        app = create_app(config, LoadedModels({"tiny": llm}), accounts)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,12 +92,11 @@ def open_database(url: str = "") -> Database:
     is_sqlite = parsed.get_backend_name() == "sqlite"
     engine = _sqlite(parsed) if is_sqlite else _postgres(parsed)
     database = Database(engine, parsed.render_as_string(hide_password=True))
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(database.close)
         with database.errors():
             migrate(database.engine, database.name)
-    except BaseException:
-        database.close()
-        raise
+        cleanup.pop_all()
     return database
 
 

@@ -1,0 +1,80 @@
+"""What the operator asks of the ledger: /admin/usage, /admin/usage.csv, /admin/keys. Needs a key with the
+scope "admin", on every address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+
+from puna.core import PunaError
+from puna.server.calls import Service
+from puna.server.errors import from_puna, not_found
+from puna.server.storage.database import Database
+from puna.server.tenants.accounts import KeyAccounts
+from puna.server.tenants.queries import Filters, export_csv, moment, totals
+
+By = Literal["tenant", "key", "model", "day"]
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["Operations"])
+
+    def accounts(http: HttpRequest) -> KeyAccounts:
+        service.authenticate(http, "admin")
+        if not isinstance(service.accounts, KeyAccounts):
+            raise not_found("this server keeps no ledger")
+        return service.accounts
+
+    @router.get("/admin/usage")
+    async def usage(
+        http: HttpRequest,
+        by: Annotated[Sequence[By], Query()] = ("tenant", "model"),
+        since: str | None = None,
+        until: str | None = None,
+        tenant: str | None = None,
+        model: str | None = None,
+    ) -> dict[str, Any]:
+        """Sums of the ledger."""
+        database = accounts(http).database
+        filters = _filters(since, until, tenant, model)
+        rows = await asyncio.to_thread(totals, database, list(by), filters)
+        return {"data": [asdict(row) for row in rows]}
+
+    @router.get("/admin/usage.csv", response_model=None)
+    async def usage_csv(
+        http: HttpRequest,
+        since: str | None = None,
+        until: str | None = None,
+        tenant: str | None = None,
+        model: str | None = None,
+    ) -> Response:
+        """Every row of the ledger."""
+        database: Database = accounts(http).database
+        rows = export_csv(database, _filters(since, until, tenant, model))
+        return StreamingResponse(rows, media_type="text/csv; charset=utf-8")
+
+    @router.get("/admin/keys")
+    async def keys(http: HttpRequest) -> dict[str, Any]:
+        """The keys, without what is secret of them."""
+        found = await asyncio.to_thread(accounts(http).keys.list)
+        return {"data": [asdict(key) for key in found]}
+
+    return router
+
+
+def _filters(since: str | None, until: str | None, tenant: str | None, model: str | None) -> Filters:
+    try:
+        return Filters(
+            since=moment(since) if since else None,
+            until=moment(until) if until else None,
+            tenant=tenant,
+            model=model,
+        )
+    except PunaError as error:
+        raise from_puna(error, "since") from None

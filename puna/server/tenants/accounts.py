@@ -1,0 +1,111 @@
+"""Accounts by the database: keys, their limits, and a ledger of what they used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from puna.core import PunaError
+from puna.server.accounts import Account, Lease
+from puna.server.errors import ApiError, from_puna, unavailable
+from puna.server.storage.database import Database
+from puna.server.tenants.keys import Key, Keys
+from puna.server.tenants.ledger import Ledger
+from puna.server.tenants.limits import Limiter, Limits
+from puna.server.tenants.prices import PriceList
+from puna.server.tenants.queries import tokens_today
+from puna.server.tenants.usage import Usage
+
+_ANYONE = Limits()
+_RETRY_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAccount:
+    """server.accounts.Account of a key, or with None of whoever has none."""
+
+    limiter: Limiter
+    key: Key | None
+
+    @property
+    def key_id(self) -> str | None:
+        return self.key.id if self.key else None
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant if self.key else ""
+
+    @property
+    def _limits(self) -> Limits:
+        return self.key.limits if self.key else _ANYONE
+
+    def check_model(self, model: str) -> None:
+        if not self._limits.allows(model):
+            allowed = ", ".join(self._limits.models or ())
+            message = f"this key may use {allowed}, not {model}; ask the operator for another key"
+            raise ApiError(403, message, param="model", code="model_not_allowed")
+
+    def admit(self, n_prompt: int, n_output: int) -> Lease:
+        return self.limiter.admit(self.key_id or "", self._limits, n_prompt, n_output)
+
+    def headers(self) -> Mapping[str, str]:
+        return self.limiter.headers(self.key_id or "", self._limits)
+
+
+class KeyAccounts:
+    """server.accounts.Accounts over a database.
+
+    Where keys are not required, a key that is known counts for its tenant, and any other for nobody: clients
+    insist on sending one. Raises DatabaseUnavailable where the keys cannot be read.
+    """
+
+    def __init__(self, database: Database, prices: PriceList, *, requires_keys: bool) -> None:
+        self.database = database
+        self.keys = Keys(database)
+        self.keys.watch()
+        self.ledger = Ledger(database)
+        self._prices = prices
+        self._requires_keys = requires_keys
+        self._limiter = Limiter(tokens_today(database))
+        self._anyone = KeyAccount(self._limiter, None)
+
+    def authenticate(self, secret: str | None, scope: str) -> Account:
+        try:
+            key = self.keys.find(secret) if secret else None
+        except PunaError as error:
+            raise from_puna(error) from None
+        if key is None:
+            if self._requires_keys or scope == "admin":
+                raise _unauthorized(secret)
+            return self._anyone
+        if scope not in key.scopes:
+            message = f"this key has the scope {', '.join(key.scopes)}, this path needs {scope}"
+            raise ApiError(403, message, kind="permission_error", code="missing_scope")
+        return KeyAccount(self._limiter, key)
+
+    def check_writable(self) -> None:
+        if not self.ledger.is_writable:
+            raise unavailable("usage cannot be recorded at the moment, so nothing is served", _RETRY_S)
+
+    async def record(self, usage: Usage) -> None:
+        n_prompt, n_cached, n_output = usage.prompt_tokens, usage.cached_tokens, usage.output_tokens
+        cost = self._prices.cost(usage.model, usage.created_at, n_prompt, n_cached, n_output)
+        try:
+            await self.ledger.record(replace(usage, cost_nano=cost))
+        except PunaError as error:
+            raise unavailable(f"the answer was made but could not be recorded: {error}", _RETRY_S) from error
+
+    def close(self) -> None:
+        """Write what is left, and let the database go."""
+        self.keys.close()
+        self.ledger.close()
+        self.database.close()
+
+
+def _unauthorized(secret: str | None) -> ApiError:
+    if secret is None:
+        message = "this server asks for an API key, there is none; send Authorization: Bearer KEY"
+    else:
+        message = "this API key is unknown, expired or revoked; ask the operator for another one"
+    headers = {"www-authenticate": "Bearer"}
+    return ApiError(401, message, kind="authentication_error", code="invalid_api_key", headers=headers)
