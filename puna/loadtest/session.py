@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from puna.core import BadInput, BadValue, WorkFailed
-from puna.loadtest.client import Client, Target
+from puna.core import BadValue, WorkFailed
+from puna.loadtest.client import Client
 from puna.loadtest.load import MOST_IN_FLIGHT, Load, Planned
 from puna.loadtest.report import Report
 from puna.loadtest.run import Tick, run_load, warm_up
 from puna.loadtest.stats import Outcome, Targets
+from puna.loadtest.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +39,6 @@ class Session:
         for name, value, low, high in checks:
             if not low <= value <= high:
                 raise BadValue(f"{name} must be from {low:g} to {high:g}, got {value:g}")
-
-
-def require_local(target: Target) -> None:
-    """Raise BadInput unless every address of the target's name is this machine's loopback."""
-    try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise WorkFailed(f"expected the name of a host, found {target.host!r} ({error})") from None
-    for *_, address in found:
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            raise BadInput(
-                f"{target.host} is {address[0]}, another machine: add --yes-remote if its owner "
-                "agrees to this load"
-            )
 
 
 def first_model(target: Target, key: str | None = None, timeout: float = 30.0) -> str:
@@ -92,19 +77,17 @@ async def _measure(target: Target, load: Load, session: Session, tick: Tick) -> 
     stop = asyncio.Event()
     with ExitStack() as stack:
         stack.callback(client.close)
-        if session.stop_on_interrupt:
-            stack.callback(_stop_at_interrupt(stop))
         warm = await warm_up(load, send, session.warmup)
         if warm and all(outcome.error for outcome in warm):
             raise WorkFailed(
-                f"expected answers to the warm-up, found {warm[0].error} ({warm[0].detail}); is "
-                f"{target.authority} the server?"
+                f"{target.authority} must answer the warm-up, found {warm[0].error}: {warm[0].detail}"
             )
+        if session.stop_on_interrupt:
+            stack.callback(_stop_at_interrupt(stop))
         began, cpu = time.time(), time.process_time()
         run = await run_load(load, send, stop, tick, session.max_in_flight)
-        return Report(
-            target.authority + target.base, load, session.targets, run, began, time.process_time() - cpu
-        )
+        cpu = time.process_time() - cpu
+        return Report(target.authority + target.base, load, session.targets, run, began, cpu)
 
 
 def _stop_at_interrupt(stop: asyncio.Event) -> Callable[[], object]:
