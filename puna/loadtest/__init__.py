@@ -1,8 +1,8 @@
 """Load on any OpenAI-compatible server over HTTP, and what its users would meet.
 
-    load = Load(model="smollm2", rate=2.0, requests=200)
-    report = measure(Target.of("http://127.0.0.1:8080"), load)
-    report.to_json()["ttft_ms"]["p95"]
+load = Load(model="smollm2", rate=2.0, requests=200)
+report = measure(Target.of("http://127.0.0.1:8080"), load)
+report.to_json()["ttft_ms"]["p95"]
 """
 
 from puna.loadtest.lengths import LengthMix, read_trace

@@ -85,7 +85,8 @@ class _Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes, exchange: Exchange) -> None:
         """Send and wait for the whole response. Raises Malformed."""
-        assert self._transport is not None and self._exchange is None
+        assert self._transport is not None
+        assert self._exchange is None
         self.used += 1
         self._exchange, self._ended = exchange, self._loop.create_future()
         self._transport.write(request)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from puna.loadtest.load import TraceLine
 
 # Log-normal lengths. Means: 161.31 and 337.99 tokens, ShareGPT as tokenized for the vLLM paper (Kwon et al.
-# 2023, figure 11). Spread: sigma = ln(P90 / median) / 1.2816, with P90 and median of ShareGPT's conversations in
-# the Sarathi-Serve paper (Agrawal et al. 2024, table 2): 5696 / 1730 of prompts, 834 / 415 of answers.
+# 2023, figure 11). Spread: sigma = ln(P90 / median) / 1.2816, with P90 and median of ShareGPT's conversations
+# in the Sarathi-Serve paper (Agrawal et al. 2024, table 2): 5696 / 1730 of prompts, 834 / 415 of answers.
 PROMPT_MEAN, PROMPT_SIGMA = 161.31, 0.930
 OUTPUT_MEAN, OUTPUT_SIGMA = 337.99, 0.545
 # Draws outside are drawn again, with the limits of vLLM's own benchmark on ShareGPT; means fall a little.
@@ -27,8 +27,9 @@ SHAREGPT = "log-normal, means 161 and 338 tokens (ShareGPT; vLLM paper), sigma 0
 
 # of a line, with the names that Mooncake's published traces use for the same
 _KEYS = (
-    "at timestamp prompt messages prompt_tokens input_length output_tokens max_tokens output_length hash_ids"
-).split()
+    *("at", "timestamp", "prompt", "messages", "hash_ids"),
+    *("prompt_tokens", "input_length", "output_tokens", "max_tokens", "output_length"),
+)
 _MOST_TRACE = 256 << 20  # bytes
 
 

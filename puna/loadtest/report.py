@@ -20,9 +20,11 @@ DEFINITIONS = {
     "goodput": "requests that succeeded with ttft and tpot at or under the targets; the default targets are "
     "those of MLPerf Inference 5.0, Llama 2 70B Interactive",
     "tokens": "as the server's usage counts them; without usage one for each piece of text",
-    "lateness_ms": "from when a request was due to when the generator began to send it; part of all latencies",
+    "lateness_ms": "from when a request was due to when the generator began to send it; in all latencies",
 }
-_LATE_MS = 10.0  # beyond it, and beyond a tenth of the time to first token, the generator disturbs the figures
+_LATE_MS = (
+    10.0  # beyond it, and beyond a tenth of the time to first token, the generator disturbs the figures
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,9 @@ class Report:
         if self.load.ignore_end and (early := sum(outcome.finish_reason == "stop" for outcome in good)):
             notes.append(f"{early} answers ended early: the server does not keep --ignore-end (ignore_eos)")
         if empty := sum(not outcome.deltas for outcome in good):
-            notes.append(f"{empty} answers had no text: they have no time to first token and miss the targets")
+            notes.append(
+                f"{empty} answers had no text: they have no time to first token and miss the targets"
+            )
         if self.run.n_unfinished:
             notes.append(f"{self.run.n_unfinished} requests were cut off by Ctrl-C and are in no figure")
         return [note for note in notes if note]

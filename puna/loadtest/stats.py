@@ -62,8 +62,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Seconds that a good answer takes at most. The defaults are those of MLPerf Inference 5.0 for Llama 2 70B
-    Interactive (99th percentiles there, every request here)."""
+    """Seconds that a good answer takes at most.
+
+    The defaults are those of MLPerf Inference 5.0, Llama 2 70B Interactive: 99th percentiles of a run there,
+    asked of every request here.
+    """
 
     ttft: float = 0.450
     tpot: float = 0.040
@@ -81,8 +84,8 @@ class Targets:
 def summary(outcomes: Sequence[Outcome], wall: float, targets: Targets) -> dict[str, Any]:
     """The figures of requests that ended within `wall` seconds; rates are per second of those.
 
-    Keys: counts, errors by kind, tokens, rates, goodput, and `ttft_ms`, `tpot_ms`, `itl_ms`, `e2e_ms` each with
-    mean, p50, p90, p95, p99 and max over the requests that succeeded (None without any).
+    Keys: counts, errors by kind, tokens, rates, goodput, and `ttft_ms`, `tpot_ms`, `itl_ms`, `e2e_ms`, each
+    with mean, p50, p90, p95, p99 and max over the requests that succeeded (None without any).
     """
     good = [outcome for outcome in outcomes if outcome.error is None]
     n_prompt = sum(outcome.prompt_tokens or 0 for outcome in good)

@@ -52,7 +52,9 @@ class Target:
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise WorkFailed(f"URL must name a host that can be found, found {self.host!r} ({error})") from None
+            raise WorkFailed(
+                f"URL must name a host that can be found, found {self.host!r} ({error})"
+            ) from None
         for *_, address in found:
             if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
                 raise BadInput(

@@ -10,15 +10,17 @@ from functools import lru_cache
 from random import Random
 
 # Frequent English words: each is one token with the space before it in the vocabularies of Llama 1 to 4.
-WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they "
-    "which one you were all her she there would their we him been has when who will no more if out so up said "
-    "what its about than into them can only other time new some could these two may first then do any like my "
-    "now over such our man me even most made after also did many off before must well back through years "
-    "much where your way down should because long each just state those people too good world day great water "
-    "every house place work part night small found right left thought number course set side during public "
-    "group order point system second four help city light study power free sea white given"
-).split()
+_TEXT = """
+the of and to in is that for it as was with be by on not he his but at are this have from or had an
+they which one you were all her she there would their we him been has when who will no more if out
+so up said what its about than into them can only other time new some could these two may first then
+do any like my now over such our man me even most made after also did many off before must well back
+through years much where your way down should because long each just state those people too good
+world day great water every house place work part night small found right left thought number course
+set side during public group order point system second four help city light study power free sea
+white given
+"""
+WORDS = tuple(_TEXT.split())
 
 BLOCK = 512  # tokens of one block of a trace
 
