@@ -47,6 +47,8 @@ class Exchange:
         return self.body.decode("utf-8", "replace")
 
     def _event(self, data: bytes, now: float) -> None:
+        if not data:
+            return
         if data == b"[DONE]":
             self.said_done = True
             return

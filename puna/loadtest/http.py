@@ -7,6 +7,8 @@ of an event stream (WHATWG HTML, section 9.2).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 _MOST_HEAD = 64 << 10  # bytes of a status line and its headers
 _MOST_LINE = 4 << 10  # bytes of the line that gives a chunk's size
 _MOST_EVENT = 16 << 20  # bytes of one event
@@ -21,7 +23,7 @@ class Cut(Malformed):
 
 
 class ResponseParser:
-    """One response; `feed` gives its body in the pieces that arrive, without their framing.
+    """One response; `feed` gives its body in the pieces that arrive, without their framing. Iterate to its end.
 
     `done` is set when the last byte was read; `keep_alive` then says whether the connection may be reused.
     """
@@ -40,17 +42,23 @@ class ResponseParser:
         """Whether any byte of a response has come."""
         return bool(self._buffer) or self.status != 0
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take what arrived -> pieces of the body. Raises Malformed."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take what arrived -> pieces of the body. Raises Malformed, after the pieces that were good."""
         if self.done:
             raise Malformed(f"{len(data)} bytes came after the end of the response")
         self._buffer = self._buffer + data if self._buffer else data
-        pieces: list[bytes] = []
-        while self._advance(pieces):
-            pass
+        while self._buffer and not self.done:
+            before = len(self._buffer)
+            if self._state in ("length", "chunk", "until close"):
+                yield self._piece()
+            elif self._state == "head":
+                self._head()
+            else:
+                self._chunk_line()
+            if len(self._buffer) == before:
+                return  # more bytes are needed
         if self.done and self._buffer:
             self.keep_alive = False  # an answer to a question that was not asked
-        return pieces
 
     def eof(self) -> None:
         """The connection was closed. Raises Cut if the response was not complete."""
@@ -60,39 +68,26 @@ class ResponseParser:
             where = "in the middle of the response" if self.begun else "without a response"
             raise Cut(f"the connection was closed {where}")
 
-    def _advance(self, pieces: list[bytes]) -> bool:
-        """Take one element off the buffer; False if more bytes are needed."""
-        if self.done or not self._buffer:
-            return False
-        if self._state == "head":
-            return self._head()
-        if self._state in ("length", "chunk"):
-            return self._counted(pieces)
+    def _piece(self) -> bytes:
+        """What is there of the body, or of the chunk."""
         if self._state == "until close":
-            pieces.append(self._buffer)
-            self._buffer = b""
-            return False
-        return self._chunk_line()
-
-    def _counted(self, pieces: list[bytes]) -> bool:
+            piece, self._buffer = self._buffer, b""
+            return piece
         piece = self._buffer[: self._left]
         self._buffer = self._buffer[len(piece) :]
         self._left -= len(piece)
-        pieces.append(piece)
         if self._left == 0:
-            if self._state == "length":
-                self.done = True
-            else:
-                self._state = "chunk end"
-        return True
+            self.done = self._state == "length"
+            self._state = "chunk end"
+        return piece
 
-    def _chunk_line(self) -> bool:
-        """The size before a chunk, the empty line behind it, or a trailer."""
+    def _chunk_line(self) -> None:
+        """Take the size before a chunk, the empty line behind it, or a trailer, if it is whole."""
         line, found, rest = self._buffer.partition(b"\n")
         if len(line) > _MOST_LINE:
             raise Malformed(f"expected the size of a chunk, found a line of more than {_MOST_LINE} bytes")
         if not found:
-            return False
+            return
         self._buffer, line = rest, line.removesuffix(b"\r")
         if self._state == "trailers":
             self.done = not line
@@ -103,21 +98,21 @@ class ResponseParser:
         else:
             self._left = _hexadecimal(line.partition(b";")[0].strip())
             self._state = "chunk" if self._left else "trailers"
-        return True
 
-    def _head(self) -> bool:
+    def _head(self) -> None:
+        """Take the status line and the headers, if they are whole."""
         end, width = _end_of_head(self._buffer)
         if end > _MOST_HEAD or (end < 0 and len(self._buffer) > _MOST_HEAD):
             raise Malformed(f"expected headers, found no end of them in {_MOST_HEAD} bytes")
         if not self._buffer.startswith(b"HTTP/1."[: len(self._buffer)]):
             raise Malformed(f"expected HTTP/1.1, found {self._buffer[:40]!r}")
         if end < 0:
-            return False
+            return
         lines = self._buffer[:end].decode("latin-1").replace("\r\n", "\n").split("\n")
         self._buffer = self._buffer[end + width :]
         version, status = _status_line(lines[0])
         if 100 <= status < 200:
-            return True  # the real response is still to come
+            return  # the real response is still to come
         self.status = status
         for line in lines[1:]:
             name, colon, value = line.partition(":")
@@ -125,7 +120,6 @@ class ResponseParser:
                 raise Malformed(f"expected a header, found {line[:40]!r}")
             self.headers[name.strip().lower()] = value.strip()
         self._framing(version)
-        return True
 
     def _framing(self, version: str) -> None:
         connection = self.headers.get("connection", "").lower()
