@@ -11,7 +11,7 @@ from puna.loadtest.http import EventParser, Malformed, ResponseParser
 from puna.loadtest.stats import Outcome
 
 _MOST_BODY = 1 << 20  # bytes kept of an answer that is no event stream
-# parts of a chat delta that tokens go to; `reasoning` is vLLM's name for what llama.cpp calls reasoning_content
+# parts of a chat delta that tokens go to; vLLM says `reasoning` for what llama.cpp calls reasoning_content
 _TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
 
 

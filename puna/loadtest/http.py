@@ -23,7 +23,7 @@ class Cut(Malformed):
 
 
 class ResponseParser:
-    """One response; `feed` gives its body in the pieces that arrive, without their framing. Iterate to its end.
+    """One response; `feed` gives its body in the pieces that arrive, unframed; iterate to its end.
 
     `done` is set when the last byte was read; `keep_alive` then says whether the connection may be reused.
     """
@@ -174,7 +174,7 @@ class EventParser:
         self._size = 0  # bytes of `_data`
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take a piece of the body -> data of the events that ended in it. Raises Malformed if one is huge."""
+        """Take a piece of the body -> data of events that ended in it. Raises Malformed for a huge one."""
         self._buffer += data
         # a \r at the end may be half of \r\n
         end = max(self._buffer.rfind(b"\n"), self._buffer.rfind(b"\r", 0, len(self._buffer) - 1)) + 1

@@ -38,16 +38,20 @@ def usage(n_prompt: int, n_output: int, n_cached: int | None = None) -> bytes:
 
 def plain(status: int, value: object) -> bytes:
     body = json.dumps(value).encode()
-    head = f"HTTP/1.1 {status} Whatever\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 {status} Whatever\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
 def answer(n: int, n_prompt: int = 7, n_cached: int | None = None) -> bytes:
     """A whole good answer of `n` tokens."""
     events = [delta("", None), *(delta("word ") for _ in range(n)), delta("", "stop")]
-    return STREAM + b"".join(
-        chunk(e) for e in [*events, usage(n_prompt, n, n_cached), event(b"[DONE]")]
-    ) + chunk(b"")
+    return (
+        STREAM
+        + b"".join(chunk(e) for e in [*events, usage(n_prompt, n, n_cached), event(b"[DONE]")])
+        + chunk(b"")
+    )
 
 
 class Server:

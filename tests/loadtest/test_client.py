@@ -80,7 +80,12 @@ GOOD = chunk(delta("a")) + chunk(delta("b"))
         ("garbage", to.STREAM + chunk(event(b"[" * 100_000)), False, "expected JSON"),
         ("garbage", to.STREAM + chunk(event(b"3")), False, "expected an object"),
         ("garbage", plain(200, {"choices": []}), False, "expected an event stream"),
-        ("stream_error", to.STREAM + GOOD + chunk(event({"error": {"message": "died"}})) + chunk(b""), False, "died"),
+        (
+            "stream_error",
+            to.STREAM + GOOD + chunk(event({"error": {"message": "died"}})) + chunk(b""),
+            False,
+            "died",
+        ),
     ],
 )
 def test_errors_by_kind(kind: str, data: bytes, close: bool, said: str) -> None:
@@ -131,7 +136,7 @@ def test_nobody_there() -> None:
         target = Target.of(f"http://127.0.0.1:{taken.getsockname()[1]}")
         (found,) = measure(target, LOAD).outcomes
         assert found.error == "connection"
-        with pytest.raises(WorkFailed, match="must list models, found connection.*is it up"):
+        with pytest.raises(WorkFailed, match=r"must list models, found connection.*is it up"):
             first_model(target)
         with pytest.raises(WorkFailed, match="must answer the warm-up, found connection"):
             measure(target, LOAD, Session(warmup=2))
@@ -178,7 +183,11 @@ def test_tenants_send_their_keys_and_have_figures_of_their_own() -> None:
         writer.write(to.answer(3) if good else plain(429, {"error": "limit"}))
 
     load = Load(
-        model="m", concurrency=2, requests=40, mix=LengthMix(5, 5), tenants=(Tenant("a", "ka"), Tenant("b", "kb"))
+        model="m",
+        concurrency=2,
+        requests=40,
+        mix=LengthMix(5, 5),
+        tenants=(Tenant("a", "ka"), Tenant("b", "kb")),
     )
     found = measured(script, load).to_json(each=True)
     assert "ka" not in json.dumps(found)
@@ -245,11 +254,25 @@ def test_the_first_model() -> None:
 )
 def test_urls(url: str, authority: str, base: str) -> None:
     target = Target.of(url)
-    assert (target.authority, target.base, target.tls is not None) == (authority, base, url.startswith("https"))
+    assert (target.authority, target.base, target.tls is not None) == (
+        authority,
+        base,
+        url.startswith("https"),
+    )
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:80", "ftp://x", "http://", "http://x:port", "http://u:p@x", "http://x?y", "http://x/\r\nA: b"]
+    "url",
+    [
+        "",
+        "127.0.0.1:80",
+        "ftp://x",
+        "http://",
+        "http://x:port",
+        "http://u:p@x",
+        "http://x?y",
+        "http://x/\r\nA: b",
+    ],
 )
 def test_bad_urls(url: str) -> None:
     with pytest.raises(BadInput, match="URL must"):

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from text.vocabularies import smollm2
 
 from puna.core import BadFile, BadInput, BadValue
 from puna.loadtest import LengthMix, Load, Tenant, read_trace
 from puna.loadtest.load import arrivals, plan, request
+from puna.loadtest.words import WORDS, content
+from puna.text.tokenizer import Tokenizer
 
 LOAD = Load(model="m", rate=5.0, requests=50)
 
@@ -26,7 +29,13 @@ def gaps_of(load: Load, n: int = 20_000) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "burstiness", "cv"),
-    [("poisson", 2.0, 1.0), ("constant", 2.0, 0.0), ("gamma", 1.0, 1.0), ("gamma", 2.5, 2.5), ("gamma", 0.3, 0.3)],
+    [
+        ("poisson", 2.0, 1.0),
+        ("constant", 2.0, 0.0),
+        ("gamma", 1.0, 1.0),
+        ("gamma", 2.5, 2.5),
+        ("gamma", 0.3, 0.3),
+    ],
 )
 def test_arrivals_have_their_rate_and_their_spread(kind: Any, burstiness: float, cv: float) -> None:
     gaps = gaps_of(replace(LOAD, arrivals=kind, burstiness=burstiness))
@@ -36,7 +45,7 @@ def test_arrivals_have_their_rate_and_their_spread(kind: Any, burstiness: float,
 
 
 def test_poisson_gaps_are_exponential() -> None:
-    """By the largest distance from the distribution (Kolmogorov-Smirnov, at the level of one in a thousand)."""
+    """By the largest distance from their distribution (Kolmogorov-Smirnov, one in a thousand)."""
     gaps = np.sort(gaps_of(LOAD))
     exact = 1 - np.exp(-5 * gaps)
     distance = np.max(np.abs(exact - np.arange(1, len(gaps) + 1) / len(gaps)))
@@ -104,7 +113,9 @@ def prompts_of(load: Load) -> list[list[str]]:
 
 
 def test_prompts_share_the_beginnings_that_they_should() -> None:
-    load = replace(LOAD, endpoint="completions", prefix_share=0.5, prefixes=3, mix=LengthMix(200), requests=60)
+    load = replace(
+        LOAD, endpoint="completions", prefix_share=0.5, prefixes=3, mix=LengthMix(200), requests=60
+    )
     prompts = prompts_of(load)
     assert all(len(prompt) == 200 for prompt in prompts)
     assert len({tuple(prompt[:100]) for prompt in prompts}) == 3
@@ -128,13 +139,12 @@ def test_tenants_have_their_share() -> None:
 
 
 def test_words_are_a_token_each() -> None:
-    """Of a byte-level vocabulary that was trained on other text."""
-    tiktoken = pytest.importorskip("gguf")
-    assert tiktoken
-    from puna.loadtest.words import WORDS
-
-    assert len(set(WORDS)) == len(WORDS) > 150
-    assert all(word.isascii() and word.isalpha() for word in WORDS)
+    """In SmolLM2's vocabulary, whose ids of it are checked against its own tokenizer."""
+    tokenizer = Tokenizer.from_gguf(smollm2())
+    for n in (1, 50, 1000):
+        text = content(n, Random(n), 0, "", ())
+        assert len(tokenizer.encode(text)) == pytest.approx(n, abs=1)
+    assert len(set(WORDS)) == len(WORDS) > 100
 
 
 @pytest.mark.parametrize(

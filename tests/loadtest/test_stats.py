@@ -14,9 +14,16 @@ from puna.loadtest.stats import Outcome, over_time, spread, summary
 
 
 def outcome(
-    index: int, scheduled: float, deltas: list[float], ended: float, n: int | None = None, error: str | None = None
+    index: int,
+    scheduled: float,
+    deltas: list[float],
+    ended: float,
+    n: int | None = None,
+    error: str | None = None,
 ) -> Outcome:
-    found = Outcome(index, "t", scheduled, started=scheduled, ended=ended, deltas=array("d", deltas), error=error)
+    found = Outcome(
+        index, "t", scheduled, started=scheduled, ended=ended, deltas=array("d", deltas), error=error
+    )
     found.prompt_tokens, found.output_tokens = 10, n
     return found
 
