@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import puna
 from puna.core import WorkFailed
 from puna.loadtest.exchange import Exchange
 from puna.loadtest.http import Cut, Malformed
@@ -162,7 +161,7 @@ class Client:
         lines = [
             f"{method} {self._target.base}{path} HTTP/1.1",
             f"Host: {self._target.authority}",
-            f"User-Agent: puna-loadtest/{puna.__version__}",
+            "User-Agent: puna-loadtest",
             "Accept: text/event-stream, application/json",
             "Content-Type: application/json",
             f"Content-Length: {length}",
