@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         raise Cancelled("interrupted before any request ended: nothing was measured")
     whole = report.to_json()
     if args.output:
-        text = json.dumps(report.to_json(each=True), indent=1, ensure_ascii=False)
+        text = json.dumps(report.to_json(each=True), indent=1)
         args.output.write_text(text + "\n", encoding="utf-8")
     if args.plot:
         from puna.loadtest.plot import plot

@@ -117,7 +117,7 @@ class Client:
         loop = asyncio.get_running_loop()
         outcome = Outcome(planned.index, planned.tenant.name, scheduled, started=loop.time() - start)
         exchange = Exchange()
-        data = json.dumps(planned.body, ensure_ascii=False, separators=(",", ":")).encode()
+        data = json.dumps(planned.body, separators=(",", ":")).encode()
         head = self._head("POST", _PATHS[endpoint], planned.tenant.key, len(data))
         try:
             async with asyncio.timeout(self._timeout):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from puna.loadtest.load import Load
+from puna.loadtest.load import MOST_REQUESTS, Load
 from puna.loadtest.run import Run
 from puna.loadtest.stats import Outcome, Targets, over_time, spread, summary
 
@@ -109,6 +109,8 @@ class Report:
             notes.append(
                 f"{empty} answers had no text: they have no time to first token and miss the targets"
             )
+        if self.load.requests is None and len(outcomes) + self.run.n_unfinished >= MOST_REQUESTS:
+            notes.append(f"the load ended at {MOST_REQUESTS:,} requests, before its --duration")
         if self.run.n_unfinished:
             notes.append(f"{self.run.n_unfinished} requests were cut off by Ctrl-C and are in no figure")
         return [note for note in notes if note]

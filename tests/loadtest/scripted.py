@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -85,10 +86,10 @@ class Server:
 
 
 @contextmanager
-def running(script: Script) -> Iterator[tuple[str, Server]]:
+def running(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[tuple[str, Server]]:
     """The server's URL and what it counts."""
     server, loop = Server(script), asyncio.new_event_loop()
-    started = loop.run_until_complete(asyncio.start_server(server.serve, "127.0.0.1", 0))
+    started = loop.run_until_complete(asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
@@ -101,7 +102,7 @@ def running(script: Script) -> Iterator[tuple[str, Server]]:
         await asyncio.sleep(0)  # transports close
 
     try:
-        yield f"http://127.0.0.1:{started.sockets[0].getsockname()[1]}", server
+        yield f"http{'s' if tls else ''}://127.0.0.1:{started.sockets[0].getsockname()[1]}", server
     finally:
         asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)

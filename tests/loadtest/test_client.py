@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from loadtest.scripted import Script, chunk, delta, event, plain, running
 
 from puna.core import BadInput, WorkFailed
 from puna.loadtest import LengthMix, Load, Report, Session, Target, Targets, Tenant, first_model, measure
+from puna.loadtest.load import TraceLine
 from puna.loadtest.stats import Outcome
 
 LOAD = Load(model="m", concurrency=1, requests=1, mix=LengthMix(5, 5))
@@ -286,7 +290,24 @@ def test_other_machines_need_consent() -> None:
         Target.of("http://192.0.2.1:80").require_local()
 
 
-def test_tls(tmp_path: Path) -> None:
-    """Verified by default; --insecure takes a certificate that nobody vouches for."""
-    assert Target.of("https://localhost").tls.check_hostname  # type: ignore[union-attr]
-    assert not Target.of("https://localhost", verify=False).tls.check_hostname  # type: ignore[union-attr]
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_tls_is_verified_unless_told_otherwise(tmp_path: Path) -> None:
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with running(always(to.answer(3)), tls) as (url, _):
+        (trusting,) = measure(Target.of(url, verify=False), LOAD).outcomes
+        (careful,) = measure(Target.of(url), LOAD).outcomes
+    assert (trusting.error, trusting.output_tokens) == (None, 3)
+    assert careful.error == "connection"
+    assert "certificate verify failed" in careful.detail
+
+
+def test_text_that_utf8_cannot_hold_is_sent_as_it_is() -> None:
+    trace = [TraceLine(3, prompt="a\ud800b")]
+    with running(always(to.answer(1))) as (url, server):
+        report = measure(Target.of(url), Load(model="m", concurrency=1, requests=1, trace=trace))
+        assert server.bodies[0]["messages"][0]["content"] == "a\ud800b"
+    assert report.outcomes[0].error is None
