@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"core", "env", "engine", "text", "safety", "license", "economics"},
     "train": {"core", "model", "ops", "weights", "text", "license", "economics"},
     "evals": {"core", "text", "llm"},
+    "loadtest": {"core"},
     "assistant": set(),
 }
 ANYTHING = {"llm", "cli", "bench", "__init__", "__main__"}  # compose the rest, lazily
