@@ -2,7 +2,7 @@
 
 A grammar is compiled once and started for every answer. What is bounded, so that a hostile one costs little:
 the length of its text, the work to build its lexer, the states of that and the items of its parser, in all
-and for every mask; the library refuses to nest deeply. Compiling may still take some tenths of a second, for
+and for every mask, and the time of the first mask; the library refuses to nest deeply. Compiling may still take some tenths of a second, for
 which it lets other threads run: callers with an event loop compile in a thread.
 
 llguidance is imported with the first grammar, and then takes the vocabulary apart: once per model.
@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
+from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 1 << 20  # characters of a grammar
 _MAX_KEPT = 64  # compiled grammars
+_LONGEST_MASK = 0.25  # seconds of one core; others wait for it
 _LIMITS = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 1_000_000,
@@ -203,8 +205,14 @@ class GrammarCompiler:
         for warning in matcher.get_grammar_warnings():
             _check(warning, kind, always_unsupported=True)
         n_bytes = -(-self._n_vocab // 32) * 4
-        first = GrammarState(matcher, n_bytes).masks(())  # also readies what every answer begins with
+        started = thread_time()
+        first = GrammarState(matcher, n_bytes).masks(())
         _check(matcher.get_error(), kind)
+        if thread_time() - started > _LONGEST_MASK:
+            raise BadValue(
+                f"a {kind} must be simple enough to be followed at every token, this one takes "
+                f"{thread_time() - started:.1f} seconds for the first; simplify it"
+            )
         if not first.any() and not matcher.is_stopped():
             raise BadValue(f"this {kind} must allow some answer, found one that allows none; change it")
         return Grammar(matcher, n_bytes)
