@@ -327,7 +327,7 @@ class Engine:
         self._finish(seq, result)
 
     def _end_of_grammar(self, seq: Sequence, result: StepResult) -> None:
-        """No token is left that could be next: the answer is whole but shorter than it had to be, or stuck."""
+        """No token is left that could be next: the answer is whole, if shorter than asked for, or stuck."""
         grammar = seq.request.grammar
         assert grammar is not None
         if grammar.may_end and not grammar.problem:

@@ -2,8 +2,9 @@
 
 A grammar is compiled once and started for every answer. What is bounded, so that a hostile one costs little:
 the length of its text, the work to build its lexer, the states of that and the items of its parser, in all
-and for every mask, and the time of the first mask; the library refuses to nest deeply. Compiling may still take some tenths of a second, for
-which it lets other threads run: callers with an event loop compile in a thread.
+and for every mask, and the time of the first mask; the library refuses to nest deeply. Compiling may still
+take some tenths of a second, for which it lets other threads run: callers with an event loop compile in a
+thread.
 
 llguidance is imported with the first grammar, and then takes the vocabulary apart: once per model.
 
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
 from time import thread_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,12 @@ from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 MAX_TEXT = 1 << 20  # characters of a grammar
 _MAX_KEPT = 64  # compiled grammars
 _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
@@ -151,7 +153,8 @@ class GrammarCompiler:
         text = _dumped({} if schema is True else schema)
         _check_length(text, "JSON schema")
         spacing = {"whitespace_flexible": True} if any_whitespace else _JSON_OPTIONS
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides={**spacing, **_STRICT})
+        options = cast("JsonCompileOptions", {**spacing, **_STRICT})
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
         return self._compiled("JSON schema", grammar)
 
     def json_object(self) -> Grammar:
@@ -159,7 +162,7 @@ class GrammarCompiler:
         return self.json_schema({"type": "object"})
 
     def regex(self, pattern: str) -> Grammar:
-        """All of the answer matches, in the syntax of Rust's regex crate: no look-around, no back-references."""
+        """All of the answer matches; in the syntax of Rust's regex crate, without look-around."""
         from llguidance import LLMatcher
 
         _check_text(pattern, "regular expression")

@@ -44,7 +44,7 @@ _WITH_SCHEMA = ("items", "additionalProperties", "additionalItems")
 
 
 def call_style(tokenizer: Tokenizer, chat_format: str | None = None) -> ToolStyle:
-    """How a model was told to call tools: by its file's template, or by the format that builds its prompts."""
+    """How a model was told to call tools: by its file's template, or else by the format of its prompts."""
     from puna.text.formats import FORMATS, guess
     from puna.text.formats.headers import HeaderFormat
 
@@ -90,7 +90,7 @@ def call_grammar(
         if not any(function.strict for function in functions):
             return None
         functions = [f if f.strict else _Function(f.name, {"type": "object"}, False) for f in functions]
-    if style == "pythonic" and not all(map(_is_pythonic, functions)):
+    if style == "pythonic" and not all(_is_pythonic(f) for f in functions if required or f.strict):
         style = "json"
     write = {"json": _json, "pythonic": _pythonic, "function": _tagged}[style]
     return write(functions, parallel, not required)
@@ -150,7 +150,7 @@ def _schema(schema: Mapping[str, Any] | bool) -> str:
 def _arguments(function: _Function) -> str:
     """All arguments of a call as a JSON object."""
     parameters = {"type": "object", **function.parameters}
-    if "properties" in parameters or len(parameters) == 1:
+    if "properties" in parameters:
         parameters.setdefault("additionalProperties", False)
     return _schema(parameters)
 
@@ -160,9 +160,9 @@ def _quoted(text: str) -> str:
 
 
 def _json(functions: Sequence[_Function], parallel: bool, may_talk: bool) -> str:
-    opening = '{{"name": "{}"'
+    opening, given = '{{"name": "{}"', _quoted(', "parameters": ')
     rules = [
-        f"f{i}_rest: {_quoted(', "parameters": ')} a{i} {_quoted('}')}\na{i}: {_arguments(function)}"
+        f"f{i}_rest: {given} a{i} {_quoted('}')}\na{i}: {_arguments(function)}"
         for i, function in enumerate(functions)
     ]
     return _grammar(functions, rules, opening, "; ", parallel, may_talk)
@@ -177,7 +177,10 @@ def _tagged(functions: Sequence[_Function], parallel: bool, may_talk: bool) -> s
 
 
 def _pythonic(functions: Sequence[_Function], parallel: bool, may_talk: bool) -> str:
-    rules = [rule for i, function in enumerate(functions) for rule in _keywords(f"f{i}_rest", function)]
+    rules = []
+    for i, function in enumerate(functions):
+        is_free = may_talk and not function.strict
+        rules += _any_keywords(f"f{i}_rest") if is_free else _keywords(f"f{i}_rest", function)
     return _grammar(functions, rules, "{}(", ", ", parallel, may_talk, around=("[", "]"))
 
 
@@ -222,8 +225,8 @@ def _regex(pattern: str) -> str:
 
 
 def _without(patterns: Sequence[str]) -> str:
-    """A terminal of texts that contain none of the patterns."""
-    return f"~{_regex(f'(?s:.*)({"|".join(patterns)})(?s:.*)')}"
+    """A terminal of texts that contain none of the patterns; what is no Unicode is no text either."""
+    return _regex("(?s:.*)") + " & ~" + _regex(f"(?s:.*)({'|'.join(patterns)})(?s:.*)")
 
 
 def _lookalikes(functions: Sequence[_Function], opening: str) -> list[str]:
@@ -254,7 +257,7 @@ def _is_pythonic(function: _Function) -> bool:
         and schema.get("type", "object") == "object"
         and isinstance(properties, Mapping)
         and set(required) <= set(properties)
-        and (schema.get("additionalProperties") in (None, False) or bool(properties))
+        and ("properties" in schema or schema.get("additionalProperties") is False)
         and all(_ARGUMENT.fullmatch(name) and not iskeyword(name) for name in properties)
     )
 
@@ -276,6 +279,16 @@ def _keywords(rule: str, function: _Function) -> list[str]:
             rules.append(f"{here}: {written}" + ("" if name in required else f"\n  | {skipped}"))
         rules.append(f"{rule}_v{i}: {_value(value, shared)}")
     return rules or [f'{rule}: ")"']
+
+
+def _any_keywords(rule: str) -> list[str]:
+    """The same where nothing is known of the arguments."""
+    return [
+        f'{rule}: ({rule}_one (", " {rule}_one)*)? ")"',
+        f"{rule}_one: {rule.upper()}_NAME \"=\" {rule}_value",
+        f"{rule}_value: \"True\" | \"False\" | \"None\" | {_schema(True)}",
+        f"{rule.upper()}_NAME: {_regex(_ARGUMENT.pattern)}",
+    ]
 
 
 def _value(schema: Any, shared: Mapping[str, Any]) -> str:
