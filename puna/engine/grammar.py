@@ -154,7 +154,11 @@ class GrammarCompiler:
         _check_length(text, "JSON schema")
         spacing = {"whitespace_flexible": True} if any_whitespace else _JSON_OPTIONS
         options = cast("JsonCompileOptions", {**spacing, **_STRICT})
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+        except ValueError as error:  # nests deeper than llguidance reads
+            _check(str(error), "JSON schema")
+            raise
         return self._compiled("JSON schema", grammar)
 
     def json_object(self) -> Grammar:
