@@ -20,7 +20,7 @@ from puna.text.tokenizer import Tokenizer
 from puna.text.tools import parse_tool_calls
 
 STYLES: list[ToolStyle] = ["json", "pythonic", "function"]
-CLOSERS = b"\"}])>,:'"
+CLOSERS = frozenset(b"\"}])>,:'")
 END = 256
 
 WEATHER = {
