@@ -48,7 +48,9 @@ _LIMITS: dict[str, Any] = {
 _JSON_OPTIONS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _STRICT = {"lenient": False}  # whatever the schema itself asks for
 _NOT_RUN = re.compile(
-    r"unimplemented|unsupported|(?:not|not yet|not fully|only) supported|not present in a registry|unknown format|not disjoint", re.I
+    r"unimplemented|unsupported|(?:not|not yet|not fully|only) supported|not present in a registry|"
+    r"unknown format|not disjoint",
+    re.IGNORECASE,
 )
 _KEYS = re.compile(r'Unimplemented keys: \[(".*")\]')
 

@@ -285,8 +285,8 @@ def _any_keywords(rule: str) -> list[str]:
     """The same where nothing is known of the arguments."""
     return [
         f'{rule}: ({rule}_one (", " {rule}_one)*)? ")"',
-        f"{rule}_one: {rule.upper()}_NAME \"=\" {rule}_value",
-        f"{rule}_value: \"True\" | \"False\" | \"None\" | {_schema(True)}",
+        f'{rule}_one: {rule.upper()}_NAME "=" {rule}_value',
+        f'{rule}_value: "True" | "False" | "None" | {_schema(True)}',
         f"{rule.upper()}_NAME: {_regex(_ARGUMENT.pattern)}",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import jsonschema
 import pytest
@@ -43,8 +43,8 @@ WEATHER = {
 class Bytes:
     """A vocabulary of single bytes, for llguidance."""
 
-    tokens = [bytes([i]) for i in range(256)] + [b"</s>"]
-    special_token_ids = [END]
+    tokens: ClassVar = [bytes([i]) for i in range(256)] + [b"</s>"]
+    special_token_ids: ClassVar = [END]
     eos_token_id, bos_token_id = END, None
 
     def __call__(self, text: str | bytes) -> list[int]:
@@ -79,7 +79,8 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
     leaves = st.sampled_from(
         [
             {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "null"},
-            {"enum": ["a", 'b"', "c'\\", 1, None, True]}, {"const": {"x": [False]}}, {"type": ["null", "string"]},
+            {"enum": ["a", 'b"', "c'\\", 1, None, True]}, {"const": {"x": [False]}},
+            {"type": ["null", "string"]},
             {"type": "string", "maxLength": 4}, {"type": "integer", "minimum": 1, "maximum": 30},
             {"$ref": "#/$defs/shared"},
         ]
@@ -96,7 +97,12 @@ def tool(draw: st.DrawFn, name: str, *, strict: bool) -> dict[str, Any]:
     names = ["a", "b_1", "city", "class", "with-dash", "ö"]
     properties = draw(st.dictionaries(st.sampled_from(names), schemas(), max_size=4))
     required = [name for name in properties if draw(st.booleans())]
-    parameters = {"type": "object", "properties": properties, "required": required, "$defs": {"shared": {"type": "boolean"}}}
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "$defs": {"shared": {"type": "boolean"}},
+    }
     function: dict[str, Any] = {"name": name, "parameters": parameters}
     return {"type": "function", "function": {**function, "strict": True} if strict else function}
 
@@ -112,8 +118,12 @@ def check(text: str, tools: list[dict[str, Any]], *, may_talk: bool = False, mos
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data(), style=st.sampled_from(STYLES), parallel=st.booleans(), seed=st.integers(0, 999))
-def test_required_calls_are_always_read(data: st.DataObject, style: ToolStyle, parallel: bool, seed: int) -> None:
-    names = data.draw(st.lists(st.sampled_from(["f", "f2", "get.it", "a-b"]), min_size=1, max_size=3, unique=True))
+def test_required_calls_are_always_read(
+    data: st.DataObject, style: ToolStyle, parallel: bool, seed: int
+) -> None:
+    names = data.draw(
+        st.lists(st.sampled_from(["f", "f2", "get.it", "a-b"]), min_size=1, max_size=3, unique=True)
+    )
     tools = [data.draw(tool(name, strict=False)) for name in names]
     grammar = call_grammar(tools, style, parallel=parallel)
     assert grammar is not None
@@ -134,7 +144,7 @@ def test_strict_tools_are_called_well_if_at_all(data: st.DataObject, style: Tool
     check(said(grammar, seed, 200), tools, may_talk=True)
 
 
-TEXTS = ["", "Hello.", "It is {\"name\": \"Bob\"}.", "[1, 2]", "def f(x): return [f(x)]", "<b>é</b>", "a\n\nb"]
+TEXTS = ["", "Hello.", 'It is {"name": "Bob"}.', "[1, 2]", "def f(x): return [f(x)]", "<b>é</b>", "a\n\nb"]
 CALLS = {
     "json": '{"name": "get_weather", "parameters": {"city": "Oslo"}}',
     "pythonic": '[get_weather(city="Oslo", metric=True)]',
@@ -221,5 +231,9 @@ def test_the_style_is_what_the_format_was_trained_on(chat_format: str | None, st
 
 
 def test_the_style_of_a_file_is_that_of_its_template() -> None:
-    for template, style in [("… <function=example>", "function"), ("[func_name1(params", "pythonic"), ("", "json")]:
+    for template, style in [
+        ("… <function=example>", "function"),
+        ("[func_name1(params", "pythonic"),
+        ("", "json"),
+    ]:
         assert call_style(Tokenizer.from_gguf(smollm2(chat_template=template))) == style
