@@ -78,7 +78,8 @@ def said(grammar: str, seed: int, limit: int = 3000) -> str:
 def schemas() -> st.SearchStrategy[dict[str, Any]]:
     leaves = st.sampled_from(
         [
-            {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "null"},
+            {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"},
+            {"type": "null"},
             {"enum": ["a", 'b"', "c'\\", 1, None, True]}, {"const": {"x": [False]}},
             {"type": ["null", "string"]},
             {"type": "string", "maxLength": 4}, {"type": "integer", "minimum": 1, "maximum": 30},
