@@ -212,6 +212,35 @@ class TextSink(Protocol):
     def flush(self) -> str: ...  # the answer has ended; returns the text that was held back
 
 
+class TokenGrammar(Protocol):
+    """What one answer may say, told token by token; engine.grammar has one. Used by one thread at a time.
+
+    V is the model's vocabulary; a bit of a mask says whether a token may be next, the lowest bit of the first
+    byte for token 0. End tokens may be next exactly where the answer so far is whole.
+    """
+
+    @property
+    def may_end(self) -> bool: ...  # the answer so far is whole
+
+    @property
+    def is_complete(self) -> bool: ...  # and nothing may follow it
+
+    @property
+    def problem(self) -> str: ...  # why there are no masks any more; empty while there are
+
+    def masks(self, draft: Sequence[int], /) -> NDArray[np.uint8]:
+        """Masks of the next token, and of the one after each token of `draft`, which must be possible ones:
+        [1 + len(draft), at least V / 8]. Valid until the next call; the state stays as it is.
+        """
+        ...
+
+    def n_possible(self, draft: Sequence[int], /) -> int: ...  # how many tokens of a draft could be next
+
+    def forced(self) -> Sequence[int]: ...  # tokens of a text that has to be next, in a likely division
+
+    def accept(self, token_id: int, /) -> None: ...  # the answer goes on with that token
+
+
 @dataclass(slots=True)
 class Request:
     """One prompt on its way through the engine."""
@@ -223,6 +252,7 @@ class Request:
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
     tenant: str = ""  # whose it is
+    grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 

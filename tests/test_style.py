@@ -17,7 +17,7 @@ IDS = [str(path.relative_to(ROOT)) for path in FILES]
 
 LONGEST_FUNCTION = 60  # lines
 LONGEST_FILE = 400
-CORE = 300
+CORE = 340
 
 # Exceptions, with their size. The list only shrinks: an entry that is no longer needed, or too large, fails.
 LONG_FUNCTIONS: dict[str, int] = {}

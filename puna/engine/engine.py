@@ -10,6 +10,7 @@ Shapes: R rows of the step whose logits are wanted, V vocabulary.
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable
 from math import isfinite, isnan
 from operator import index
@@ -33,6 +34,7 @@ from puna.core import (
 )
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
+from puna.engine.masks import GrammarStats, MaskWorker
 from puna.engine.sampling import Sampler, SamplingState
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Sequence
@@ -54,6 +56,7 @@ class Engine:
         )
         self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size), executor.max_images)
         self._sampler = Sampler(executor.vocab_size)
+        self._masks = MaskWorker()
         self._live: dict[int, Sequence] = {}  # by request id
         self._results: list[StepResult] = []  # not handed out yet
         self._is_closed = False
@@ -64,13 +67,19 @@ class Engine:
         """Whether another step would do anything."""
         return bool(self._live or self._results)
 
+    @property
+    def grammar_stats(self) -> GrammarStats:
+        """What holding answers to grammars has cost so far."""
+        return self._masks.stats
+
     def submit(self, request: Request) -> None:
         """Queue a request; its results come out of step(). Raises what check() does."""
         self.check(request)
         params, prompt = request.params, request.prompt
         if request.id in self._live:
             raise BadValue(f"request ids must be unique, but {request.id} is still running")
-        stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_end else request.end_ids)
+        goes_on = params.ignore_end and request.grammar is None  # an answer that is whole goes on nowhere
+        stop_ids = frozenset(params.stop_ids) | (frozenset() if goes_on else request.end_ids)
         max_len = max(self.capacity, len(prompt) + 1)  # the token after a full prompt is never computed
         if params.max_tokens is not None:
             max_len = min(max_len, len(prompt) + params.max_tokens)
@@ -140,7 +149,7 @@ class Engine:
         if scheduled:
             self._note_admission(scheduled)
             try:
-                logits_RV = self._executor.step(Batch([seq.chunk for seq in scheduled]))
+                logits_RV = self._run(scheduled)
                 self._collect(scheduled, logits_RV)
             except Exception as error:  # the other requests, and those to come, may still be answered
                 self._fail_step(scheduled, error)
@@ -153,9 +162,18 @@ class Engine:
             self.cancel(request_id)
         if not self._is_closed:
             self._is_closed = True
+            self._masks.close()
             self._executor.close()
         results, self._results = self._results, []
         return results
+
+    def _run(self, scheduled: list[Sequence]) -> NDArray[np.float32]:
+        """The logits of a step; masks of grammars are computed meanwhile."""
+        self._masks.begin(scheduled)
+        try:
+            return self._executor.step(Batch([seq.chunk for seq in scheduled]))
+        finally:
+            self._masks.wait()
 
     def _note_admission(self, scheduled: list[Sequence]) -> None:
         for seq in scheduled:
@@ -183,12 +201,23 @@ class Engine:
             if len(seq.tokens) - seq.n_computed == 1:
                 limit = min(max_guesses // len(running), seq.max_len - len(seq.tokens) - 1)
                 if limit:
-                    seq.draft = seq.guesser.guess(seq.tokens, limit)
+                    self._guess_for(seq, limit)
+
+    def _guess_for(self, seq: Sequence, limit: int) -> None:
+        """Text that the grammar forces costs no steps of its own: it makes the best guesses."""
+        grammar = seq.request.grammar
+        if grammar is None:
+            seq.draft = seq.guesser.guess(seq.tokens, limit)
+            return
+        forced = array("i", grammar.forced()[:limit])
+        seq.is_forced = bool(forced)
+        draft = forced or seq.guesser.guess(seq.tokens, limit)
+        seq.draft = draft[: grammar.n_possible(draft)] if draft else NO_GUESS
 
     def _collect(self, scheduled: list[Sequence], logits_RV: NDArray[np.float32]) -> None:
         """Turn the logits of a step into tokens and results."""
         best_R: list[int] | None = None
-        if all(seq.sampling.is_plain and not seq.n_to_score for seq in scheduled):
+        if all(_is_plain(seq) for seq in scheduled):
             best_R = logits_RV.argmax(axis=1).tolist()
         row = 0
         for seq in scheduled:
@@ -233,22 +262,28 @@ class Engine:
         The row after a wrong guess answers a question nobody asked; its slots are written again later.
         """
         draft, n_known, n_right = seq.draft, len(seq.tokens), 0
+        masks = self._masks.of(seq)
         while True:
             logits_V = logits_RV[n_right]
             token = (
                 best_R[n_right]
                 if best_R is not None
-                else self._sampler.choose(logits_V, seq.sampling, len(seq.tokens))
+                else self._sampler.choose(
+                    logits_V, seq.sampling, len(seq.tokens), None if masks is None else masks[n_right]
+                )
             )
+            if token is None:
+                self._end_of_grammar(seq, result)
+                return self._finish(seq, result)
             if not isfinite(logits_V[token]):
                 return self._fail(seq, result)
             self._append(seq, token, logits_V, result)
             if result.finish_reason is not None or n_right == len(draft) or token != draft[n_right]:
                 break
             n_right += 1
-        if draft:
+        if draft and not seq.is_forced:
             seq.guesser.learn(len(draft), n_right)
-            seq.draft = NO_GUESS
+        seq.draft = NO_GUESS
         self._scheduler.advance(seq, n_known + n_right)
         if result.finish_reason is not None:
             self._finish(seq, result)
@@ -270,6 +305,12 @@ class Engine:
             if sink.stopped is not None:
                 result.finish_reason, result.stop = "stop", sink.stopped
                 return
+        grammar = seq.request.grammar
+        if grammar is not None:
+            grammar.accept(token)
+            if grammar.is_complete:
+                result.finish_reason = "stop"
+                return
         if len(seq.tokens) == seq.max_len:
             result.finish_reason = "length"
 
@@ -284,6 +325,20 @@ class Engine:
             "weights"
         )
         self._finish(seq, result)
+
+    def _end_of_grammar(self, seq: Sequence, result: StepResult) -> None:
+        """No token is left that could be next: the answer is whole, if shorter than asked for, or stuck."""
+        grammar = seq.request.grammar
+        assert grammar is not None
+        if grammar.may_end and not grammar.problem:
+            result.finish_reason = "stop"
+            return
+        n = len(seq.tokens) - seq.n_prompt
+        why = grammar.problem or "no token of the vocabulary fits"
+        result.error = BadValue(
+            f"the grammar must allow some token at every place, but after {n} tokens of the answer there is "
+            f"none: {why}; simplify the grammar"
+        )
 
     def _finish(self, seq: Sequence, result: StepResult) -> None:
         sink = seq.request.sink
@@ -312,6 +367,11 @@ def completion(request: Request, results: Iterable[StepResult]) -> Completion:
         logprobs=None if request.params.logprobs is None else tuple(logprobs),
         prompt_logprobs=tuple(prompt_logprobs) if request.prompt_logprobs else None,
     )
+
+
+def _is_plain(seq: Sequence) -> bool:
+    """Whether the largest logit is all that is wanted."""
+    return seq.sampling.is_plain and not seq.n_to_score and seq.request.grammar is None
 
 
 def _check_whole(ids: Iterable[int]) -> None:

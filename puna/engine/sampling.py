@@ -115,20 +115,41 @@ class Sampler:
 
     def __init__(self, vocab_size: int) -> None:
         self._adjusted_V = np.empty(vocab_size, np.float32)
+        self._masked_V = np.empty(vocab_size, np.float32)
         self._weights_V = np.empty(vocab_size, np.float32)
         self._wide_V = np.empty(vocab_size, np.float64)
 
-    def choose(self, logits_V: NDArray[np.float32], state: SamplingState, position: int) -> int:
-        """The token at `position` of the sequence, given the logits after the token before it."""
+    def choose(
+        self,
+        logits_V: NDArray[np.float32],
+        state: SamplingState,
+        position: int,
+        mask: NDArray[np.uint8] | None = None,
+    ) -> int | None:
+        """The token at `position` of the sequence, given the logits after the token before it.
+
+        With a `mask` (bits as in core.TokenGrammar) it is one whose bit is set; None if there is none left.
+        """
         if state.is_adjusted:
             np.copyto(self._adjusted_V, logits_V)
             logits_V = self._adjusted_V
             state.adjust(logits_V)
+        if mask is not None:
+            logits_V = self._masked(logits_V, mask)
         best = int(logits_V.argmax())
         largest = float(logits_V[best])
+        if mask is not None and largest == -inf:
+            return None
         if state.is_greedy or not isfinite(largest):  # not finite: a broken model must not hang the sampler
             return best
         return self._draw(logits_V, largest, state.params, uniform(state.seed, position))
+
+    def _masked(self, logits_V: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The row with -inf where the mask has no bit; valid until the next call."""
+        allowed_V = np.unpackbits(mask, count=len(logits_V), bitorder="little").view(np.bool_)
+        self._masked_V.fill(-inf)
+        np.copyto(self._masked_V, logits_V, where=allowed_V)
+        return self._masked_V
 
     def logprob(self, logits_V: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
         """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first).

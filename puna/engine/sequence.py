@@ -33,6 +33,7 @@ class Sequence:
     admitted_at: float | None = None  # perf_counter when its first step was scheduled
     n_scored: int = 0  # prompt log-probabilities reported
     draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens
+    is_forced: bool = False  # the draft comes of the grammar, and says nothing of the guesser
     # set by the scheduler
     n_computed: int = 0  # positions whose keys and values are in the cache
     n_cached: int | None = None  # prompt tokens found in the prefix cache when first admitted

@@ -1,0 +1,318 @@
+"""Grammars that answers are held to, by llguidance: JSON schemas, regular expressions, Lark, choices.
+
+A grammar is compiled once and started for every answer. What is bounded, so that a hostile one costs little:
+the length of its text, the work to build its lexer, the states of that and the items of its parser, in all
+and for every mask, and the time of the first mask; the library refuses to nest deeply. Compiling may still
+take some tenths of a second, for which it lets other threads run: callers with an event loop compile in a
+thread.
+
+llguidance is imported with the first grammar, and then takes the vocabulary apart: once per model.
+
+Shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from threading import Lock
+from time import thread_time
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.core import BadValue, Unsupported
+from puna.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+MAX_TEXT = 1 << 20  # characters of a grammar
+_MAX_KEPT = 64  # compiled grammars
+_LONGEST_MASK = 0.25  # seconds of one core; others wait for it
+_LIMITS: dict[str, Any] = {
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
+# As json.dumps writes; white space that is free lets small models write nothing else.
+_JSON_OPTIONS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_STRICT = {"lenient": False}  # whatever the schema itself asks for
+_NOT_RUN = re.compile(
+    r"unimplemented|unsupported|(?:not|not yet|not fully|only) supported|not present in a registry|"
+    r"unknown format|not disjoint",
+    re.IGNORECASE,
+)
+_KEYS = re.compile(r'Unimplemented keys: \[(".*")\]')
+
+
+class Grammar:
+    """A compiled grammar, for any number of answers, from any thread."""
+
+    def __init__(self, matcher: LLMatcher, n_bytes: int) -> None:
+        self._matcher = matcher  # never advanced
+        self._n_bytes = n_bytes
+        self._lock = Lock()
+
+    def start(self) -> GrammarState:
+        """The state of a new answer."""
+        with self._lock:
+            return GrammarState(self._matcher.deep_copy(), self._n_bytes)
+
+
+class GrammarState:
+    """How far one answer has come in its grammar; a core.TokenGrammar."""
+
+    def __init__(self, matcher: LLMatcher, n_bytes: int) -> None:
+        self._matcher = matcher
+        self._masks = np.zeros((1, n_bytes), np.uint8)
+
+    @property
+    def may_end(self) -> bool:
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    @property
+    def problem(self) -> str:
+        return _explanation(self._matcher.get_error())
+
+    def masks(self, draft: Sequence[int], /) -> NDArray[np.uint8]:
+        n = 1 + len(draft)
+        if len(self._masks) < n:
+            self._masks = np.zeros((n, self._masks.shape[1]), np.uint8)
+        matcher, n_taken = self._matcher, 0
+        for i in range(n):
+            if i and not self._step(draft[i - 1]):
+                self._masks[i:n] = 0
+                break
+            n_taken = i
+            self._fill(self._masks[i])
+        if n_taken:
+            matcher.rollback(n_taken)
+        return self._masks[:n]
+
+    def n_possible(self, draft: Sequence[int], /) -> int:
+        return int(self._matcher.validate_tokens(list(draft)))
+
+    def forced(self) -> Sequence[int]:
+        return self._matcher.compute_ff_tokens()
+
+    def accept(self, token_id: int, /) -> None:
+        self._matcher.consume_token(token_id)
+
+    def _step(self, token_id: int) -> bool:
+        """Take a token of a draft, unless there is none to follow it."""
+        return not self._matcher.is_error() and bool(self._matcher.try_consume_tokens([token_id]))
+
+    def _fill(self, mask: NDArray[np.uint8]) -> None:
+        """No bit is set where the matcher is in error or the answer has ended."""
+        if self._matcher.is_error() or self._matcher.is_stopped():
+            mask.fill(0)
+        else:
+            self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if self._matcher.is_error():
+                mask.fill(0)
+
+
+class GrammarCompiler:
+    """Compiles grammars for the vocabulary of one model, whose logits are `n_vocab`; safe in any thread.
+
+    Every method gives the same Grammar for the same arguments, as long as it is among the last few dozen. All
+    raise BadValue for a grammar that is malformed, too large, or allows nothing, and Unsupported where it
+    needs what llguidance does not have, by its name: no keyword is left out silently.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
+        self._tokenizer = tokenizer
+        self._n_vocab = n_vocab
+        self._kept: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
+        self._lock = Lock()
+        self._build_lock = Lock()
+
+    def json_schema(self, schema: Mapping[str, Any] | bool, *, any_whitespace: bool = False) -> Grammar:
+        """JSON valid under a schema (drafts 4 to 2020-12), spaced as json.dumps does unless any_whitespace.
+
+        Members come in the order of `properties`, others after them.
+        """
+        from llguidance import LLMatcher
+
+        if schema is False:
+            raise BadValue("a JSON schema must allow some value, found false, which allows none; change it")
+        if not isinstance(schema, Mapping) and schema is not True:
+            raise BadValue(f"a JSON schema must be an object or a bool, found a {type(schema).__name__}")
+        text = _dumped({} if schema is True else schema)
+        _check_length(text, "JSON schema")
+        spacing = {"whitespace_flexible": True} if any_whitespace else _JSON_OPTIONS
+        options = cast("JsonCompileOptions", {**spacing, **_STRICT})
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+        except ValueError as error:  # nests deeper than llguidance reads
+            _check(str(error), "JSON schema")
+            raise
+        return self._compiled("JSON schema", grammar)
+
+    def json_object(self) -> Grammar:
+        """Any JSON object."""
+        return self.json_schema({"type": "object"})
+
+    def regex(self, pattern: str) -> Grammar:
+        """All of the answer matches; in the syntax of Rust's regex crate, without look-around."""
+        from llguidance import LLMatcher
+
+        _check_text(pattern, "regular expression")
+        return self._compiled("regular expression", LLMatcher.grammar_from_regex(pattern))
+
+    def lark(self, text: str) -> Grammar:
+        """A grammar in llguidance's dialect of Lark, which begins at the rule `start`."""
+        from llguidance import LLMatcher
+
+        _check_text(text, "Lark grammar")
+        return self._compiled("Lark grammar", LLMatcher.grammar_from_lark(text))
+
+    def llguidance(self, text: str) -> Grammar:
+        """A grammar in llguidance's own JSON ({"grammars": [...]})."""
+        _check_text(text, "llguidance grammar")
+        return self._compiled("llguidance grammar", text)
+
+    def choice(self, choices: Sequence[str]) -> Grammar:
+        """One of some texts."""
+        if isinstance(choices, str) or not choices or not all(isinstance(c, str) for c in choices):
+            raise BadValue(f"choices must be a list of one or more texts, found {choices!r:.80}")
+        return self.lark("start: " + "\n  | ".join(_lark_string(choice) for choice in choices))
+
+    def _compiled(self, kind: str, grammar: str) -> Grammar:
+        key = (kind, grammar)
+        with self._lock:
+            if (found := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return found
+        made = self._compile(kind, grammar)
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > _MAX_KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+    def _compile(self, kind: str, grammar: str) -> Grammar:
+        from llguidance import LLMatcher
+
+        vocabulary = self._built()
+        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=self._limits)
+        _check(matcher.get_error(), kind)
+        for warning in matcher.get_grammar_warnings():
+            _check(warning, kind, always_unsupported=True)
+        n_bytes = -(-self._n_vocab // 32) * 4
+        started = thread_time()
+        first = GrammarState(matcher, n_bytes).masks(())
+        _check(matcher.get_error(), kind)
+        if thread_time() - started > _LONGEST_MASK:
+            raise BadValue(
+                f"a {kind} must be simple enough to be followed at every token, this one takes "
+                f"{thread_time() - started:.1f} seconds for the first; simplify it"
+            )
+        if not first.any() and not matcher.is_stopped():
+            raise BadValue(f"this {kind} must allow some answer, found one that allows none; change it")
+        return Grammar(matcher, n_bytes)
+
+    def _built(self) -> LLTokenizer:
+        with self._build_lock:
+            return self._vocabulary
+
+    @cached_property
+    def _limits(self) -> LLParserLimits:
+        from llguidance import LLParserLimits
+
+        return LLParserLimits(**_LIMITS)
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        wrapped = TokenizerWrapper(_Words(self._tokenizer, self._n_vocab))
+        end_ids = sorted(i for i in self._tokenizer.end_ids if i < self._n_vocab)
+        return LLTokenizer(wrapped, eos_token=end_ids)
+
+
+class _Words:
+    """A vocabulary with the attributes that llguidance asks for."""
+
+    def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
+        n_known = min(tokenizer.vocab_size, n_vocab)
+        self.tokens = [tokenizer.token_bytes(i) for i in range(n_known)] + [b""] * (n_vocab - n_known)
+        self.special_token_ids = sorted(i for i in tokenizer.special_ids if i < n_vocab)
+        self.bos_token_id = tokenizer.bos_id
+        self.eos_token_id = min(tokenizer.end_ids)
+        self._tokenizer = tokenizer
+        # A vocabulary that puts a space before every text puts it before this line break.
+        spaced = tokenizer.decode(tokenizer.encode("a", bos=False), continuing=True) != "a"
+        self._before = tokenizer.encode("\n", bos=False) if spaced else []
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Token ids of text inside an answer."""
+        if isinstance(text, bytes):
+            text = text.decode()
+        if not self._before:
+            return self._tokenizer.encode(text, bos=False)
+        return self._tokenizer.encode("\n" + text, bos=False)[len(self._before) :]
+
+
+def _dumped(schema: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadValue(f"a JSON schema must be plain data as JSON has it: {error}") from None
+
+
+def _check_text(text: Any, kind: str) -> None:
+    if not isinstance(text, str):
+        raise BadValue(f"a {kind} must be a text, found a {type(text).__name__}")
+    _check_length(text, kind)
+
+
+def _check_length(text: str, kind: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise BadValue(f"a {kind} must have {MAX_TEXT} characters at most, found {len(text)}; simplify it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadValue(f"a {kind} must be Unicode, found half a surrogate pair in it") from None
+
+
+def _lark_string(text: str) -> str:
+    """A text as Lark writes it between quotes."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _check(problem: str, kind: str, *, always_unsupported: bool = False) -> None:
+    """Raise what llguidance says is wrong with a grammar, if anything."""
+    if not problem:
+        return
+    if found := _KEYS.search(problem):
+        names: Iterable[str] = json.loads(f"[{found[1]}]")
+        raise Unsupported(
+            f"answers cannot be held to every keyword of JSON Schema, found {', '.join(map(repr, names))}; "
+            "take it out or say it in other words"
+        )
+    if always_unsupported or _NOT_RUN.search(problem):
+        raise Unsupported(f"this {kind} needs what is not supported: {_explanation(problem)}; change it")
+    raise BadValue(f"a {kind} must be well formed and of bounded size: {_explanation(problem)}; change it")
+
+
+def _explanation(problem: str) -> str:
+    """What llguidance says, in one line without places in texts that nobody wrote."""
+    if "\nerror: " in problem:  # of a regular expression, after drawing where
+        problem = problem.rpartition("\nerror: ")[2]
+    line = re.sub(r"^(?:at )?\d+\(\d+\): ", "", problem.partition("\n")[0].strip())
+    return line.rstrip(".;:")[:240]
