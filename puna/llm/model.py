@@ -112,7 +112,7 @@ class LLM:
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
         self._engine: EngineThread = loaded.engine
-        self._chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
+        self.chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
 
@@ -350,7 +350,7 @@ class LLM:
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        options: dict[str, Any] = {"tools": tools, "chat_format": self._chat_format}
+        options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
         if not has_parts(turns):
             return self._request_of(encode_chat(self.tokenizer, turns, **options), params, continuing=False)
         from puna.llm.images import place, take_images

@@ -30,7 +30,7 @@ from puna.server.tenants.usage import Usage
 
 Tools = Sequence[str | Mapping[str, Any]]
 
-_LARGE = 20_000  # characters of a prompt that are encoded in another thread
+LARGE = 20_000  # characters of a prompt that are encoded in another thread
 
 
 class Service:
@@ -103,7 +103,7 @@ class Service:
 async def _made(
     make: Callable[[ServedModel], Sequence[Request]], model: ServedModel, n_chars: int
 ) -> Sequence[Request]:
-    if n_chars < _LARGE:
+    if n_chars < LARGE:
         return make(model)
     return await asyncio.to_thread(make, model)
 

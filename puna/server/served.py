@@ -22,6 +22,11 @@ class ResultStream(Protocol):
     def close(self) -> None: ...  # cancel the request unless it has ended
 
 
+class Vocabulary(Protocol):
+    @property
+    def vocab_size(self) -> int: ...  # logits of a row
+
+
 class ServedModel(Protocol):
     """A model in memory. Every method is safe from any thread, but `submit` needs an event loop."""
 
@@ -29,6 +34,10 @@ class ServedModel(Protocol):
     context: int  # tokens that a prompt and its answer can have together
     cache_tokens: int  # tokens of all requests together
     default_params: SamplingParams  # of requests that say nothing
+    chat_format: str | None  # how prompts are built; None: by the file's template
+
+    @property
+    def config(self) -> Vocabulary: ...
 
     def chat_request(
         self, messages: Sequence[Message], params: SamplingParams, *, tools: Sequence[Any] | None = None

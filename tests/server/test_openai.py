@@ -135,7 +135,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("chat/completions", chat(logit_bias={"a": 1}), 400, "messages", "token ids"),
     ("chat/completions", chat(n=200), 400, "n", "at most 16, got 200"),
     ("chat/completions", chat(stream_options={"include_usage": True}), 400, "stream_options", "stream: true"),
-    ("chat/completions", chat(response_format={"type": "xml"}), 400, "response_format", "no field"),
+    ("chat/completions", chat(response_format={"type": "xml"}), 400, "response_format", "expected tags"),
     ("completions", {"model": "tiny", "prompt": ""}, 400, "prompt", "at least one token"),
     ("completions", {"model": "tiny", "prompt": [1, 99999]}, 400, "prompt", "got 1 to 99999"),
     ("completions", {"model": "tiny", "prompt": [1] * 600}, 400, "prompt", "600 tokens"),

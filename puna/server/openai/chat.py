@@ -12,14 +12,18 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import Request, SamplingParams
-from puna.server.calls import Call, Service, choices
+from puna.engine.grammar import Grammar
+from puna.server.calls import LARGE, Call, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
 from puna.server.images import resolved
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling, ignored
+from puna.server.openai.formats import ResponseFormat
 from puna.server.openai.messages import (
+    NamedTool,
     Tool,
+    ToolChoice,
     Turn,
     as_text_reads,
     definition,
@@ -27,6 +31,7 @@ from puna.server.openai.messages import (
 )
 from puna.server.served import ServedModel
 from puna.server.sse import Stream
+from puna.server.structured import calls_only
 
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "cancelled": "stop"}
 
@@ -41,7 +46,9 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
@@ -51,6 +58,10 @@ class ChatRequest(Sampling):
                 "needs",
                 "top_logprobs needs logprobs: true, found {value}",
                 {"value": self.logprobs, "field": "top_logprobs"},
+            )
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise PydanticCustomError(
+                "needs", "tool_choice needs tools, there are none; give some", {"field": "tool_choice"}
             )
         return self
 
@@ -100,15 +111,37 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest, endpoint
     tools = body.usable_tools
 
     def make(model: ServedModel) -> list[Request]:
+        grammar = _grammar(body, model)
         params = body.sampling(model.default_params)
 
         def request(chosen: SamplingParams) -> Request:
-            return model.chat_request(turns, chosen, tools=tools)
+            made = model.chat_request(turns, chosen, tools=tools)
+            if grammar is not None:
+                made.grammar = grammar.start()
+            return made
 
         return choices(request(params), n, request)
 
     n_chars = n_characters(body.messages)
+    if body.response_format or tools:
+        n_chars += LARGE  # grammars are compiled, which may take a while
     return await service.begin(http, endpoint, body.model, make, n_chars=n_chars, tools=tools)
+
+
+def _grammar(body: ChatRequest, model: ServedModel) -> Grammar | None:
+    """What the answer is held to. Raises BadValue and Unsupported."""
+    if body.tools and body.tool_choice != "none":
+        choice = body.tool_choice
+        calls = calls_only(
+            model,
+            [tool.model_dump(exclude_none=True) for tool in body.tools],
+            required=choice not in (None, "auto"),
+            named=choice.function.name if isinstance(choice, NamedTool) else None,
+            parallel=body.parallel_tool_calls is not False,
+        )
+        if calls is not None:
+            return calls
+    return None if body.response_format is None else body.response_format.grammar_for(model)
 
 
 def _message(call: Call, found: Whole) -> dict[str, Any]:

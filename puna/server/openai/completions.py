@@ -16,6 +16,7 @@ from puna.server.errors import ApiError, bad
 from puna.server.generation import Whole
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling, ignored
+from puna.server.openai.formats import ResponseFormat
 from puna.server.served import ServedModel
 from puna.server.sse import Stream
 
@@ -29,6 +30,7 @@ class CompletionRequest(Sampling):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = 16  # OpenAI's default; 0 with echo scores the prompt
+    response_format: ResponseFormat | None = None  # vLLM's
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -75,13 +77,18 @@ async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -
     _check(service, body)
 
     def make(model: ServedModel) -> list[Request]:
+        held = body.response_format
+        grammar = None if held is None else held.grammar_for(model)
         params = body.sampling(model.default_params)
         is_scored = bool(body.echo) and body.logprobs is not None
         requests: list[Request] = []
         for prompt in body.prompts:
 
             def request(chosen: SamplingParams, prompt: str | list[int] = prompt) -> Request:
-                return model.text_request(prompt, chosen, is_scored=is_scored)
+                made = model.text_request(prompt, chosen, is_scored=is_scored)
+                if grammar is not None:
+                    made.grammar = grammar.start()
+                return made
 
             requests += choices(request(params), body.n or 1, request)
         return requests

@@ -101,6 +101,18 @@ class Tool(Body):
     function: FunctionDefinition
 
 
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
 def as_text_reads(turn: Instruction | FromUser | FromAssistant | FromTool) -> dict[str, Any]:
     """A turn as chat templates know it: plain texts where there are no images, system for developer."""
     plain: dict[str, Any] = {"role": "system" if turn.role == "developer" else turn.role}
