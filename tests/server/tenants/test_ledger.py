@@ -8,8 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from io import FileIO
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -84,8 +83,10 @@ def test_after_closing_rows_are_refused(ledger: Ledger) -> None:
 class Writer:
     """writer.py in a process of its own."""
 
-    def __init__(self, url: str, journal: Path, prefix: str, n_tasks: int) -> None:
-        command = [sys.executable, str(HERE / "writer.py"), url, str(journal), prefix, str(n_tasks)]
+    def __init__(
+        self, url: str, journal: Path, prefix: str, n_tasks: int, before: Sequence[str] = ()
+    ) -> None:
+        command = [*before, sys.executable, str(HERE / "writer.py"), url, str(journal), prefix, str(n_tasks)]
         tests = str(HERE.parent.parent)
         paths = os.pathsep.join([tests, str(Path(tests).parent), *filter(None, sys.path)])
         self.process = subprocess.Popen(
@@ -195,49 +196,21 @@ def test_a_full_disk_refuses_rows_until_there_is_room(tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+def test_a_full_disk_of_the_database_sends_rows_to_the_journal(tmp_path: Path) -> None:
+    """On a disk of 2 MB in a mount namespace of its own, which is gone with its process."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    alone = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"', str(disk)]
     try:
-        done = subprocess.run(mount, capture_output=True, text=True)
+        done = subprocess.run([*alone, "true"], capture_output=True, text=True)
     except FileNotFoundError:
-        pytest.skip("there is no mount command")
+        pytest.skip("there is no unshare command")
     if done.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # even if a failed test holds a file
-
-
-def _has_room(file: FileIO) -> bool:
-    try:
-        file.write(bytes(4096))
-    except OSError:
-        return False
-    return True
-
-
-def test_a_full_disk_of_the_database_sends_rows_to_the_journal(small_disk: Path, tmp_path: Path) -> None:
-    database = open_database(f"sqlite:///{small_disk}/puna.db")
-    ledger = Ledger(database, tmp_path / "journal", retry_s=0.02)
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        while _has_room(file):
-            pass
-
-    async def run() -> None:
-        await asyncio.gather(*(ledger.record(row(n)) for n in range(500)))
-        assert ledger.is_writable
-        assert ledger.n_journaled > 0
-        filler.unlink()
-        while ledger.n_journaled:
-            await asyncio.sleep(0.02)
-
-    asyncio.run(run())
-    ledger.close()
-    assert stored(database) == [row(n) for n in range(500)]
-    database.close()
+    writer = Writer(f"sqlite:///{disk}/puna.db", tmp_path / "journal", str(disk), n_tasks=-1, before=alone)
+    out, _ = writer.process.communicate(timeout=60)
+    assert out.split() == [b"True", b"True", b"500"]
+    assert writer.process.returncode == 0
 
 
 def test_the_journal_tolerates_a_torn_end_and_puts_damage_aside(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     python writer.py URL JOURNAL PREFIX N_TASKS
 
-Made to be killed. With N_TASKS 0 it fills its own disk instead: see `fill`.
+Made to be killed. With N_TASKS 0 or -1 it has a full disk instead: see `fill` and `fill_disk`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import asyncio
 import os
 import resource
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from server.tenants.rows import row
+from server.tenants.rows import row, stored
 
-from puna.server.storage.database import open_database
+from puna.server.storage.database import Database, open_database
 from puna.server.tenants.ledger import Ledger, LedgerUnavailable
 
 
@@ -50,10 +51,30 @@ async def fill(ledger: Ledger) -> None:
     print("done", flush=True)
 
 
+async def fill_disk(ledger: Ledger, database: Database, disk: Path) -> None:
+    """The disk of the database is full, that of the journal is not: every row is taken, and comes back."""
+    filler = (disk / "filler").open("wb", buffering=0)
+    with suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    filler.close()
+    await asyncio.gather(*(ledger.record(row(n)) for n in range(500)))
+    print(ledger.n_journaled > 0, ledger.is_writable, flush=True)
+    (disk / "filler").unlink()
+    while ledger.n_journaled:
+        await asyncio.sleep(0.02)
+    assert stored(database) == [row(n) for n in range(500)]
+    print(500, flush=True)
+
+
 def main() -> None:
     url, journal, prefix, n_tasks = sys.argv[1:]
-    ledger = Ledger(open_database(url), Path(journal), retry_s=0.05)
-    if int(n_tasks):
+    database = open_database(url)
+    ledger = Ledger(database, Path(journal), retry_s=0.05)
+    if n_tasks == "-1":
+        asyncio.run(fill_disk(ledger, database, Path(prefix)))
+        ledger.close()
+    elif int(n_tasks):
         asyncio.run(write(ledger, prefix, int(n_tasks)))
     else:
         asyncio.run(fill(ledger))
