@@ -74,7 +74,7 @@ def test_what_cannot_be_held_to_is_named(server: Running) -> None:
             {"type": "json_schema", "json_schema": {"name": "a", "schema": {"uniqueItems": True}}},
             "uniqueItems",
         ),
-        ({"type": "regex", "regex": "("}, "regex"),
+        ({"type": "regex", "regex": "("}, "unclosed group"),
         ({"type": "choice", "choices": []}, "at least 1 item"),
     ):
         answer = server.post("/v1/chat/completions", {**CHAT, "response_format": form})
