@@ -63,9 +63,11 @@ class Server:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.n_connections = 0
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.n_connections += 1
+        self.writers.append(writer)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -99,7 +101,9 @@ def running(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[tuple
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # transports close
+        for writer in server.writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # sockets are closed in the turns of the loop that follow
 
     try:
         yield f"http{'s' if tls else ''}://127.0.0.1:{started.sockets[0].getsockname()[1]}", server
