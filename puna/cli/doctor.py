@@ -31,6 +31,14 @@ PACKAGES = (
     "platformdirs",
     "huggingface_hub",
     "pillow",
+    "fastapi",
+    "uvicorn",
+    "httptools",
+    "uvloop",
+    "prometheus-client",
+    "sqlalchemy",
+    "alembic",
+    "llguidance",
 )
 _READ_BYTES = 1 << 29  # more than the caches of nearly every processor
 _SECONDS = 0.2  # for each limit
