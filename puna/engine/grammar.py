@@ -2,9 +2,9 @@
 
 A grammar is compiled once and started for every answer. What is bounded, so that a hostile one costs little:
 the length of its text, the work to build its lexer, the states of that and the items of its parser, in all
-and for every mask, and the time of the first mask; the library refuses to nest deeply. Compiling may still
-take some tenths of a second, for which it lets other threads run: callers with an event loop compile in a
-thread.
+and for every mask, and the time of the first mask. Chains of references and rules may be as long as a text
+can hold (deep.py). Compiling may still take some tenths of a second, for which it lets other threads run:
+callers with an event loop compile in a thread.
 
 llguidance is imported with the first grammar, and then takes the vocabulary apart: once per model.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
 from time import thread_time
@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import BadValue, Unsupported
+from puna.engine.deep import on_deep_stack
+from puna.text.json_schema import prepared
 from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
 MAX_TEXT = 1 << 20  # characters of a grammar
 _MAX_KEPT = 64  # compiled grammars
 _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
+_MAX_RETRIES = 3  # of one answer
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
-    "initial_lexer_fuel": 1_000_000,
+    "initial_lexer_fuel": 200_000,  # also bounds the longest forced text: half a second, not several
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_lexer_states": 50_000,
@@ -46,35 +49,51 @@ _LIMITS: dict[str, Any] = {
 }
 # As json.dumps writes; white space that is free lets small models write nothing else.
 _JSON_OPTIONS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-_STRICT = {"lenient": False}  # whatever the schema itself asks for
+# Whatever the schema itself asks for. An escape \\u0061 would make another name of a property that has one.
+_STRICT = {"lenient": False, "coerce_one_of": False, "json_allowed_escapes": 'nrbtf\\"'}
 _NOT_RUN = re.compile(
     r"unimplemented|unsupported|(?:not|not yet|not fully|only) supported|not present in a registry|"
     r"unknown format|not disjoint",
     re.IGNORECASE,
 )
+_SCHEMA_IN_LARK = re.compile(r"%json\s*(?=\{)")
 _KEYS = re.compile(r'Unimplemented keys: \[(".*")\]')
 
 
 class Grammar:
-    """A compiled grammar, for any number of answers, from any thread."""
+    """A compiled grammar, for any number of answers, from any thread.
 
-    def __init__(self, matcher: LLMatcher, n_bytes: int) -> None:
-        self._matcher = matcher  # never advanced
-        self._n_bytes = n_bytes
+    Answers share a lexer, which remembers for all of them what it has found out. Where one answer exceeds a
+    limit, that lexer is of no more use to the others; `anew` gives matchers with lexers of their own.
+    """
+
+    def __init__(self, anew: Callable[[], LLMatcher], n_bytes: int) -> None:
+        self.anew = anew
+        self.n_bytes = n_bytes  # of a mask
+        self._matcher = anew()  # never advanced
         self._lock = Lock()
 
     def start(self) -> GrammarState:
         """The state of a new answer."""
         with self._lock:
-            return GrammarState(self._matcher.deep_copy(), self._n_bytes)
+            return GrammarState(self._matcher.deep_copy(), self)
+
+    def renew(self) -> None:
+        """Let later answers share a new lexer."""
+        matcher = self.anew()
+        with self._lock:
+            self._matcher = matcher
 
 
 class GrammarState:
     """How far one answer has come in its grammar; a core.TokenGrammar."""
 
-    def __init__(self, matcher: LLMatcher, n_bytes: int) -> None:
+    def __init__(self, matcher: LLMatcher, grammar: Grammar) -> None:
         self._matcher = matcher
-        self._masks = np.zeros((1, n_bytes), np.uint8)
+        self._grammar = grammar
+        self._masks = np.zeros((1, grammar.n_bytes), np.uint8)
+        self._taken: list[int] = []
+        self._n_retries = 0
 
     @property
     def may_end(self) -> bool:
@@ -88,19 +107,18 @@ class GrammarState:
     def problem(self) -> str:
         return _explanation(self._matcher.get_error())
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the compiler left out of the grammar."""
+        return self._matcher.get_grammar_warnings()
+
     def masks(self, draft: Sequence[int], /) -> NDArray[np.uint8]:
         n = 1 + len(draft)
         if len(self._masks) < n:
             self._masks = np.zeros((n, self._masks.shape[1]), np.uint8)
-        matcher, n_taken = self._matcher, 0
-        for i in range(n):
-            if i and not self._step(draft[i - 1]):
-                self._masks[i:n] = 0
-                break
-            n_taken = i
-            self._fill(self._masks[i])
-        if n_taken:
-            matcher.rollback(n_taken)
+        self._walk(draft)
+        if self._retry() and self._walk(draft):
+            self._retry()  # an error behind a guess is none of the answer
         return self._masks[:n]
 
     def n_possible(self, draft: Sequence[int], /) -> int:
@@ -110,7 +128,22 @@ class GrammarState:
         return self._matcher.compute_ff_tokens()
 
     def accept(self, token_id: int, /) -> None:
-        self._matcher.consume_token(token_id)
+        self._taken.append(token_id)
+        if not self._matcher.consume_token(token_id):
+            self._retry()
+
+    def _walk(self, draft: Sequence[int]) -> int:
+        """Fill in the masks along a draft, and go back; returns how much of the draft was taken."""
+        n_taken = 0
+        for i in range(1 + len(draft)):
+            if i and not self._step(draft[i - 1]):
+                self._masks[i : 1 + len(draft)] = 0
+                break
+            n_taken = i
+            self._fill(self._masks[i])
+        if n_taken:
+            self._matcher.rollback(n_taken)
+        return n_taken
 
     def _step(self, token_id: int) -> bool:
         """Take a token of a draft, unless there is none to follow it."""
@@ -124,6 +157,20 @@ class GrammarState:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if self._matcher.is_error():
                 mask.fill(0)
+
+    def _retry(self) -> bool:
+        """After an error, come here again with a lexer of its own: what is wrong then is wrong by itself.
+
+        Other answers, and guesses, bring the lexer to its limits too. False if there was no error, or this
+        was tried often enough, or the answer itself leads to it.
+        """
+        if not self._matcher.is_error() or self._n_retries == _MAX_RETRIES:
+            return False
+        if not self._n_retries:
+            self._grammar.renew()
+        self._n_retries += 1
+        self._matcher = self._grammar.anew()
+        return self._matcher.try_consume_tokens(self._taken) == len(self._taken)
 
 
 class GrammarCompiler:
@@ -152,8 +199,9 @@ class GrammarCompiler:
             raise BadValue("a JSON schema must allow some value, found false, which allows none; change it")
         if not isinstance(schema, Mapping) and schema is not True:
             raise BadValue(f"a JSON schema must be an object or a bool, found a {type(schema).__name__}")
-        text = _dumped({} if schema is True else schema)
-        _check_length(text, "JSON schema")
+        _check_length(_dumped(schema), "JSON schema")
+        known = prepared(schema)
+        text = _dumped(known if isinstance(known, Mapping) else {})
         spacing = {"whitespace_flexible": True} if any_whitespace else _JSON_OPTIONS
         options = cast("JsonCompileOptions", {**spacing, **_STRICT})
         try:
@@ -179,7 +227,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         _check_text(text, "Lark grammar")
-        return self._compiled("Lark grammar", LLMatcher.grammar_from_lark(text))
+        return self._compiled("Lark grammar", LLMatcher.grammar_from_lark(_with_known_schemas(text)))
 
     def llguidance(self, text: str) -> Grammar:
         """A grammar in llguidance's own JSON ({"grammars": [...]})."""
@@ -209,22 +257,26 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         vocabulary = self._built()
-        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=self._limits)
-        _check(matcher.get_error(), kind)
-        for warning in matcher.get_grammar_warnings():
+
+        def anew() -> LLMatcher:
+            return on_deep_stack(lambda: LLMatcher(vocabulary, grammar, log_level=0, limits=self._limits))
+
+        compiled = Grammar(anew, -(-self._n_vocab // 32) * 4)
+        state = compiled.start()
+        _check(state.problem, kind)
+        for warning in state.warnings:
             _check(warning, kind, always_unsupported=True)
-        n_bytes = -(-self._n_vocab // 32) * 4
         started = thread_time()
-        first = GrammarState(matcher, n_bytes).masks(())
-        _check(matcher.get_error(), kind)
+        first = state.masks(())
+        _check(state.problem, kind)
         if thread_time() - started > _LONGEST_MASK:
             raise BadValue(
                 f"a {kind} must be simple enough to be followed at every token, this one takes "
                 f"{thread_time() - started:.1f} seconds for the first; simplify it"
             )
-        if not first.any() and not matcher.is_stopped():
+        if not first.any() and not state.is_complete:
             raise BadValue(f"this {kind} must allow some answer, found one that allows none; change it")
-        return Grammar(matcher, n_bytes)
+        return compiled
 
     def _built(self) -> LLTokenizer:
         with self._build_lock:
@@ -268,11 +320,29 @@ class _Words:
         return self._tokenizer.encode("\n" + text, bos=False)[len(self._before) :]
 
 
-def _dumped(schema: Mapping[str, Any]) -> str:
+def _dumped(schema: Mapping[str, Any] | bool) -> str:
     try:
         return json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadValue(f"a JSON schema must be plain data as JSON has it: {error}") from None
+
+
+def _with_known_schemas(lark: str) -> str:
+    """The grammar with each JSON schema in it as `prepared` and strict; what is no %json stays as it is."""
+    parts, done = [], 0
+    for found in _SCHEMA_IN_LARK.finditer(lark):
+        try:
+            schema, end = json.JSONDecoder().raw_decode(lark, found.end())
+        except (ValueError, RecursionError):
+            continue
+        if found.start() >= done and isinstance(schema, dict):
+            options = schema.get("x-guidance")
+            options = {**_JSON_OPTIONS, **(options if isinstance(options, dict) else {}), **_STRICT}
+            known = prepared(schema, "%json")
+            assert isinstance(known, dict)
+            parts += [lark[done : found.end()], _dumped({**known, "x-guidance": options})]
+            done = end
+    return "".join(parts) + lark[done:]
 
 
 def _check_text(text: Any, kind: str) -> None:
