@@ -38,6 +38,7 @@ MAX_TEXT = 1 << 20  # characters of a grammar
 _MAX_KEPT = 64  # compiled grammars
 _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
 _MAX_RETRIES = 3  # of one answer
+_LONGEST_FORCED = 256  # characters of a forced text that are divided into tokens at a time
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 200_000,  # also bounds the longest forced text: half a second, not several
@@ -120,6 +121,13 @@ class GrammarState:
         if self._retry() and self._walk(draft):
             self._retry()  # an error behind a guess is none of the answer
         return self._masks[:n]
+
+    def probe(self) -> bool:
+        """Whether anything can be next; computes the first masks, and tries no second time if it cannot."""
+        draft = self.forced()[:2]
+        self._masks = np.zeros((1 + len(draft), self._grammar.n_bytes), np.uint8)
+        self._walk(draft)
+        return bool(self._masks[0].any())
 
     def n_possible(self, draft: Sequence[int], /) -> int:
         return int(self._matcher.validate_tokens(list(draft)))
@@ -267,14 +275,14 @@ class GrammarCompiler:
         for warning in state.warnings:
             _check(warning, kind, always_unsupported=True)
         started = thread_time()
-        first = state.masks(())
+        is_open = state.probe()
         _check(state.problem, kind)
         if thread_time() - started > _LONGEST_MASK:
             raise BadValue(
                 f"a {kind} must be simple enough to be followed at every token, this one takes "
                 f"{thread_time() - started:.1f} seconds for the first; simplify it"
             )
-        if not first.any() and not state.is_complete:
+        if not is_open and not state.is_complete:
             raise BadValue(f"this {kind} must allow some answer, found one that allows none; change it")
         return compiled
 
@@ -312,9 +320,13 @@ class _Words:
         self._before = tokenizer.encode("\n", bos=False) if spaced else []
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Token ids of text inside an answer."""
+        """Token ids of the beginning of a text inside an answer: there the next tokens are.
+
+        Texts that are forced can be as long as a grammar, and this is asked at each of their tokens.
+        """
         if isinstance(text, bytes):
             text = text.decode()
+        text = text[:_LONGEST_FORCED]
         if not self._before:
             return self._tokenizer.encode(text, bos=False)
         return self._tokenizer.encode("\n" + text, bos=False)[len(self._before) :]

@@ -80,11 +80,11 @@ def _says_nothing(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a keyword allows everything where it stands."""
     if key == "uniqueItems":
         most = schema.get("maxItems")
-        return bool(value is False or (isinstance(most, int) and most <= 1))
+        return value is False or (isinstance(most, int) and most <= 1)
     if key in ("dependencies", "dependentRequired", "dependentSchemas"):
-        return value == {}
+        return isinstance(value, Mapping) and not value
     if key in ("propertyNames", "unevaluatedItems", "unevaluatedProperties"):
-        return value is True or value == {}
+        return value is True or (isinstance(value, Mapping) and not value)
     if key == "if":
         return "then" not in schema and "else" not in schema
     if key in ("then", "else"):
@@ -108,8 +108,8 @@ def _check_values(schema: Mapping[str, Any], where: str) -> None:
     n_required = len({repr(name) for name in required}) if isinstance(required, list | tuple) else 0
     if isinstance(least, int) and least > max(1, n_required):
         raise Unsupported(
-            f"{where}/minProperties: answers cannot be held to {least} different properties, as a name that the "
-            "schema does not give may come twice; give the names in required"
+            f"{where}/minProperties: answers cannot be held to {least} different properties, as a name that "
+            "the schema does not give may come twice; give the names in required"
         )
     given = schema.get("format")
     types = schema.get("type", "string")
