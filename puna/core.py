@@ -213,7 +213,7 @@ class TextSink(Protocol):
 
 
 class TokenGrammar(Protocol):
-    """What one answer may say, told token by token; engine.grammar has one. Used by one thread at a time.
+    """What one answer may say, told token by token; engine.grammar_state has one. For one thread at a time.
 
     V is the model's vocabulary; a bit of a mask says whether a token may be next, the lowest bit of the first
     byte for token 0. End tokens may be next exactly where the answer so far is whole.

@@ -18,7 +18,8 @@ from text.vocabularies import small_sentencepiece, smollm2, smollm2_tokenizer
 from puna.core import BadValue, Batch, Completion, PunaError, Request, SamplingParams, StepResult, Unsupported
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine, completion
-from puna.engine.grammar import MAX_TEXT, Grammar, GrammarCompiler
+from puna.engine.grammar import MAX_TEXT, GrammarCompiler
+from puna.engine.grammar_state import Grammar
 from puna.engine.mock import MockExecutor
 from puna.text.stream import TextStream
 from puna.text.tokenizer import Tokenizer

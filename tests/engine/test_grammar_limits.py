@@ -14,7 +14,8 @@ from text.vocabularies import smollm2_tokenizer
 
 from puna.core import BadValue, Unsupported
 from puna.engine.deep import on_deep_stack
-from puna.engine.grammar import Grammar, GrammarCompiler, GrammarState
+from puna.engine.grammar import GrammarCompiler
+from puna.engine.grammar_state import Grammar, GrammarState
 
 
 @cache
