@@ -1,10 +1,10 @@
 """Grammars that answers are held to, by llguidance: JSON schemas, regular expressions, Lark, choices.
 
 A grammar is compiled once and started for every answer. What is bounded, so that a hostile one costs little:
-the length of its text, the work to build its lexer, the states of that and the items of its parser, in all
-and for every mask, and the time of the first mask. Chains of references and rules may be as long as a text
-can hold (deep.py). Compiling may still take some tenths of a second, for which it lets other threads run:
-callers with an event loop compile in a thread.
+the length of its text, time and memory of compiling it (trials.py), the work to build its lexer, the states
+of that and the items of its parser, in all and for every mask, and the time of the first mask. Chains of
+references and rules may be as long as a text can hold (deep.py). A hostile grammar still takes some seconds
+to refuse, in which other threads run: callers with an event loop compile in a thread.
 
 llguidance is imported with the first grammar, and then takes the vocabulary apart: once per model.
 """
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from puna.core import BadValue, Unsupported
 from puna.engine.deep import on_deep_stack
 from puna.engine.grammar_state import Grammar, explanation
+from puna.engine.trials import Trials
 from puna.text.json_schema import prepared
 from puna.text.tokenizer import Tokenizer
 
@@ -70,6 +71,8 @@ class GrammarCompiler:
         self._kept: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
         self._lock = Lock()
         self._build_lock = Lock()
+        special = (tokenizer.token_bytes(i) for i in sorted(tokenizer.special_ids))
+        self._trials = Trials([name.decode("utf-8", "replace") for name in special], _LIMITS)
 
     def json_schema(self, schema: Mapping[str, Any] | bool, *, any_whitespace: bool = False) -> Grammar:
         """JSON valid under a schema (drafts 4 to 2020-12), spaced as json.dumps does unless any_whitespace.
@@ -139,6 +142,8 @@ class GrammarCompiler:
     def _compile(self, kind: str, grammar: str) -> Grammar:
         from llguidance import LLMatcher
 
+        if not self._trials.is_bounded(grammar):
+            raise BadValue(f"a {kind} must be compiled in 2 seconds and 64 MB, this one is not; simplify it")
         vocabulary = self._built()
 
         def anew() -> LLMatcher:

@@ -16,6 +16,7 @@ from puna.core import BadValue, Unsupported
 from puna.engine.deep import on_deep_stack
 from puna.engine.grammar import GrammarCompiler
 from puna.engine.grammar_state import Grammar, GrammarState
+from puna.engine.trials import Trials
 
 
 @cache
@@ -58,6 +59,34 @@ def test_long_chains_of_rules(rule: str, n: int) -> None:
     rules = "\n".join(rule.format(i, i + 1) for i in range(n))
     with suppress(BadValue):  # how many rules are too many is the library's affair
         compiler().lark(f'start: a0\n{rules}\na{n}: "x"')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "string", "pattern": f"x{i}.*y"} for i in range(30)]},
+        {"type": "integer", "multipleOf": 999_983},  # 470 MB
+    ],
+)
+def test_what_cannot_be_compiled_at_a_bounded_cost_is_refused(schema: Any) -> None:
+    """In one process of llguidance 1.9, the first takes minutes."""
+    with pytest.raises(BadValue, match="2 seconds and 64 MB"):
+        compiler().json_schema(schema)
+    assert accepts(compiler().json_schema({"multipleOf": 3, "type": "integer"}), "9")
+
+
+def test_trials_end_with_their_owner_and_begin_again() -> None:
+    trials = Trials(["<|end|>", "<|other|>"], {"initial_lexer_fuel": 100_000})
+    assert trials.is_bounded('start: <|other|> "a"')
+    first = trials._process
+    assert first
+    first.kill()
+    assert not trials.is_bounded('start: "b"')  # nobody knows
+    assert trials.is_bounded('start: "b"')
+    second = trials._process
+    assert second
+    del trials
+    assert second.wait(10) < 0
 
 
 def test_what_runs_on_a_deep_stack_raises_to_its_caller() -> None:
