@@ -10,6 +10,7 @@ Source: JSON Schema, drafts 4 to 2020-12; llguidance's docs/json_schema.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from puna.core import BadValue, Unsupported
 Schema = Mapping[str, Any] | bool
 
 _LARGEST = 2**53  # whole numbers up to here are exact as floats, which grammars compute with
+_PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)  # spelled in a reference as it is
 _ONE = ("items", "additionalItems", "additionalProperties")  # keywords whose value is a schema
 _MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")  # a list of them
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # an object of them
@@ -42,10 +44,40 @@ def prepared(schema: Schema, where: str = "#") -> Schema:
     Raises Unsupported with the keyword and its place, BadValue for what is no schema.
     """
     try:
-        result: Schema = _copy(schema, where)
+        used: Schema = _without_unused(schema) if isinstance(schema, Mapping) else schema
+        result: Schema = _copy(used, where)
     except RecursionError:
         raise BadValue("a JSON schema must not be nested so deeply; name its parts in $defs") from None
     return result
+
+
+def _without_unused(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema without definitions that nothing refers to, which need not be held to."""
+    references = set(_references(schema))
+    if not all(reference.startswith("#/") for reference in references):
+        return schema  # by anchors or names of documents: not looked into
+    used = dict(schema)
+    for key in ("$defs", "definitions"):
+        if isinstance(schema.get(key), Mapping):
+            parts = tuple(
+                reference.split("/")[2] for reference in references if reference.startswith(f"#/{key}/")
+            )
+            used[key] = {
+                name: part
+                for name, part in schema[key].items()
+                if name in parts or not _PLAIN_NAME.fullmatch(str(name))
+            }
+    return used
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _references(item)
 
 
 def _copy(schema: Any, where: str) -> Any:

@@ -27,7 +27,12 @@ from puna.text.json_schema import prepared
          {"items": [{}], "additionalItems": {}}),
         ({"$defs": {"a": {"description": "d"}}, "$ref": "#/$defs/a"},
          {"$defs": {"a": {}}, "$ref": "#/$defs/a"}),
+        ({"definitions": {"a": {"not": {}}, "b": {}}, "items": {"$ref": "#/definitions/b"}},
+         {"definitions": {"b": {}}, "items": {"$ref": "#/definitions/b"}}),
         *((same, same) for same in (
+            {"$defs": {"a": {"$anchor": "x"}}, "$ref": "#x"},
+            {"$defs": {"a/b": {}}, "$ref": "#/$defs/a~1b"},
+            {"$ref": "#/$defs/a/items", "$defs": {"a": {"items": {}}}},
             {"type": "integer", "format": "int64", "x-order": 1},
             {"minProperties": 2, "required": ["a", "b"]},
             {"properties": 3, "allOf": None, "required": [[1]]},  # the compiler says what is wrong with it
@@ -44,6 +49,7 @@ def test_what_says_nothing_is_left_out(schema: Any, expected: Any) -> None:
         ({"properties": {"a": {"items": {"not": {}}}}}, "#/properties/a/items: .*'not'"),
         ({"anyOf": [{}, {"if": {}, "then": {}}]}, "#/anyOf/1: .*'if', 'then'"),
         ({"uniqueItems": True}, "'uniqueItems'"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"not": {}}}}, "#/\\$defs/a: .*'not'"),
         ({"dependencies": {"a": ["b"]}}, "'dependencies'"),  # of draft 7, but nobody would expect less
         ({"const": [{"a": 2**53 + 1}]}, "#/const: .*9007199254740993"),
         ({"enum": [1e300]}, "#/enum"),
