@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
+__all__ = ["MAX_TEXT", "Grammar", "GrammarCompiler"]
+
 MAX_TEXT = 1 << 20  # characters of a grammar
 _MAX_KEPT = 64  # compiled grammars
 _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
