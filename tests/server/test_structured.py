@@ -84,3 +84,24 @@ def test_what_cannot_be_held_to_is_named(server: Running) -> None:
     answer = server.post("/v1/chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": named})
     assert answer.status_code == 400
     assert "did you mean 'feed'" in answer.json()["error"]["message"]
+
+
+def test_a_hostile_grammar_ends_its_request_at_most(server: Running) -> None:
+    """Each of these ended the process, or held it up for minutes, when it was compiled unguarded."""
+    chain: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(5000)}
+    chain["a5000"] = {"type": "integer", "minimum": 0, "maximum": 9}
+    rules = "\n".join(f"r{i}: r{i + 1}" for i in range(9000))
+    patterns = [{"pattern": f"(a|b|c)*{chr(97 + i % 26)}.{{{i}}}x"} for i in range(30)]
+    for form, status in (
+        (_schema({"$defs": chain, "$ref": "#/$defs/a0"}), 200),
+        ({"type": "lark", "grammar": f'start: r0\n{rules}\nr9000: "x"'}, 200),
+        (_schema({"type": "string", "allOf": patterns}), 400),
+        (_schema({"type": "integer", "multipleOf": 999983}), 400),
+    ):
+        answer = server.post("/v1/chat/completions", {**CHAT, "response_format": form})
+        assert answer.status_code == status, answer.text
+    assert ask(server, response_format={"type": "choice", "choices": ["yes"]})["message"]["content"] == "yes"
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
