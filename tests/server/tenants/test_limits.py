@@ -28,9 +28,11 @@ def limiter(clock: Clock, used: dict[str, int] | None = None) -> Limiter:
     return Limiter(used, clock=clock, now=clock.now)
 
 
+# small ones reach the limit of requests, large ones that of tokens
+TOKENS = st.integers(0, 4) | st.integers(0, 60)
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("admit"), st.integers(0, 60), st.integers(0, 60)),
+        st.tuples(st.just("admit"), TOKENS, TOKENS),
         st.tuples(st.just("settle"), st.integers(0, 20), st.integers(0, 100)),
         st.tuples(st.just("wait"), st.integers(0, 40_000), st.just(0)),  # milliseconds
         st.tuples(st.just("obey"), st.just(0), st.just(0)),  # wait as long as the last refusal said
@@ -197,3 +199,16 @@ def test_limits_survive_json_and_refuse_nonsense() -> None:
         Limits(priority=10**6)
     with pytest.raises(UnknownOption, match="'request_per_minute'; did you mean 'requests_per_minute'"):
         Limits.from_json({"request_per_minute": 1})
+
+
+def test_a_day_has_exactly_its_tokens() -> None:
+    clock = Clock()
+    subject = limiter(clock)
+    limits = Limits(tokens_per_day=10)
+    subject.admit("k", limits, 4, 5)
+    clock.at += 120  # out of the minute, in the same day
+    with pytest.raises(RateLimited, match="tokens_per_day"):
+        subject.admit("k", limits, 1, 1)
+    subject.admit("k", limits, 1, 0)
+    with pytest.raises(RateLimited, match="tokens_per_day"):
+        subject.admit("k", limits, 1, 0)
