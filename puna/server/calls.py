@@ -29,8 +29,9 @@ from puna.server.sse import when_gone
 from puna.server.tenants.usage import Usage
 
 Tools = Sequence[str | Mapping[str, Any]]
+Choices = Sequence[Request]  # the answers to one prompt that were asked for
 
-LARGE = 20_000  # characters of a prompt that are encoded in another thread
+LARGE = 20_000  # characters that take longer to encode than others should wait
 
 
 class Service:
@@ -70,15 +71,16 @@ class Service:
         http: HttpRequest,
         endpoint: str,
         model: str,
-        make: Callable[[ServedModel], Sequence[Request]],
+        make: Callable[[ServedModel], Sequence[Choices]],
         *,
-        n_chars: int = 0,
+        is_slow: bool = False,
         tools: Tools | None = None,
         param: str = "messages",
     ) -> Call:
-        """Admit a call and start it; `make` turns it into requests of the engine, one for each choice.
+        """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
-        `param` is the field that is at fault where the prompt is. Raises ApiError.
+        `is_slow` says that `make` may take longer than others should wait. `param` is the field that is at
+        fault where the prompt is. Raises ApiError.
         """
         account = self.authenticate(http)
         self.check_room()
@@ -89,23 +91,16 @@ class Service:
             raise from_puna(error, "model") from None
         call = Call(self, endpoint, account, use)
         try:
-            requests = await _made(make, use.model, n_chars)
-            check_length(use.model, requests[0], param)
-            call.start(requests, tools)
+            prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
+            for requests in prompts:
+                check_length(use.model, requests[0], param)
+            call.start(prompts, tools)
         except PunaError as error:
             raise from_puna(error, param) from None
         finally:
-            if not call.generations:
+            if not call.is_started:
                 call.abandon()
         return call
-
-
-async def _made(
-    make: Callable[[ServedModel], Sequence[Request]], model: ServedModel, n_chars: int
-) -> Sequence[Request]:
-    if n_chars < LARGE:
-        return make(model)
-    return await asyncio.to_thread(make, model)
 
 
 def check_length(model: ServedModel, request: Request, param: str) -> None:
@@ -141,8 +136,10 @@ class Call:
         self.account = account
         self.model = use.name
         self.served = use.model
-        self.generations: list[Generation] = []
+        self.generations: list[Generation] = []  # all choices of the first prompt, then of the next
+        self.is_started = False
         self.began_at = perf_counter()
+        self._prompts: list[list[Generation]] = []
         self._service = service
         self._use = use
         self._lease: Lease | None = None
@@ -151,14 +148,18 @@ class Call:
         self._is_late = False
         service.calls.add(self)
 
-    def start(self, requests: Sequence[Request], tools: Tools | None) -> None:
+    def start(self, prompts: Sequence[Choices], tools: Tools | None) -> None:
         """Take what the key's limits allow and hand the requests to the engine."""
-        n_prompt = len(requests[0].prompt)
-        n_answers = sum(self._most_tokens(request) for request in requests)
+        n_prompt = sum(len(requests[0].prompt) for requests in prompts)
+        n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
         self._lease = self.account.admit(n_prompt, n_answers)
-        for request in requests:
-            request.tenant = self.account.tenant
-            self.generations.append(Generation(self.served.submit(request), tools))
+        for requests in prompts:
+            self._prompts.append([])
+            for request in requests:
+                generation = Generation(self.served.submit(request), tools)
+                self._prompts[-1].append(generation)
+                self.generations.append(generation)
+        self.is_started = True
         config = self._service.config
         self._timer = asyncio.get_running_loop().call_later(config.timeout, self._expire)
 
@@ -172,12 +173,13 @@ class Call:
 
     @property
     def n_prompt(self) -> int:
-        return len(self.generations[0].request.prompt)
+        """Tokens of all prompts; the choices of one share it."""
+        return sum(len(choices[0].request.prompt) for choices in self._prompts)
 
     @property
     def n_cached(self) -> int:
-        """Prompt tokens that nobody computed for this call; several choices share one prompt."""
-        return max(generation.n_cached for generation in self.generations)
+        """Prompt tokens that were in the cache: of a prompt, as many as its luckiest choice found."""
+        return sum(max(choice.n_cached for choice in choices) for choices in self._prompts)
 
     @property
     def n_output(self) -> int:
@@ -233,8 +235,10 @@ class Call:
                 kind="server_error",
                 code="timeout",
             )
-        is_cancelled = any(end.finish == "cancelled" for end in ends)
-        await self.settle("cancelled" if is_cancelled else "ok")
+        if any(end.finish == "cancelled" for end in ends):  # the client is gone, or the server has to go
+            await self.settle("cancelled")
+            raise unavailable("the server shut down before the answer was whole; ask again", 5)
+        await self.settle("ok")
 
     async def answers(self, http: HttpRequest) -> list[Whole]:
         """Wait for all choices; they are cancelled if the client goes away."""

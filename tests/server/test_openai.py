@@ -85,6 +85,25 @@ def test_several_texts_are_continued_in_their_order(server: Running) -> None:
     assert parts == expected
 
 
+def test_every_prompt_of_a_request_is_counted(server: Running) -> None:
+    texts = ["the", "the other day", "the other day"]
+    n_prompt = sum(len(server.llm.tokenizer.encode(text)) for text in texts)
+    body = {"model": "tiny", "prompt": texts, "n": 2, "max_tokens": 3, "ignore_eos": True}
+    usage = server.post("/v1/completions", body).json()["usage"]
+    assert usage["prompt_tokens"] == n_prompt
+    assert usage["completion_tokens"] == 2 * 3 * 3
+
+
+def test_a_prompt_that_is_refused_takes_the_others_along(server: Running) -> None:
+    for wrong, said in (([1] * 600, "600 tokens"), ([10**6], "1000000")):
+        answer = server.post(
+            "/v1/completions", {"model": "tiny", "prompt": [[1, 2], wrong], "max_tokens": 400}
+        )
+        assert answer.status_code == 400
+        assert said in answer.json()["error"]["message"]
+        assert not server.service.calls
+
+
 def test_a_crowd_changes_nobodys_answer(server: Running) -> None:
     bodies = [
         {
@@ -136,6 +155,8 @@ WRONG: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("chat/completions", chat(n=200), 400, "n", "at most 16, got 200"),
     ("chat/completions", chat(stream_options={"include_usage": True}), 400, "stream_options", "stream: true"),
     ("chat/completions", chat(response_format={"type": "xml"}), 400, "response_format", "expected tags"),
+    ("chat/completions", chat(stream=True, stream_options={"continuous_usage_stats": True}), 400,
+     "stream_options.continuous_usage_stats", "no field"),
     ("completions", {"model": "tiny", "prompt": ""}, 400, "prompt", "at least one token"),
     ("completions", {"model": "tiny", "prompt": [1, 99999]}, 400, "prompt", "got 1 to 99999"),
     ("completions", {"model": "tiny", "prompt": [1] * 600}, 400, "prompt", "600 tokens"),

@@ -186,6 +186,32 @@ def _drain(url: str, pid: int) -> None:
     assert all('"finish_reason":"length"' in answer.text for answer in answers)
 
 
+def test_an_answer_that_the_end_of_the_drain_cuts_off_is_an_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(ServerConfig(port=0, grace=0))
+    slow = Slow(server, monkeypatch)
+    slow.close()
+    answers: dict[bool, httpx.Response] = {}
+
+    def ask(streams: bool) -> None:
+        answers[streams] = server.post("/v1/chat/completions", {**LONG, "stream": streams})
+
+    threads = [threading.Thread(target=ask, args=(streams,)) for streams in (True, False)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(server.service.calls) == 2)
+    server.service.is_draining = True
+    until(lambda: not server.llm._engine._commands.empty() or not server.service.calls)
+    slow.open()
+    for thread in threads:
+        thread.join(30)
+    assert answers[False].status_code == 503
+    assert "shut down" in answers[False].json()["error"]["message"]
+    assert '"finish_reason":"stop"' not in answers[True].text
+    assert '"error"' in answers[True].text
+
+
 def test_only_loopback_is_served_without_keys(tiny_path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "puna", "serve", str(tiny_path), "--host", "0.0.0.0"]
     url = f"sqlite:///{tmp_path}/empty.db"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 from server.conftest import Running
+
+from puna.engine.grammar import GrammarCompiler
 
 CHAT: dict[str, Any] = {
     "model": "tiny",
@@ -101,6 +104,25 @@ def test_a_hostile_grammar_ends_its_request_at_most(server: Running) -> None:
         answer = server.post("/v1/chat/completions", {**CHAT, "response_format": form})
         assert answer.status_code == status, answer.text
     assert ask(server, response_format={"type": "choice", "choices": ["yes"]})["message"]["content"] == "yes"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_grammars_are_compiled_beside_the_event_loop(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    loops: list[object] = []
+    compile_regex = GrammarCompiler.regex
+
+    def noted(compiler: GrammarCompiler, pattern: str) -> Any:
+        loops.append(asyncio._get_running_loop())
+        return compile_regex(compiler, pattern)
+
+    monkeypatch.setattr(GrammarCompiler, "regex", noted)
+    form = {"type": "regex", "regex": "[xyz]{2}"}
+    body = {**CHAT, "response_format": form} if path.startswith("chat") else {"response_format": form}
+    body |= {"model": "tiny", "max_tokens": 9} | ({} if path.startswith("chat") else {"prompt": "the"})
+    assert server.post(f"/v1/{path}", body).status_code == 200
+    assert loops == [None]
 
 
 def _schema(schema: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -9,11 +11,11 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, SamplingParams
-from puna.server.calls import Service
+from puna.server.calls import LARGE, Service
 from puna.server.errors import from_puna
 from puna.server.openai import wire
 from puna.server.openai.fields import Body
-from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
+from puna.server.openai.messages import Tool, Turn, as_text_reads, definition, has_images, n_characters
 
 
 class Tokenize(Body):
@@ -49,7 +51,8 @@ def routes(service: Service) -> APIRouter:
         service.authenticate(http)
         with await _use(service, body.model) as model:
             bos = None if body.add_special_tokens else False
-            ids = _tried(lambda: model.tokenizer.encode(body.prompt, bos=bos, special=body.parse_special))
+            prompt, special = body.prompt, body.parse_special
+            ids = await _tried(lambda: model.tokenizer.encode(prompt, bos=bos, special=special), len(prompt))
             return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
 
     @router.post("/detokenize")
@@ -57,7 +60,8 @@ def routes(service: Service) -> APIRouter:
         """The text of token ids."""
         service.authenticate(http)
         with await _use(service, body.model) as model:
-            return {"prompt": _tried(lambda: model.tokenizer.decode(body.tokens), "tokens")}
+            ids = body.tokens
+            return {"prompt": await _tried(lambda: model.tokenizer.decode(ids), len(ids), "tokens")}
 
     @router.post("/apply-template")
     async def apply_template(body: ApplyTemplate, http: HttpRequest) -> dict[str, Any]:
@@ -66,9 +70,14 @@ def routes(service: Service) -> APIRouter:
         with await _use(service, body.model) as model:
             turns = [as_text_reads(turn) for turn in body.messages]
             tools = [definition(tool) for tool in body.tools] if body.tools else None
-            request = _tried(lambda: model.chat_request(turns, model.default_params, tools=tools), "messages")
-            ids = list(request.prompt)
-            return {"prompt": _tried(lambda: model.tokenizer.decode(ids)), "tokens": ids}
+
+            def applied() -> dict[str, Any]:
+                ids = list(model.chat_request(turns, model.default_params, tools=tools).prompt)
+                return {"prompt": model.tokenizer.decode(ids), "tokens": ids}
+
+            size = LARGE + 1 if has_images(turns) else n_characters(turns)
+            found: dict[str, Any] = await _tried(applied, size, "messages")
+            return found
 
     @router.post("/score")
     async def score(body: Score, http: HttpRequest) -> dict[str, Any]:
@@ -78,8 +87,8 @@ def routes(service: Service) -> APIRouter:
             http,
             "score",
             body.model or service.models.default,
-            lambda model: [model.text_request(body.prompt, params, is_scored=True)],
-            n_chars=len(body.prompt),
+            lambda model: [[model.text_request(body.prompt, params, is_scored=True)]],
+            is_slow=len(body.prompt) > LARGE,
             param="prompt",
         )
         await call.answers(http)
@@ -100,8 +109,9 @@ async def _use(service: Service, name: str | None) -> Any:
         raise from_puna(error, "model") from None
 
 
-def _tried(make: Any, param: str = "prompt") -> Any:
+async def _tried(make: Callable[[], Any], size: int, param: str = "prompt") -> Any:
+    """What `make` gives, beside the event loop where `size` characters or tokens take it long."""
     try:
-        return make()
+        return await asyncio.to_thread(make) if size > LARGE else make()
     except PunaError as error:
         raise from_puna(error, param) from None

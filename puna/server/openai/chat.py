@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from puna.core import Request, SamplingParams
 from puna.engine.grammar import Grammar
-from puna.server.calls import LARGE, Call, Service, choices
+from puna.server.calls import LARGE, Call, Choices, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
 from puna.server.images import resolved
@@ -27,13 +27,12 @@ from puna.server.openai.messages import (
     Turn,
     as_text_reads,
     definition,
+    has_images,
     n_characters,
 )
 from puna.server.served import ServedModel
 from puna.server.sse import Stream
 from puna.server.structured import calls_only
-
-_FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "cancelled": "stop"}
 
 
 class ChatRequest(Sampling):
@@ -101,7 +100,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def begin(service: Service, body: ChatRequest, http: HttpRequest, endpoint: str = "chat") -> Call:
+async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
     """Start what a chat request asks for. Raises ApiError."""
     n = body.n or 1
     if n > service.config.max_choices:
@@ -110,7 +109,7 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest, endpoint
     turns = await resolved(service, account, [as_text_reads(turn) for turn in body.messages])
     tools = body.usable_tools
 
-    def make(model: ServedModel) -> list[Request]:
+    def make(model: ServedModel) -> list[Choices]:
         grammar = _grammar(body, model)
         params = body.sampling(model.default_params)
 
@@ -120,12 +119,10 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest, endpoint
                 made.grammar = grammar.start()
             return made
 
-        return choices(request(params), n, request)
+        return [choices(request(params), n, request)]
 
-    n_chars = n_characters(body.messages)
-    if body.response_format or tools:
-        n_chars += LARGE  # grammars are compiled, which may take a while
-    return await service.begin(http, endpoint, body.model, make, n_chars=n_chars, tools=tools)
+    is_slow = bool(body.response_format or tools) or has_images(turns) or n_characters(turns) > LARGE
+    return await service.begin(http, "chat", body.model, make, is_slow=is_slow, tools=tools)
 
 
 def _grammar(body: ChatRequest, model: ServedModel) -> Grammar | None:
@@ -168,7 +165,7 @@ def _completion(call: Call, body: ChatRequest, found: Sequence[Whole]) -> dict[s
                 "index": i,
                 "message": _message(call, answer),
                 "logprobs": wire.chat_logprobs(tokenizer, answer.logprobs) if body.logprobs else None,
-                "finish_reason": _FINISH[answer.finish],
+                "finish_reason": answer.finish,
             }
             for i, answer in enumerate(found)
         ],
@@ -201,7 +198,7 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
                 delta = {"tool_calls": [{"index": number, **wire.tool_call(made, number, call.id)}]}
                 yield head + _choice(index, delta) + tail
             if piece.finish is not None:
-                yield head + _choice(index, {}, _FINISH[piece.finish]) + tail
+                yield head + _choice(index, {}, piece.finish) + tail
         if body.wants_usage:
             yield head + b'"choices":[],"usage":' + wire.dumps(wire.usage(call)) + b"}\n\n"
         yield wire.DONE

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import Request, SamplingParams, TokenLogprob
-from puna.server.calls import Call, Service, choices
+from puna.server.calls import LARGE, Call, Choices, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Whole
 from puna.server.openai import wire
@@ -76,12 +76,12 @@ def _check(service: Service, body: CompletionRequest) -> None:
 async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -> Call:
     _check(service, body)
 
-    def make(model: ServedModel) -> list[Request]:
+    def make(model: ServedModel) -> list[Choices]:
         held = body.response_format
         grammar = None if held is None else held.grammar_for(model)
         params = body.sampling(model.default_params)
         is_scored = bool(body.echo) and body.logprobs is not None
-        requests: list[Request] = []
+        prompts: list[Choices] = []
         for prompt in body.prompts:
 
             def request(chosen: SamplingParams, prompt: str | list[int] = prompt) -> Request:
@@ -90,11 +90,11 @@ async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -
                     made.grammar = grammar.start()
                 return made
 
-            requests += choices(request(params), body.n or 1, request)
-        return requests
+            prompts.append(choices(request(params), body.n or 1, request))
+        return prompts
 
-    n_chars = sum(len(prompt) for prompt in body.prompts)
-    return await service.begin(http, "completions", body.model, make, n_chars=n_chars, param="prompt")
+    is_slow = body.response_format is not None or sum(map(len, body.prompts)) > LARGE
+    return await service.begin(http, "completions", body.model, make, is_slow=is_slow, param="prompt")
 
 
 class _Text:

@@ -43,7 +43,6 @@ class Body(BaseModel):
 class StreamOptions(Body):
     harmless: ClassVar[tuple[str, ...]] = ("include_obfuscation",)
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None  # vLLM's: usage in every chunk
 
 
 class Sampling(Body):

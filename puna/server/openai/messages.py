@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -148,13 +149,11 @@ def definition(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
 
 
-def n_characters(turns: list[Any]) -> int:
-    """Roughly how much there is to encode; an image counts as much."""
-    total = 0
-    for turn in turns:
-        content = turn.content
-        if isinstance(content, str):
-            total += len(content)
-        elif content is not None:
-            total += sum(len(part.text) if isinstance(part, TextPart) else 100_000 for part in content)
-    return total
+def has_images(turns: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are pictures to decode in turns as as_text_reads gives them."""
+    return any(isinstance(turn["content"], list) for turn in turns)
+
+
+def n_characters(turns: Sequence[Mapping[str, Any]]) -> int:
+    """Of all texts that are the whole content of a turn."""
+    return sum(len(turn["content"]) for turn in turns if isinstance(turn["content"], str))
