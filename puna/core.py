@@ -251,7 +251,6 @@ class Request:
     prompt_logprobs: bool = False  # also report the log-probability of every prompt token after the first
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
-    tenant: str = ""  # whose it is
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
     id: int = field(default_factory=count().__next__)  # unique in the process
 

@@ -19,7 +19,7 @@ from puna.cli.usage import add_database
 from puna.core import BadInput
 
 if TYPE_CHECKING:
-    from puna.server.tenants.keys import Key, Keys
+    from puna.server.tenants.keys import Keys
 
 HELP = "make, list and revoke API keys of the server"
 _AGE = re.compile(r"([1-9][0-9]{0,4})([hd])")
@@ -93,9 +93,9 @@ def _create(args: argparse.Namespace, keys: Keys) -> None:
         expires_at=_expiry(args.expires) if args.expires else None,
     )
     if args.json:
-        print_json({**_report(key), "key": secret})
+        print_json({**key.to_json(), "key": secret})
         return
-    facts = _report(key)
+    facts = key.to_json()
     print_facts({"key": secret, "id": key.id, "name": key.name, "tenant": key.tenant, **_shown(facts)})
     print("\nKeep the key: it is shown this once.")
 
@@ -103,11 +103,11 @@ def _create(args: argparse.Namespace, keys: Keys) -> None:
 def _list(args: argparse.Namespace, keys: Keys) -> None:
     found = keys.list(args.tenant, is_active=args.active)
     if args.json:
-        print_json({"keys": [_report(key) for key in found]})
+        print_json({"keys": [key.to_json() for key in found]})
         return
     rows = []
     for key in found:
-        shown = _shown(_report(key))
+        shown = _shown(key.to_json())
         limits = shown["limits"] or "-"
         rows.append(
             [
@@ -127,27 +127,9 @@ def _list(args: argparse.Namespace, keys: Keys) -> None:
 def _revoke(args: argparse.Namespace, keys: Keys) -> None:
     key = keys.revoke(args.key)
     if args.json:
-        print_json(_report(key))
+        print_json(key.to_json())
     else:
         print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within seconds.")
-
-
-def _report(key: Key) -> dict[str, Any]:
-    def time(at: datetime | None) -> str | None:
-        return None if at is None else at.isoformat()
-
-    return {
-        "id": key.id,
-        "prefix": key.prefix,
-        "name": key.name,
-        "tenant": key.tenant,
-        "scopes": list(key.scopes),
-        "limits": key.limits.to_json(),
-        "state": key.state(datetime.now(UTC)),
-        "created_at": time(key.created_at),
-        "expires_at": time(key.expires_at),
-        "revoked_at": time(key.revoked_at),
-    }
 
 
 def _shown(report: dict[str, Any]) -> dict[str, str | None]:

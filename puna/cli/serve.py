@@ -1,4 +1,4 @@
-"""Serve models over HTTP, to every client that speaks OpenAI's API.
+"""Serve models over HTTP: chat and text completions, as clients of OpenAI's API ask for them.
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
@@ -20,9 +20,9 @@ from puna.core import BadInput
 if TYPE_CHECKING:
     from puna.llm import LLM
     from puna.server.config import ServerConfig
-    from puna.server.tenants.accounts import KeyAccounts
+    from puna.server.tenants.accounts import Accounts
 
-HELP = "serve models over HTTP: the APIs that clients of OpenAI speak"
+HELP = "serve models over HTTP to clients of OpenAI's API"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,15 +74,15 @@ def run(args: argparse.Namespace) -> int:
         accounts.close()
 
 
-def _accounts(config: ServerConfig) -> KeyAccounts:
+def _accounts(config: ServerConfig) -> Accounts:
     """Keys, limits and ledger; raises BadInput where strangers could come in without a key."""
     from puna.server.storage.database import open_database
-    from puna.server.tenants.accounts import KeyAccounts
+    from puna.server.tenants.accounts import Accounts
     from puna.server.tenants.prices import PriceList, read_prices
 
     prices = read_prices(Path(config.prices)) if config.prices else PriceList()
     requires_keys = config.require_keys or not config.is_loopback
-    accounts = KeyAccounts(open_database(config.database), prices, requires_keys=requires_keys)
+    accounts = Accounts(open_database(config.database), prices, requires_keys=requires_keys)
     if requires_keys and not accounts.keys.list(is_active=True):
         accounts.close()
         raise BadInput(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 
-# Frequent English words: each is one token with the space before it in the vocabularies of Llama 1 to 4.
+# Frequent English words; a test holds them to one token each, with the space before, by a real tokenizer.
 _TEXT = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an
 they which one you were all her she there would their we him been has when who will no more if out

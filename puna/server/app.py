@@ -17,21 +17,21 @@ from starlette.responses import JSONResponse, Response
 
 from puna.core import PunaError
 from puna.server import guard
-from puna.server.accounts import Accounts, Open
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
-from puna.server.errors import ApiError, body_for, from_puna
+from puna.server.errors import ApiError, body_of, from_puna
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.served import Models
+from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
 
 _log = logging.getLogger("puna.server")
 
 
-def create_app(config: ServerConfig, served: Models, accounts: Accounts | None = None) -> FastAPI:
-    """The ASGI application that serves `served`; `accounts` None asks for no key and keeps no ledger."""
-    service = Service(config, served, accounts or Open())
+def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> FastAPI:
+    """The ASGI application that serves `served` to those whom `accounts` lets in."""
+    service = Service(config, served, accounts)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,7 +41,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts | None =
     app = FastAPI(
         title="Puna",
         version=version("puna"),
-        summary="Llama models over the APIs of OpenAI, Anthropic, Ollama and Llama API.",
+        summary="Llama models over OpenAI's API.",
         lifespan=lifespan,
         redoc_url=None,
     )
@@ -64,8 +64,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts | None =
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(http: HttpRequest, error: ApiError) -> Response:
         service.metrics.rejected.labels(str(error.status), error.code or error.kind).inc()
-        body = body_for(http.url.path, http.headers, error)
-        return JSONResponse(body, error.status, error.headers)
+        return JSONResponse(body_of(error), error.status, error.headers)
 
     def on(kind: type[Exception], turn: Callable[[Any], ApiError]) -> None:
         async def handler(http: HttpRequest, error: Exception) -> Response:

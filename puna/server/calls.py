@@ -19,13 +19,14 @@ from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request, SamplingParams
-from puna.server.accounts import Account, Accounts, Lease
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna, from_results, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.metrics import Metrics
 from puna.server.served import Models, ModelUse, ServedModel
 from puna.server.sse import when_gone
+from puna.server.tenants.accounts import Account, Accounts
+from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
 
 Tools = Sequence[str | Mapping[str, Any]]
@@ -43,7 +44,6 @@ class Service:
         self.accounts = accounts
         self.metrics = Metrics()
         self.calls: set[Call] = set()
-        self.began_at = datetime.now(UTC)
         self.is_draining = False
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:

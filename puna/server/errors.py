@@ -1,4 +1,4 @@
-"""What went wrong, as HTTP says it: one table from errors to statuses, and the body that each API gives them.
+"""What went wrong, as HTTP says it: one table from errors to statuses, and the body.
 
 OpenAI's shape is {"error": {"message", "type", "param", "code"}} (API reference, "Error codes").
 """
@@ -93,43 +93,5 @@ def from_results(error: PunaError) -> ApiError:
     return ApiError(500, str(error), kind="server_error", code="generation_failed")
 
 
-def openai_body(error: ApiError) -> dict[str, Any]:
+def body_of(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
-
-
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    529: "overloaded_error",
-}
-
-
-def anthropic_body(error: ApiError) -> dict[str, Any]:
-    """https://docs.anthropic.com/en/api/errors"""
-    kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else INVALID)
-    message = f"{error.param}: {error.message}" if error.param else error.message
-    return {"type": "error", "error": {"type": kind, "message": message}}
-
-
-def ollama_body(error: ApiError) -> dict[str, Any]:
-    return {"error": error.message}
-
-
-def llama_body(error: ApiError) -> dict[str, Any]:
-    return {"title": error.kind, "detail": error.message, "status": error.status}
-
-
-def body_for(path: str, headers: Mapping[str, str], error: ApiError) -> dict[str, Any]:
-    """The body in the words of the API that was called."""
-    if path.startswith("/api/"):
-        return ollama_body(error)
-    if path.startswith("/llama/"):
-        return llama_body(error)
-    if path.startswith("/v1/messages") or "anthropic-version" in headers:
-        return anthropic_body(error)
-    return openai_body(error)

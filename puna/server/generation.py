@@ -31,7 +31,7 @@ class Piece:
 
 
 class Generation:
-    """One answer. Iterating raises ApiError where the engine broke it off; counts hold whatever happened."""
+    """One answer. Iterating raises the error that broke it off; counts hold whatever happened."""
 
     def __init__(self, stream: ResultStream, tools: Iterable[str | Mapping[str, Any]] | None = None) -> None:
         self.request: Request = stream.request

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
-from puna.server.errors import ApiError, body_for
+from puna.server.errors import ApiError, body_of
 
 if TYPE_CHECKING:
     from puna.server.calls import Service
@@ -82,5 +82,4 @@ class Guard:
             code="request_too_large",
         )
         self._service.metrics.rejected.labels("413", "request_too_large").inc()
-        body = body_for(scope["path"], Headers(scope=scope), error)
-        await JSONResponse(body, 413, {"connection": "close"})(scope, receive, send)
+        await JSONResponse(body_of(error), 413, {"connection": "close"})(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Images of requests: data URLs as they are, uploaded files read, remote ones fetched where that is allowed.
+"""Images of requests: data URLs as they are, remote ones fetched where that is allowed.
 
 A message never names a path of this machine: only parts made here reach the model.
 """
@@ -6,30 +6,24 @@ A message never names a path of this machine: only parts made here reach the mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from puna.server.accounts import Account
 from puna.server.errors import bad
 
-if TYPE_CHECKING:
-    from puna.server.calls import Service
 
-
-async def resolved(
-    service: Service, account: Account, turns: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """The turns with every image as a data URL or as bytes. Raises ApiError."""
+async def resolved(hosts: Sequence[str], turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The turns with every image as a data URL or as bytes, fetched from `hosts` only. Raises ApiError."""
     found: list[Mapping[str, Any]] = []
     for i, turn in enumerate(turns):
         content = turn.get("content")
         if isinstance(content, list):
-            parts = [await _part(service, account, f"messages[{i}]", part) for part in content]
+            parts = [await _part(hosts, f"messages[{i}]", part) for part in content]
             turn = {**turn, "content": parts}
         found.append(turn)
     return found
 
 
-async def _part(service: Service, account: Account, where: str, part: Mapping[str, Any]) -> Mapping[str, Any]:
+async def _part(hosts: Sequence[str], where: str, part: Mapping[str, Any]) -> Mapping[str, Any]:
     if part["type"] == "text":
         return part
     url = part["image_url"]["url"]
@@ -43,4 +37,4 @@ async def _part(service: Service, account: Account, where: str, part: Mapping[st
         )
     from puna.server.fetch import fetch_image
 
-    return {"type": "image", "image": await fetch_image(url, service.config.image_host, f"{where}.content")}
+    return {"type": "image", "image": await fetch_image(url, hosts, f"{where}.content")}

@@ -1,4 +1,4 @@
-"""Answers on the wire: server-sent events (HTML Living Standard, 9.2) or lines, as a lean ASGI response.
+"""Answers on the wire: server-sent events (HTML Living Standard, 9.2), as a lean ASGI response.
 
 A client that goes away is noticed while nothing is being sent, too: then `on_disconnect` cancels what was
 being made, and the generator is read to its end so that it is counted. A client that reads too slowly holds
@@ -16,8 +16,7 @@ from starlette.responses import Response
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-SSE = "text/event-stream; charset=utf-8"
-NDJSON = "application/x-ndjson"
+_TYPE = "text/event-stream; charset=utf-8"
 
 
 async def when_gone(receive: Receive, then: Callable[[], None]) -> None:
@@ -35,7 +34,6 @@ class Stream(Response):
         chunks: AsyncIterator[bytes],
         on_disconnect: Callable[[], None],
         *,
-        media_type: str = SSE,
         stall_s: float = 60.0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -43,7 +41,7 @@ class Stream(Response):
         self.background = None
         self.body = b""
         self.media_type = None
-        self.init_headers({"cache-control": "no-cache", "content-type": media_type, **(headers or {})})
+        self.init_headers({"cache-control": "no-cache", "content-type": _TYPE, **(headers or {})})
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         self._chunks = chunks
         self._on_disconnect = on_disconnect

@@ -19,11 +19,13 @@ from server.databases import url as url
 
 from puna import LLM
 from puna.llm.models import LoadedModels
-from puna.server.accounts import Accounts
 from puna.server.app import create_app
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.run import serve
+from puna.server.storage.database import open_database
+from puna.server.tenants.accounts import Accounts
+from puna.server.tenants.prices import PriceList
 
 
 @dataclass
@@ -51,17 +53,24 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llm(tmp_path_factory.mktemp("served") / "tiny.gguf")
 
 
+def open_accounts(folder: Path, prices: PriceList | None = None, *, requires_keys: bool = False) -> Accounts:
+    """Accounts with a database and a journal of their own."""
+    database = open_database(f"sqlite:///{folder}/puna.db")
+    return Accounts(database, prices or PriceList(), requires_keys=requires_keys, journal=folder / "journal")
+
+
 Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
-def start(tiny_path: Path) -> Iterator[Start]:
+def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts servers with a configuration of their own; all stop at the end of the module."""
     begun: list[tuple[Running, threading.Thread]] = []
 
     def run(config: ServerConfig, accounts: Accounts | None = None) -> Running:
+        own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
         llm = LLM(tiny_path, threads=1, batch=64)
-        app = create_app(config, LoadedModels({"tiny": llm}), accounts)
+        app = create_app(config, LoadedModels({"tiny": llm}), own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()
@@ -75,6 +84,7 @@ def start(tiny_path: Path) -> Iterator[Start]:
         thread.join(30)
         assert not thread.is_alive()
         running.llm.close()
+        running.service.accounts.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from server.conftest import Running, Start
+from server.conftest import Running, Start, open_accounts
 
 from puna.server.config import ServerConfig
-from puna.server.storage.database import open_database
-from puna.server.tenants.accounts import KeyAccounts
+from puna.server.tenants.accounts import Accounts
 from puna.server.tenants.limits import Limits
 from puna.server.tenants.prices import Price, PriceList
 from puna.server.tenants.queries import page
@@ -33,7 +30,7 @@ PRICES = PriceList((Price("*", 2_000_000_000, 2_000_000_000, 8_000_000_000, date
 @dataclass
 class Shop:
     running: Running
-    accounts: KeyAccounts
+    accounts: Accounts
 
     def ask(self, key: str | None, path: str = "/v1/chat/completions", **changes: Any) -> httpx.Response:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -48,14 +45,9 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    folder: Path = tmp_path_factory.mktemp("ledger")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.server.tenants.ledger.data_folder", lambda: folder)
-        database = open_database(f"sqlite:///{folder}/puna.db")
-        accounts = KeyAccounts(database, PRICES, requires_keys=True)
-    yield Shop(start(ServerConfig(port=0), accounts), accounts)
-    accounts.close()
+def shop(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    accounts = open_accounts(tmp_path_factory.mktemp("ledger"), PRICES, requires_keys=True)
+    return Shop(start(ServerConfig(port=0), accounts), accounts)
 
 
 def test_nobody_comes_in_without_a_key(shop: Shop) -> None:

@@ -66,6 +66,11 @@ class Slow:
         self.gate.release(10**6)
 
 
+def home(folder: Path) -> dict[str, str]:
+    """The environment of a server that keeps its database and journal in a folder of its own."""
+    return {**os.environ, "PUNA_HOME": str(folder)}
+
+
 def n_cancelled(running: Running) -> float:
     labels = {"model": "tiny", "tenant": "", "endpoint": "chat", "status": "cancelled"}
     return running.service.metrics.registry.get_sample_value("puna_requests_total", labels) or 0
@@ -156,8 +161,7 @@ def test_bodies_have_a_limit(start: Start) -> None:
 def test_sigterm_finishes_what_was_begun(tmp_path: Path) -> None:
     path = write_tiny_llm(tmp_path / "tiny.gguf", context=4096)
     command = [sys.executable, "-m", "puna", "serve", str(path), "--port", "0", "--threads", "1"]
-    command += ["--database", f"sqlite:///{tmp_path}/puna.db"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=home(tmp_path)) as process:
         try:
             assert process.stderr is not None
             _drain(process.stderr.readline().split(" at ")[1].split("/v1")[0], process.pid)
@@ -214,8 +218,7 @@ def test_an_answer_that_the_end_of_the_drain_cuts_off_is_an_error(
 
 def test_only_loopback_is_served_without_keys(tiny_path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "puna", "serve", str(tiny_path), "--host", "0.0.0.0"]
-    url = f"sqlite:///{tmp_path}/empty.db"
-    done = subprocess.run([*command, "--database", url], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=home(tmp_path))
     assert done.returncode == 2
     assert "needs API keys, there are none" in done.stderr
 

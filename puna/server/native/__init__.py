@@ -1,1 +1,2 @@
-"""What no other API has words for: tokens, prompts as the model reads them, scores; health, metrics."""
+"""What OpenAI's API has no words for: tokens, prompts as the model reads them, scores; health, metrics, the
+ledger."""

@@ -14,9 +14,8 @@ from starlette.responses import Response, StreamingResponse
 
 from puna.core import PunaError
 from puna.server.calls import Service
-from puna.server.errors import from_puna, not_found
-from puna.server.storage.database import Database
-from puna.server.tenants.accounts import KeyAccounts
+from puna.server.errors import from_puna
+from puna.server.tenants.accounts import Accounts
 from puna.server.tenants.queries import Filters, export_csv, moment, totals
 
 By = Literal["tenant", "key", "model", "day"]
@@ -25,10 +24,8 @@ By = Literal["tenant", "key", "model", "day"]
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Operations"])
 
-    def accounts(http: HttpRequest) -> KeyAccounts:
+    def accounts(http: HttpRequest) -> Accounts:
         service.authenticate(http, "admin")
-        if not isinstance(service.accounts, KeyAccounts):
-            raise not_found("this server keeps no ledger")
         return service.accounts
 
     @router.get("/admin/usage")
@@ -55,7 +52,7 @@ def routes(service: Service) -> APIRouter:
         model: str | None = None,
     ) -> Response:
         """Every row of the ledger."""
-        database: Database = accounts(http).database
+        database = accounts(http).database
         rows = export_csv(database, _filters(since, until, tenant, model))
         return StreamingResponse(rows, media_type="text/csv; charset=utf-8")
 
@@ -63,7 +60,7 @@ def routes(service: Service) -> APIRouter:
     async def keys(http: HttpRequest) -> dict[str, Any]:
         """The keys, without what is secret of them."""
         found = await asyncio.to_thread(accounts(http).keys.list)
-        return {"data": [asdict(key) for key in found]}
+        return {"data": [key.to_json() for key in found]}
 
     return router
 

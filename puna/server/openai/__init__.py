@@ -2,5 +2,6 @@
 
 fields.py    what requests share, and which unknown fields are errors
 chat.py      /v1/chat/completions           completions.py   /v1/completions
-models.py    /v1/models                     wire.py          logprobs, usage, chunks
+models.py    /v1/models                     wire.py          what answers share
+messages.py  turns and tools                formats.py       response_format
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
@@ -18,7 +19,7 @@ from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
 from puna.server.images import resolved
 from puna.server.openai import wire
-from puna.server.openai.fields import Sampling, ignored
+from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.openai.messages import (
     NamedTool,
@@ -31,7 +32,6 @@ from puna.server.openai.messages import (
     n_characters,
 )
 from puna.server.served import ServedModel
-from puna.server.sse import Stream
 from puna.server.structured import calls_only
 
 
@@ -90,12 +90,8 @@ def routes(service: Service) -> APIRouter:
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
         """Answer a conversation, at once or as a stream."""
         call = await begin(service, body, http)
-        headers = {**call.headers, **ignored(body, await http.json())}
-        if body.stream:
-            chunks = _chunks(call, body)
-            return Stream(chunks, call.cancel, stall_s=service.config.stall_timeout, headers=headers)
-        found = await call.answers(http)
-        return Response(wire.dumps(_completion(call, body, found)), 200, headers, "application/json")
+        whole = partial(_completion, call, body)
+        return await wire.answer(service, call, body, http, _chunks(call, body), whole)
 
     return router
 
@@ -105,8 +101,8 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
     n = body.n or 1
     if n > service.config.max_choices:
         raise bad("n", f"n must be at most {service.config.max_choices}, got {n}")
-    account = service.authenticate(http)
-    turns = await resolved(service, account, [as_text_reads(turn) for turn in body.messages])
+    service.authenticate(http)  # before anything is fetched for a stranger
+    turns = await resolved(service.config.image_host, [as_text_reads(turn) for turn in body.messages])
     tools = body.usable_tools
 
     def make(model: ServedModel) -> list[Choices]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter
@@ -15,10 +16,9 @@ from puna.server.calls import LARGE, Call, Choices, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Whole
 from puna.server.openai import wire
-from puna.server.openai.fields import Sampling, ignored
+from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.served import ServedModel
-from puna.server.sse import Stream
 
 _MOST_LOGPROBS = 20
 
@@ -50,12 +50,8 @@ def routes(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, http: HttpRequest) -> Response:
         """Continue a text."""
         call = await _begin(service, body, http)
-        headers = {**call.headers, **ignored(body, await http.json())}
-        if body.stream:
-            chunks = _chunks(call, body)
-            return Stream(chunks, call.cancel, stall_s=service.config.stall_timeout, headers=headers)
-        found = await call.answers(http)
-        return Response(wire.dumps(_completion(call, body, found)), 200, headers, "application/json")
+        whole = partial(_completion, call, body)
+        return await wire.answer(service, call, body, http, _chunks(call, body), whole)
 
     return router
 

@@ -19,12 +19,7 @@ def routes(service: Service) -> APIRouter:
     async def models(http: HttpRequest) -> dict[str, Any]:
         """The models that requests may name."""
         service.authenticate(http)
-        cards = service.models.cards()
-        if "anthropic-version" in http.headers:
-            data = [_anthropic(card) for card in cards]
-            ends = {"first_id": cards[0].name, "last_id": cards[-1].name} if cards else {}
-            return {"data": data, "has_more": False, **ends}
-        return {"object": "list", "data": [_openai(card) for card in cards]}
+        return {"object": "list", "data": [_openai(card) for card in service.models.cards()]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str, http: HttpRequest) -> dict[str, Any]:
@@ -32,7 +27,7 @@ def routes(service: Service) -> APIRouter:
         service.authenticate(http)
         for card in service.models.cards():
             if card.name == name:
-                return _anthropic(card) if "anthropic-version" in http.headers else _openai(card)
+                return _openai(card)
         raise not_found(
             f"there is no model {name!r} here; GET /v1/models lists them", "model", "model_not_found"
         )
@@ -48,10 +43,3 @@ def _openai(card: ModelCard) -> dict[str, Any]:
         "owned_by": "puna",
         "max_model_len": card.context,
     }
-
-
-def _anthropic(card: ModelCard) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
-    created = datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"type": "model", "id": card.name, "display_name": card.name, "created_at": created}

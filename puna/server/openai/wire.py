@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from math import isfinite
 from typing import Any
 
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
 from puna.core import TokenLogprob
-from puna.server.calls import Call
-from puna.server.errors import ApiError, openai_body
+from puna.server.calls import Call, Service
+from puna.server.errors import ApiError, body_of
+from puna.server.generation import Whole
+from puna.server.openai.fields import Sampling, ignored
+from puna.server.sse import Stream
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall
 
@@ -61,6 +67,21 @@ def tool_call(call: ToolCall, number: int, call_id: str) -> dict[str, Any]:
     return {"id": f"call_{call_id[:20]}{number:04d}", "type": "function", "function": function}
 
 
+async def answer(
+    service: Service,
+    call: Call,
+    body: Sampling,
+    http: HttpRequest,
+    chunks: AsyncIterator[bytes],
+    whole: Callable[[Sequence[Whole]], dict[str, Any]],
+) -> Response:
+    """A stream of `chunks`, or the answer at once as `whole` writes it, as the request wants it."""
+    headers = {**call.headers, **ignored(body, await http.json())}
+    if body.stream:
+        return Stream(chunks, call.cancel, stall_s=service.config.stall_timeout, headers=headers)
+    return Response(dumps(whole(await call.answers(http))), 200, headers, "application/json")
+
+
 def event(data: Any) -> bytes:
     return b"data: " + dumps(data) + b"\n\n"
 
@@ -74,4 +95,4 @@ def dumps(data: Any) -> bytes:
 
 def error_event(error: ApiError) -> bytes:
     """An answer that broke off after it began: the status has gone out already."""
-    return event(openai_body(error)) + DONE
+    return event(body_of(error)) + DONE

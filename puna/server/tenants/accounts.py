@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from puna.core import PunaError
-from puna.server.accounts import Account, Lease
 from puna.server.errors import ApiError, from_puna, unavailable
 from puna.server.storage.database import Database
 from puna.server.tenants.keys import Key, Keys
 from puna.server.tenants.ledger import Ledger
-from puna.server.tenants.limits import Limiter, Limits
+from puna.server.tenants.limits import Lease, Limiter, Limits
 from puna.server.tenants.prices import PriceList
 from puna.server.tenants.queries import tokens_today
 from puna.server.tenants.usage import Usage
@@ -21,8 +21,8 @@ _RETRY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
-class KeyAccount:
-    """server.accounts.Account of a key, or with None of whoever has none."""
+class Account:
+    """Whose call it is: the key's, or with None of somebody who has none."""
 
     limiter: Limiter
     key: Key | None
@@ -40,36 +40,42 @@ class KeyAccount:
         return self.key.limits if self.key else _ANYONE
 
     def check_model(self, model: str) -> None:
+        """Raise ApiError 403 where this key may not use the model."""
         if not self._limits.allows(model):
             allowed = ", ".join(self._limits.models or ())
             message = f"this key may use {allowed}, not {model}; ask the operator for another key"
             raise ApiError(403, message, param="model", code="model_not_allowed")
 
     def admit(self, n_prompt: int, n_output: int) -> Lease:
+        """Reserve tokens and a place. Raises RateLimited."""
         return self.limiter.admit(self.key_id or "", self._limits, n_prompt, n_output)
 
     def headers(self) -> Mapping[str, str]:
+        """x-ratelimit-… of what is left."""
         return self.limiter.headers(self.key_id or "", self._limits)
 
 
-class KeyAccounts:
-    """server.accounts.Accounts over a database.
+class Accounts:
+    """Of one server, over a database; for its event loop.
 
     Where keys are not required, a key that is known counts for its tenant, and any other for nobody: clients
     insist on sending one. Raises DatabaseUnavailable where the keys cannot be read.
     """
 
-    def __init__(self, database: Database, prices: PriceList, *, requires_keys: bool) -> None:
+    def __init__(
+        self, database: Database, prices: PriceList, *, requires_keys: bool, journal: Path | None = None
+    ) -> None:
         self.database = database
         self.keys = Keys(database)
         self.keys.watch()
-        self.ledger = Ledger(database)
+        self.ledger = Ledger(database, journal)
         self._prices = prices
         self._requires_keys = requires_keys
         self._limiter = Limiter(tokens_today(database))
-        self._anyone = KeyAccount(self._limiter, None)
+        self._anyone = Account(self._limiter, None)
 
     def authenticate(self, secret: str | None, scope: str) -> Account:
+        """Raise ApiError 401 for no key or an unknown one, 403 without the scope."""
         try:
             key = self.keys.find(secret) if secret else None
         except PunaError as error:
@@ -81,13 +87,15 @@ class KeyAccounts:
         if scope not in key.scopes:
             message = f"this key has the scope {', '.join(key.scopes)}, this path needs {scope}"
             raise ApiError(403, message, kind="permission_error", code="missing_scope")
-        return KeyAccount(self._limiter, key)
+        return Account(self._limiter, key)
 
     def check_writable(self) -> None:
+        """Raise ApiError 503 while calls could not be accounted for."""
         if not self.ledger.is_writable:
             raise unavailable("usage cannot be recorded at the moment, so nothing is served", _RETRY_S)
 
     async def record(self, usage: Usage) -> None:
+        """Returns once the row is durable. Raises ApiError 503 where it cannot be."""
         n_prompt, n_cached, n_output = usage.prompt_tokens, usage.cached_tokens, usage.output_tokens
         cost = self._prices.cost(usage.model, usage.created_at, n_prompt, n_cached, n_output)
         try:

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +48,19 @@ class Key:
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
+
+    def to_columns(self) -> dict[str, Any]:
+        """The key as the table has it, without its digest."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "scopes": list(self.scopes), "limits": self.limits.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What may be shown of it, with times in ISO 8601, and its state."""
+        shown = {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in self.to_columns().items()
+        }
+        return {**shown, "state": self.state(datetime.now(UTC))}
 
 
 class Keys:
@@ -106,7 +119,7 @@ class Keys:
             revoked_at=None,
         )
         with self._database.write() as connection:
-            connection.execute(insert(table), {**_columns(key), "digest": _digest(secret)})
+            connection.execute(insert(table), {**key.to_columns(), "digest": _digest(secret)})
         self._try_refresh()
         return key, secret
 
@@ -213,20 +226,6 @@ def _check(name: str, tenant: str, scopes: Sequence[str], expires_at: datetime |
         raise BadValue(f"a key needs a scope, one or more of {', '.join(SCOPES)}")
     if expires_at is not None and expires_at <= now:
         raise BadValue(f"expiry must be in the future, got {expires_at:%Y-%m-%d %H:%M} UTC")
-
-
-def _columns(key: Key) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "prefix": key.prefix,
-        "name": key.name,
-        "tenant": key.tenant,
-        "scopes": list(key.scopes),
-        "limits": key.limits.to_json(),
-        "created_at": key.created_at,
-        "expires_at": key.expires_at,
-        "revoked_at": key.revoked_at,
-    }
 
 
 def _key(row: Any) -> Key:
