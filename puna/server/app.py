@@ -19,7 +19,7 @@ from puna.core import PunaError
 from puna.server import guard
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
-from puna.server.errors import ApiError, body_of, from_puna
+from puna.server.errors import ApiError, from_puna
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.served import Models
@@ -64,7 +64,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(http: HttpRequest, error: ApiError) -> Response:
         service.metrics.rejected.labels(str(error.status), error.code or error.kind).inc()
-        return JSONResponse(body_of(error), error.status, error.headers)
+        return JSONResponse(service.dialects.body(http.url.path, error), error.status, error.headers)
 
     def on(kind: type[Exception], turn: Callable[[Any], ApiError]) -> None:
         async def handler(http: HttpRequest, error: Exception) -> Response:

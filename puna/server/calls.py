@@ -20,7 +20,7 @@ from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request, SamplingParams
 from puna.server.config import ServerConfig
-from puna.server.errors import ApiError, from_puna, from_results, unavailable
+from puna.server.errors import ApiError, Dialects, from_puna, from_results, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.metrics import Metrics
 from puna.server.served import Models, ModelUse, ServedModel
@@ -43,6 +43,7 @@ class Service:
         self.models = models
         self.accounts = accounts
         self.metrics = Metrics()
+        self.dialects = Dialects()
         self.calls: set[Call] = set()
         self.is_draining = False
 

@@ -5,7 +5,7 @@ OpenAI's shape is {"error": {"message", "type", "param", "code"}} (API reference
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
@@ -93,5 +93,26 @@ def from_results(error: PunaError) -> ApiError:
     return ApiError(500, str(error), kind="server_error", code="generation_failed")
 
 
+BodyOf = Callable[[ApiError], dict[str, Any]]
+
+
+class Dialects:
+    """How each API words its errors, by where its paths begin; OpenAI's shape on all others."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, BodyOf] = {}
+
+    def add(self, prefix: str, body_of: BodyOf) -> None:
+        """Paths that are `prefix`, or go on with a slash after it, get errors as `body_of` writes them."""
+        self._bodies[prefix] = body_of
+
+    def body(self, path: str, error: ApiError) -> dict[str, Any]:
+        for prefix, write in self._bodies.items():
+            if path == prefix or path.startswith(prefix + "/"):
+                return write(error)
+        return body_of(error)
+
+
 def body_of(error: ApiError) -> dict[str, Any]:
+    """OpenAI's shape."""
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
-from puna.server.errors import ApiError, body_of
+from puna.server.errors import ApiError
 
 if TYPE_CHECKING:
     from puna.server.calls import Service
@@ -82,4 +82,5 @@ class Guard:
             code="request_too_large",
         )
         self._service.metrics.rejected.labels("413", "request_too_large").inc()
-        await JSONResponse(body_of(error), 413, {"connection": "close"})(scope, receive, send)
+        body = self._service.dialects.body(scope["path"], error)
+        await JSONResponse(body, 413, {"connection": "close"})(scope, receive, send)
