@@ -10,7 +10,6 @@ command line win. Interrupt it, or send SIGTERM, to finish what is being answere
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,18 +59,21 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
     from puna.llm.models import LoadedModels
     from puna.server.app import create_app
+    from puna.server.logs import logging_to
     from puna.server.run import serve
 
-    accounts = _accounts(config)
-    try:
-        models = LoadedModels(_load(args))
+    with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
+        accounts = _accounts(config)
         try:
-            app = create_app(config, models, accounts)
-            return serve(app, config, lambda url: _greet(url, models.default))
+            loaded = _load(args)
+            models = LoadedModels(loaded)
+            try:
+                app = create_app(config, models, accounts)
+                return serve(app, config, lambda url: _greet(url, loaded))
+            finally:
+                models.close()
         finally:
-            models.close()
-    finally:
-        accounts.close()
+            accounts.close()
 
 
 def _accounts(config: ServerConfig) -> Accounts:
@@ -123,7 +125,24 @@ def _name_of(model: str) -> str:
     return Path(model).stem if model.endswith(".gguf") else Path(model).name
 
 
-def _greet(url: str, model: str) -> None:
-    print(
-        f"Serving {model} at {url}/v1 (documentation: {url}/docs). Ctrl-C stops.", file=sys.stderr, flush=True
+def _greet(url: str, loaded: dict[str, LLM]) -> None:
+    from importlib.metadata import version
+
+    from puna.server.logs import event
+
+    event(
+        "start",
+        text=f"Serving {next(iter(loaded))} at {url}/v1 (status: {url}/, documentation: {url}/docs). "
+        "Ctrl-C stops.",
+        url=url,
+        version=version("puna"),
+        models=[
+            {
+                "name": name,
+                "load_s": round(llm.load_seconds, 3),
+                "context": llm.context,
+                "threads": llm.threads,
+            }
+            for name, llm in loaded.items()
+        ],
     )

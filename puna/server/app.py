@@ -63,7 +63,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(http: HttpRequest, error: ApiError) -> Response:
-        service.metrics.rejected.labels(str(error.status), error.code or error.kind).inc()
+        service.watch.refused(http.scope, error)
         return JSONResponse(service.dialects.body(http.url.path, error), error.status, error.headers)
 
     def on(kind: type[Exception], turn: Callable[[Any], ApiError]) -> None:

@@ -28,6 +28,7 @@ from puna.server.sse import when_gone
 from puna.server.tenants.accounts import Account, Accounts
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
+from puna.server.watch import Watch
 
 Tools = Sequence[str | Mapping[str, Any]]
 Choices = Sequence[Request]  # the answers to one prompt that were asked for
@@ -43,13 +44,16 @@ class Service:
         self.models = models
         self.accounts = accounts
         self.metrics = Metrics()
+        self.watch = Watch(self)
         self.dialects = Dialects()
         self.calls: set[Call] = set()
         self.is_draining = False
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
         """Whose request this is. Raises ApiError 401 or 403."""
-        return self.accounts.authenticate(_key_of(http), scope)
+        account = self.accounts.authenticate(_key_of(http), scope)
+        http.state.account = account
+        return account
 
     def check_room(self) -> None:
         """Raise ApiError 503 where another call would be one too many."""
@@ -154,10 +158,11 @@ class Call:
         n_prompt = sum(len(requests[0].prompt) for requests in prompts)
         n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
         self._lease = self.account.admit(n_prompt, n_answers)
+        keeps_text = self._service.config.log_prompts
         for requests in prompts:
             self._prompts.append([])
             for request in requests:
-                generation = Generation(self.served.submit(request), tools)
+                generation = Generation(self.served.submit(request), tools, keeps_text=keeps_text)
                 self._prompts[-1].append(generation)
                 self.generations.append(generation)
         self.is_started = True
@@ -173,9 +178,14 @@ class Call:
         return {"x-request-id": self.id, **self.account.headers()}
 
     @property
+    def prompts(self) -> list[Sequence[int]]:
+        """Token ids of all prompts."""
+        return [choices[0].request.prompt for choices in self._prompts]
+
+    @property
     def n_prompt(self) -> int:
         """Tokens of all prompts; the choices of one share it."""
-        return sum(len(choices[0].request.prompt) for choices in self._prompts)
+        return sum(map(len, self.prompts))
 
     @property
     def n_cached(self) -> int:
@@ -217,8 +227,9 @@ class Call:
             await self._end(ends)
         except PunaError as error:
             self.cancel()
-            await self.settle("error")
-            raise from_results(error) from error
+            failed = from_results(error)
+            await self.settle("error", failed)
+            raise failed from error
         finally:
             if not self._is_settled:  # nobody reads it any more
                 self.cancel()
@@ -228,17 +239,19 @@ class Call:
 
     async def _end(self, ends: Sequence[Piece]) -> None:
         if self._is_late:
-            await self.settle("error")
-            raise ApiError(
+            late = ApiError(
                 504,
                 f"the request took more than the {self._service.config.timeout:g} seconds that it may take, "
                 f"{self.n_output} tokens were made; ask for fewer, or again when the server is less busy",
                 kind="server_error",
                 code="timeout",
             )
+            await self.settle("error", late)
+            raise late
         if any(end.finish == "cancelled" for end in ends):  # the client is gone, or the server has to go
-            await self.settle("cancelled")
-            raise unavailable("the server shut down before the answer was whole; ask again", 5)
+            cut = unavailable("the server shut down before the answer was whole; ask again", 5)
+            await self.settle("cancelled", cut)
+            raise cut
         await self.settle("ok")
 
     async def answers(self, http: HttpRequest) -> list[Whole]:
@@ -260,15 +273,22 @@ class Call:
         finally:
             watch.cancel()
 
-    async def settle(self, status: str) -> None:
-        """Account for the call, once; raises ApiError 503 where that is impossible."""
+    async def settle(self, status: str, error: ApiError | None = None) -> None:
+        """Account for the call, once; raises ApiError 503 where that is impossible. `error` is its answer."""
         if self._is_settled:
             return
         self._is_settled = True
-        usage = self._usage(status)
+        accounts = self._service.accounts
+        usage = accounts.priced(self._usage(status))
         self._release(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens)
         self._service.metrics.count(usage, self.generations)
-        await self._service.accounts.record(usage)
+        try:
+            await accounts.record(usage)
+        except ApiError as failed:
+            error = failed
+            raise
+        finally:
+            self._service.watch.ended(self, usage, error)
 
     def _release(self, n_prompt: int, n_output: int) -> None:
         """Give back room, model and what the answer did not use of the limits."""

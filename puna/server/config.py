@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.core import BadValue, UnknownOption, closest
+from puna.server.logs import FORMATS, LEVELS
 
 
 def option(default: Any, text: str, metavar: str | None = None) -> Any:
@@ -36,6 +37,10 @@ class ServerConfig:
     tls_cert: str = option("", "certificate chain (PEM) to serve HTTPS with", "FILE")
     tls_key: str = option("", "its private key (PEM)", "FILE")
 
+    log_format: str = option("text", f"of the log: {' or '.join(FORMATS)}", "NAME")
+    log_level: str = option("info", f"least that is logged: {', '.join(LEVELS)}", "NAME")
+    log_prompts: bool = option(False, "put prompts and answers into the log")
+
     def __post_init__(self) -> None:
         for name, least, most in (
             ("port", 0, 65535),
@@ -49,6 +54,11 @@ class ServerConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise BadValue(f"{name} must be from {least:,} to {most:,}, got {value}")
+        for name, known in (("log_format", FORMATS), ("log_level", LEVELS)):
+            if (value := getattr(self, name)) not in known:
+                raise BadValue(
+                    f"{name} must be one of {', '.join(known)}, got {value!r}{closest(value, known)}"
+                )
         if bool(self.tls_cert) != bool(self.tls_key):
             missing = "tls_key" if self.tls_cert else "tls_cert"
             raise BadValue(f"HTTPS needs tls_cert and tls_key, {missing} is missing; give both or neither")

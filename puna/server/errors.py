@@ -45,6 +45,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.is_counted = False  # the call that it ended has been accounted for
 
 
 def bad(param: str, message: str, code: str | None = None) -> ApiError:

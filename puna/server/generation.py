@@ -33,7 +33,13 @@ class Piece:
 class Generation:
     """One answer. Iterating raises the error that broke it off; counts hold whatever happened."""
 
-    def __init__(self, stream: ResultStream, tools: Iterable[str | Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        stream: ResultStream,
+        tools: Iterable[str | Mapping[str, Any]] | None = None,
+        *,
+        keeps_text: bool = False,
+    ) -> None:
         self.request: Request = stream.request
         self.stream = stream
         self.n_output = 0  # tokens, with the one that ended it
@@ -44,6 +50,7 @@ class Generation:
         self.first_at: float | None = None
         self.last_at: float | None = None
         self.finish: Finish | None = None
+        self.kept: list[str] | None = [] if keeps_text else None  # what the model wrote, in pieces
         self._parser = ToolCallParser(tools) if tools is not None else None
         self._n_calls = 0
 
@@ -61,6 +68,8 @@ class Generation:
         """Count a result, and say what is new in it, if anything is."""
         n_new = len(result.token_ids) + (isinstance(result.stop, int))
         self.n_cached = result.n_cached
+        if self.kept is not None:
+            self.kept.append(result.text)
         if result.prompt_logprobs:
             self.prompt_logprobs += result.prompt_logprobs
         if result.admitted_at is not None:

@@ -81,6 +81,6 @@ class Guard:
             f"a body may have {most:,} bytes, this one has more; send less (the operator sets max_body_mb)",
             code="request_too_large",
         )
-        self._service.metrics.rejected.labels("413", "request_too_large").inc()
+        self._service.watch.refused(scope, error)
         body = self._service.dialects.body(scope["path"], error)
         await JSONResponse(body, 413, {"connection": "close"})(scope, receive, send)

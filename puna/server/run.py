@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from puna.core import BadInput
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
+from puna.server.logs import event
 
 _SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
 
@@ -35,7 +36,7 @@ def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> i
             ws="none",
             lifespan="on",
             log_config=None,
-            access_log=False,
+            access_log=config.log_level == "debug",  # with a line for each call there are two of each
             server_header=False,
             backlog=2048,
             timeout_keep_alive=75,
@@ -103,6 +104,7 @@ class _Server(uvicorn.Server):
 
     async def _finish(self) -> None:
         """Wait until nothing is in flight, or the time is up."""
+        event("drain", in_flight=len(self._service.calls), grace_s=self._service.config.grace)
         loop = asyncio.get_running_loop()
         until = loop.time() + self._service.config.grace
         while self._service.calls and loop.time() < until:
@@ -111,4 +113,5 @@ class _Server(uvicorn.Server):
             call.cancel()
         while self._service.calls and loop.time() < until + 2:
             await asyncio.sleep(0.02)
+        event("stop", in_flight=len(self._service.calls))
         self.should_exit = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -160,14 +161,20 @@ def test_bodies_have_a_limit(start: Start) -> None:
 
 def test_sigterm_finishes_what_was_begun(tmp_path: Path) -> None:
     path = write_tiny_llm(tmp_path / "tiny.gguf", context=4096)
-    command = [sys.executable, "-m", "puna", "serve", str(path), "--port", "0", "--threads", "1"]
+    options = ["--port", "0", "--threads", "1", "--log-format", "json"]
+    command = [sys.executable, "-m", "puna", "serve", str(path), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=home(tmp_path)) as process:
         try:
             assert process.stderr is not None
-            _drain(process.stderr.readline().split(" at ")[1].split("/v1")[0], process.pid)
+            start = json.loads(process.stderr.readline())
+            _drain(start["url"], process.pid)
             assert process.wait(30) == 0
+            lines = [json.loads(line) for line in process.stderr]
         finally:
             process.kill()
+    assert (start["event"], start["models"][0]["name"]) == ("start", "tiny")
+    assert [line["event"] for line in lines if line["event"] != "call"] == ["drain", "refused", "stop"]
+    assert [line["status"] for line in lines if line["event"] == "call"] == ["ok"] * 8
 
 
 def _drain(url: str, pid: int) -> None:

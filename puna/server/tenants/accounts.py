@@ -70,7 +70,7 @@ class Accounts:
         self.keys.watch()
         self.ledger = Ledger(database, journal)
         self._prices = prices
-        self._requires_keys = requires_keys
+        self.requires_keys = requires_keys
         self._limiter = Limiter(tokens_today(database))
         self._anyone = Account(self._limiter, None)
 
@@ -81,7 +81,7 @@ class Accounts:
         except PunaError as error:
             raise from_puna(error) from None
         if key is None:
-            if self._requires_keys or scope == "admin":
+            if self.requires_keys or scope == "admin":
                 raise _unauthorized(secret)
             return self._anyone
         if scope not in key.scopes:
@@ -94,12 +94,16 @@ class Accounts:
         if not self.ledger.is_writable:
             raise unavailable("usage cannot be recorded at the moment, so nothing is served", _RETRY_S)
 
-    async def record(self, usage: Usage) -> None:
-        """Returns once the row is durable. Raises ApiError 503 where it cannot be."""
+    def priced(self, usage: Usage) -> Usage:
+        """The row with what it costs."""
         n_prompt, n_cached, n_output = usage.prompt_tokens, usage.cached_tokens, usage.output_tokens
         cost = self._prices.cost(usage.model, usage.created_at, n_prompt, n_cached, n_output)
+        return replace(usage, cost_nano=cost)
+
+    async def record(self, usage: Usage) -> None:
+        """Returns once the row is durable. Raises ApiError 503 where it cannot be."""
         try:
-            await self.ledger.record(replace(usage, cost_nano=cost))
+            await self.ledger.record(usage)
         except PunaError as error:
             raise unavailable(f"the answer was made but could not be recorded: {error}", _RETRY_S) from error
 
