@@ -157,6 +157,13 @@ class ModelCost:
             prefill.float_macs + decode.float_macs,
         )
 
+    def steps(self, n_steps: int, n_tokens: int, n_logits: int) -> Work:
+        """Any steps that computed `n_tokens` in all, without what attention takes."""
+        if not n_steps:
+            return Work(0.0, 0, 0)
+        read = n_steps * self._step_bytes(n_tokens / n_steps)
+        return self._work(read, n_tokens=n_tokens, n_logits=n_logits, looked_at=0)
+
     def _prefill(self, n: int, streams: int) -> Work:
         return self._work(
             self._step_bytes(n * streams),
@@ -165,9 +172,9 @@ class ModelCost:
             looked_at=streams * n * (n + 1) // 2,
         )
 
-    def _step_bytes(self, n_tokens: int) -> float:
+    def _step_bytes(self, n_tokens: float) -> float:
         """Weights that a step reads: of the experts, as many as an even router sends so many tokens to."""
-        missed = (1 - self.n_active / self.n_experts) ** n_tokens
+        missed = float((1 - self.n_active / self.n_experts) ** n_tokens)
         return self.weight_bytes + self.n_experts * (1 - missed) * self.expert_bytes
 
     def _work(self, read_bytes: float, n_tokens: int, n_logits: int, looked_at: int) -> Work:

@@ -117,6 +117,7 @@ def _load(args: argparse.Namespace) -> dict[str, LLM]:
         if name in loaded:
             raise BadInput(f"two models are called {name!r}; give each a --name of its own")
         loaded[name] = load(path, args, batch=args.batch)
+        loaded[name].speed.measure()
     return loaded
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from puna.bench.jobs import cost_of
 from puna.core import BadValue, Cancelled
 from puna.engine.config import EngineConfig
 from puna.llm import backend
 from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
 from puna.llm.memory import Needs, Room, fit
+from puna.llm.speed import Speed
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.model.sizes import encoder_bytes, image_bytes, local_layers, local_window
@@ -47,6 +49,7 @@ class Loaded:
     engine: EngineThread
     threads: int
     seconds: float  # that loading took
+    speed: Speed
 
 
 def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Loaded:
@@ -61,12 +64,14 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
         name = path.name if path.is_dir() else path.stem
         room = _room(name, checkpoint, asked, engine_config, chosen)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
+        cost = None if chosen.is_torch else cost_of(checkpoint, asked.cache_type)
     from puna.engine.bridge import EngineThread
     from puna.engine.engine import Engine
 
     threads = executor.threads
     engine = EngineThread(Engine(executor, engine_config))
-    return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at)
+    speed = Speed(cost, threads)
+    return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at, speed)
 
 
 def _room(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from puna.engine.stats import EngineStats
     from puna.llm.answer import Answer, AsyncAnswer
     from puna.llm.load import Progress
+    from puna.llm.speed import Speed
     from puna.model.config import ModelConfig
     from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
@@ -65,6 +66,7 @@ class LLM:
     cache_tokens: int  # tokens that the cache has room for, all requests together
     threads: int
     load_seconds: float
+    speed: Speed  # what steps take at the machine's limit
     path: Path
     default_params = DEFAULT_PARAMS
 
@@ -101,7 +103,7 @@ class LLM:
         loaded = load(self.path, asked, progress)
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
-        self.threads, self.load_seconds = loaded.threads, loaded.seconds
+        self.threads, self.load_seconds, self.speed = loaded.threads, loaded.seconds, loaded.speed
         self._engine: EngineThread = loaded.engine
         self.chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None

@@ -37,6 +37,9 @@ class LoadedModels:
     def cards(self) -> list[ModelCard]:
         return self._cards
 
+    def loaded(self) -> dict[str, LLM]:
+        return self._models
+
     async def use(self, name: str) -> InUse:
         model = self._models.get(name)
         if model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
+from puna.server.page import routes as page
 from puna.server.served import Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
@@ -35,8 +37,10 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(service.rates.run())
         yield
         service.is_draining = True
+        looking.cancel()
 
     app = FastAPI(
         title="Puna",
@@ -46,7 +50,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin):
+    for part in (chat, completions, models, tokens, operations, admin, page):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)

@@ -23,6 +23,7 @@ from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, Dialects, from_puna, from_results, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.metrics import Metrics
+from puna.server.rates import Rates
 from puna.server.served import Models, ModelUse, ServedModel
 from puna.server.sse import when_gone
 from puna.server.tenants.accounts import Account, Accounts
@@ -45,6 +46,7 @@ class Service:
         self.accounts = accounts
         self.metrics = Metrics()
         self.watch = Watch(self)
+        self.rates = Rates(models)
         self.dialects = Dialects()
         self.calls: set[Call] = set()
         self.is_draining = False

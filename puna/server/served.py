@@ -28,6 +28,14 @@ class Vocabulary(Protocol):
     def vocab_size(self) -> int: ...  # logits of a row
 
 
+class Speed(Protocol):
+    """What a model's steps take where nothing but the machine limits them."""
+
+    def least_seconds(self, n_steps: int, n_tokens: int, n_outputs: int, /) -> float | None:
+        """Of steps that computed `n_tokens` and logits for `n_outputs`; None where that is not known."""
+        ...
+
+
 class ServedModel(Protocol):
     """A model in memory. Every method is safe from any thread, but `submit` needs an event loop."""
 
@@ -65,6 +73,9 @@ class ServedModel(Protocol):
         """Figures of its engine. Waits for nothing."""
         ...
 
+    @property
+    def speed(self) -> Speed: ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
@@ -85,6 +96,10 @@ class Models(Protocol):
         ...
 
     def cards(self) -> list[ModelCard]: ...
+
+    def loaded(self) -> Mapping[str, ServedModel]:
+        """Those in memory, for their figures: nothing keeps them there."""
+        ...
 
     async def use(self, name: str) -> ModelUse:
         """A model, loaded if it has to be. Raises UnknownModel, NotPulled or DoesNotFit."""

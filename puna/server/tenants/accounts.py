@@ -71,8 +71,8 @@ class Accounts:
         self.ledger = Ledger(database, journal)
         self._prices = prices
         self.requires_keys = requires_keys
-        self._limiter = Limiter(tokens_today(database))
-        self._anyone = Account(self._limiter, None)
+        self.limiter = Limiter(tokens_today(database))
+        self._anyone = Account(self.limiter, None)
 
     def authenticate(self, secret: str | None, scope: str) -> Account:
         """Raise ApiError 401 for no key or an unknown one, 403 without the scope."""
@@ -87,7 +87,7 @@ class Accounts:
         if scope not in key.scopes:
             message = f"this key has the scope {', '.join(key.scopes)}, this path needs {scope}"
             raise ApiError(403, message, kind="permission_error", code="missing_scope")
-        return Account(self._limiter, key)
+        return Account(self.limiter, key)
 
     def check_writable(self) -> None:
         """Raise ApiError 503 while calls could not be accounted for."""

@@ -115,6 +115,16 @@ class _State:
     n_live: int = 0  # leases that are not settled
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What one key has used, requests under way counted with all that they may take."""
+
+    live: int  # requests that have not ended
+    requests: int  # within the last minute
+    tokens: int  # likewise
+    tokens_today: int  # UTC
+
+
 class Lease:
     """What one request was given. Settle it exactly when the request ends, however that is."""
 
@@ -186,6 +196,13 @@ class Limiter:
         """Requests of a key that were admitted and have not ended."""
         state = self._states.get(key_id)
         return state.n_live if state else 0
+
+    def used(self, key_id: str) -> Used:
+        """What counts against the limits of a key now."""
+        if key_id not in self._states:
+            return Used(0, 0, 0, 0)
+        state, _ = self._current(key_id)
+        return Used(state.n_live, len(state.entries), state.minute_tokens, state.day_tokens)
 
     def headers(self, key_id: str, limits: Limits) -> dict[str, str]:
         """OpenAI's x-ratelimit-… of limits by the minute, for those that the key has.

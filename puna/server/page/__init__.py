@@ -1,0 +1,1 @@
+"""The operator's page: figures of now, as HTML that needs no script; one renews them."""
