@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,20 +16,28 @@ if TYPE_CHECKING:
     from puna.server.errors import ApiError
     from puna.server.tenants.usage import Usage
 
-_KEPT = 50  # errors
+_KEPT = 30  # kinds of errors
 _LONGEST = 200  # characters of a path that is shown
 _NOTED = (401, 403, 408, 413, 429)  # client errors that an operator may have to do something about
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that got an error. Its message may quote the request, so it is not kept."""
+    """Requests that got an error of one kind. Messages may quote a request, so they are not kept."""
 
-    at: datetime
     status: int
     code: str
     what: str  # the path, or the endpoint and the model
     tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How often one kind occurred, and when last."""
+
+    of: Failure
+    count: int
+    at: datetime
 
 
 class Watch:
@@ -38,7 +45,12 @@ class Watch:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.failures: deque[Failure] = deque(maxlen=_KEPT)
+        self._failures: dict[Failure, tuple[int, datetime]] = {}  # the latest is last
+
+    @property
+    def failures(self) -> list[Failures]:
+        """The kinds of errors that occurred last, newest first."""
+        return [Failures(of, *found) for of, found in reversed(self._failures.items())]
 
     def ended(self, call: Call, usage: Usage, error: ApiError | None) -> None:
         """A call has been accounted for; `error` is what the client got in place of an answer's end."""
@@ -73,8 +85,11 @@ class Watch:
         )
 
     def _keep(self, error: ApiError, what: str, tenant: str) -> None:
-        code = error.code or error.kind
-        self.failures.append(Failure(datetime.now(UTC), error.status, code, what, tenant))
+        kind = Failure(error.status, error.code or error.kind, what, tenant)
+        count, _ = self._failures.pop(kind, (0, None))
+        self._failures[kind] = (count + 1, datetime.now(UTC))
+        if len(self._failures) > _KEPT:
+            del self._failures[next(iter(self._failures))]
 
     def _texts(self, call: Call) -> dict[str, Any]:
         """Prompts and answers, where the operator wants them logged."""

@@ -57,6 +57,8 @@ def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def test_each_call_is_a_line(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     client, out = Client(server), io.StringIO()
+    # a server without an access log in the same process, as tests have them, turns off that of all
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"cannot read {SECRET}")
@@ -140,7 +142,8 @@ def test_a_log_that_nobody_reads_holds_up_nothing() -> None:
     writer.close()
     *lines, last = out.getvalue().splitlines()
     assert len(lines) in (3, 4)  # the writer may have taken one before the others came
-    assert all(line.endswith(f" line {i}") for i, line in enumerate(lines))
+    numbers = [int(line.rpartition(" ")[2]) for line in lines]
+    assert numbers == sorted(set(numbers))
     assert f"{10 - len(lines)} lines of the log were lost" in last
 
 

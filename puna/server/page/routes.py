@@ -34,7 +34,7 @@ _HEADERS = {
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
@@ -72,11 +72,11 @@ class Page:
 
     async def sign_in(self, http: HttpRequest) -> Response:
         """Exchange an admin key for a cookie."""
-        _check_origin(http)
-        secret = await _key_in(http)
         try:
-            account = self._service.accounts.authenticate(secret, "admin")
+            _check_origin(http)
+            account = self._service.accounts.authenticate(await _key_in(http), "admin")
         except ApiError as error:
+            self._service.watch.refused(http.scope, error)
             return self._html("sign_in.html", error.status, problem=error.message)
         assert account.key is not None
         answer = RedirectResponse("/", 303, headers=dict(_HEADERS))

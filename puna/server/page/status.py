@@ -17,7 +17,7 @@ from puna.server.tenants.accounts import Accounts
 from puna.server.tenants.keys import Key
 from puna.server.tenants.limits import Used
 from puna.server.tenants.queries import Filters, Total, totals
-from puna.server.watch import Failure
+from puna.server.watch import Failures
 
 if TYPE_CHECKING:
     from puna.server.calls import Service
@@ -73,7 +73,7 @@ class Status:
     is_draining: bool
     in_flight: int
     models: Sequence[ModelRow]
-    failures: Sequence[Failure]  # newest first
+    failures: Sequence[Failures]  # newest first
     tenants: Tenants | None  # None: for an operator only
 
     @property
@@ -114,8 +114,14 @@ class Statuses:
             for card in service.models.cards()
         ]
         tenants = await self._tenants() if for_operator else None
-        failures = list(reversed(service.watch.failures))
-        return Status(datetime.now(UTC), service.is_draining, len(service.calls), models, failures, tenants)
+        return Status(
+            datetime.now(UTC),
+            service.is_draining,
+            len(service.calls),
+            models,
+            service.watch.failures,
+            tenants,
+        )
 
     async def _tenants(self) -> Tenants:
         async with self._lock:  # one asks the database, whoever else looks waits for its answer
