@@ -21,6 +21,7 @@ from starlette.requests import Request as HttpRequest
 from puna.core import PunaError, Request, SamplingParams
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, Dialects, from_puna, from_results, unavailable
+from puna.server.figures import Figures
 from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.metrics import Metrics
 from puna.server.rates import Rates
@@ -50,6 +51,7 @@ class Service:
         self.dialects = Dialects()
         self.calls: set[Call] = set()
         self.is_draining = False
+        self.metrics.add(Figures(self))
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
         """Whose request this is. Raises ApiError 401 or 403."""
@@ -69,9 +71,10 @@ class Service:
             )
         self.accounts.check_writable()
 
-    def refresh_metrics(self) -> None:
-        """Bring the gauges up to date, for whoever is about to read them."""
-        self.metrics.in_flight.set(len(self.calls))
+    def check_operator(self, http: HTTPConnection) -> None:
+        """Raise ApiError for strangers: where keys are required, what tells of tenants needs an admin's."""
+        if self.accounts.requires_keys:
+            self.authenticate(http, "admin")
 
     async def begin(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
 
 from puna.server.generation import Generation
 from puna.server.tenants.usage import Usage
@@ -12,6 +13,8 @@ from puna.server.tenants.usage import Usage
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _EACH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1)
 _WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+MOST_TENANTS = 500  # with a name of their own, in the order in which they come
+OTHERS = "(others)"  # the ledger has each
 
 
 class Metrics:
@@ -51,11 +54,24 @@ class Metrics:
         self.whole = Histogram(
             "puna_request_seconds", "From admission to the end", ("model",), buckets=_WHOLE, registry=registry
         )
-        self.in_flight = Gauge("puna_requests_in_flight", "Calls being answered", registry=registry)
+        ProcessCollector(registry=registry)
+        self._tenants: set[str] = set()
+
+    def add(self, figures: Collector) -> None:
+        """Metrics that are read when they are asked for."""
+        self.registry.register(figures)
+
+    def _label(self, tenant: str) -> str:
+        """A tenant by name, while there are few: each is a time series of its own in many metrics."""
+        if tenant not in self._tenants:
+            if len(self._tenants) >= MOST_TENANTS:
+                return OTHERS
+            self._tenants.add(tenant)
+        return tenant
 
     def count(self, usage: Usage, generations: Sequence[Generation]) -> None:
         """A call has ended."""
-        who = (usage.model, usage.tenant)
+        who = (usage.model, self._label(usage.tenant))
         self.requests.labels(*who, usage.endpoint, usage.status).inc()
         self.prompt_tokens.labels(*who).inc(usage.prompt_tokens)
         self.cached_tokens.labels(*who).inc(usage.cached_tokens)

@@ -80,7 +80,7 @@ class Rates:
             _used(stats) - _used(last.stats),
             stats.generated_tokens - last.stats.generated_tokens,
         )
-        return None if more is None or last.least_s is None else last.least_s + more
+        return None if more is None else (last.least_s or 0.0) + more
 
     def least_s(self, name: str) -> float | None:
         """Seconds that all steps seen so far take at the machine's limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.server.calls import Service
@@ -24,9 +25,9 @@ def routes(service: Service) -> APIRouter:
         return JSONResponse({"status": "ready", "in_flight": len(service.calls)})
 
     @router.get("/metrics", response_model=None)
-    async def metrics() -> Response:
-        """Prometheus metrics."""
-        service.refresh_metrics()
+    async def metrics(http: HttpRequest) -> Response:
+        """Prometheus metrics. Where keys are required, for those with the scope "admin"."""
+        service.check_operator(http)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
