@@ -41,6 +41,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         yield
         service.is_draining = True
         looking.cancel()
+        await asyncio.to_thread(service.traces.close)
 
     app = FastAPI(
         title="Puna",

@@ -30,6 +30,7 @@ from puna.server.sse import when_gone
 from puna.server.tenants.accounts import Account, Accounts
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
+from puna.server.traces import HEADERS, open_traces
 from puna.server.watch import Watch
 
 Tools = Sequence[str | Mapping[str, Any]]
@@ -52,6 +53,7 @@ class Service:
         self.calls: set[Call] = set()
         self.is_draining = False
         self.metrics.add(Figures(self))
+        self.traces = open_traces(config.otel_endpoint)
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
         """Whose request this is. Raises ApiError 401 or 403."""
@@ -100,6 +102,7 @@ class Service:
         except PunaError as error:
             raise from_puna(error, "model") from None
         call = Call(self, endpoint, account, use)
+        call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
@@ -148,6 +151,7 @@ class Call:
         self.served = use.model
         self.generations: list[Generation] = []  # all choices of the first prompt, then of the next
         self.is_started = False
+        self.trace_headers: Mapping[str, str] = {}
         self.began_at = perf_counter()
         self._prompts: list[list[Generation]] = []
         self._service = service
@@ -163,7 +167,7 @@ class Call:
         n_prompt = sum(len(requests[0].prompt) for requests in prompts)
         n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
         self._lease = self.account.admit(n_prompt, n_answers)
-        keeps_text = self._service.config.log_prompts
+        keeps_text = self._service.config.keeps_text
         for requests in prompts:
             self._prompts.append([])
             for request in requests:

@@ -40,6 +40,8 @@ class ServerConfig:
     log_format: str = option("text", f"of the log: {' or '.join(FORMATS)}", "NAME")
     log_level: str = option("info", f"least that is logged: {', '.join(LEVELS)}", "NAME")
     log_prompts: bool = option(False, "put prompts and answers into the log")
+    otel_endpoint: str = option("", "OTLP collector that traces go to, http://127.0.0.1:4318 say", "URL")
+    otel_prompts: bool = option(False, "put prompts and answers into the traces")
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -62,6 +64,11 @@ class ServerConfig:
         if bool(self.tls_cert) != bool(self.tls_key):
             missing = "tls_key" if self.tls_cert else "tls_cert"
             raise BadValue(f"HTTPS needs tls_cert and tls_key, {missing} is missing; give both or neither")
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the operator wants to see what is asked and answered."""
+        return self.log_prompts or self.otel_prompts
 
     @property
     def is_loopback(self) -> bool:

@@ -58,7 +58,12 @@ class Watch:
             error.is_counted = True
             self._keep(error, f"{call.endpoint} {call.model}", usage.tenant)
         level = logging.ERROR if error is not None and error.status >= 500 else logging.INFO
-        event("call", level, **_of_call(usage, error), **self._texts(call))
+        config, texts = self._service.config, self._texts(call)
+        traced = self._service.traces.ended(call, usage, error, texts if config.otel_prompts else {})
+        fields: dict[str, Any] = {**_of_call(usage, error), "trace_id": traced}
+        if config.log_prompts:
+            fields |= texts
+        event("call", level, **fields)
 
     def refused(self, scope: Mapping[str, Any], error: ApiError) -> None:
         """A request got an error; if it was a call that had begun, `ended` knows."""
@@ -91,9 +96,9 @@ class Watch:
         if len(self._failures) > _KEPT:
             del self._failures[next(iter(self._failures))]
 
-    def _texts(self, call: Call) -> dict[str, Any]:
-        """Prompts and answers, where the operator wants them logged."""
-        if not self._service.config.log_prompts:
+    def _texts(self, call: Call) -> dict[str, list[str]]:
+        """Prompts and answers, where the operator wants to see them."""
+        if not self._service.config.keeps_text:
             return {}
         decode, n_words = call.served.tokenizer.decode, call.served.config.vocab_size
         return {  # placeholders of images have no text
