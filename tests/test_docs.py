@@ -1,4 +1,5 @@
-"""Every command and program that README.md and docs/ show: blocks run, commands in sentences parse."""
+"""Every command and program that README.md and docs/ show: blocks run, commands in sentences and consoles
+parse (tests/server/test_guide.py runs some of the latter)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def shell_commands() -> list[str]:
 
 def inline_commands() -> list[str]:
     found = {text for page in PAGES for text in INLINE.findall(page.read_text("utf-8"))}
-    lines = {line for text in blocks("sh") for line in text.splitlines() if line.startswith("puna ")}
+    shown = [line for kind in ("sh", "console") for text in blocks(kind) for line in text.splitlines()]
+    lines = {line[start.end() :] for line in shown if (start := re.match(r"(sudo .*\s)?(?=puna )", line))}
     return sorted(found | {line.partition("  #")[0].strip() for line in lines})
 
 

@@ -68,7 +68,13 @@ class Page:
         if operator is None and self._service.accounts.requires_keys:
             return self._html("sign_in.html", 401, problem="")
         status = await self._statuses.now(for_operator=operator is not None)
-        return self._html("page.html", status=status, operator=operator, config=self._service.config)
+        return self._html(
+            "page.html",
+            status=status,
+            operator=operator,
+            config=self._service.config,
+            requires_keys=self._service.accounts.requires_keys,
+        )
 
     async def sign_in(self, http: HttpRequest) -> Response:
         """Exchange an admin key for a cookie."""
