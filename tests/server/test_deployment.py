@@ -185,7 +185,6 @@ def expressions() -> Iterator[tuple[str, str]]:
 def test_dashboard_and_alerts_ask_for_what_there_is(server: Running) -> None:
     """Prometheus' grammar, and names and labels of a real scrape after a call and a refusal."""
     promql = pytest.importorskip("promql_parser", reason="needs promql-parser")
-    server.llm.speed.measure()
     assert server.post("/v1/chat/completions", CHAT).status_code == 200
     assert server.post("/v1/chat/completions", {}).status_code == 400
     labels: dict[str, set[str]] = {"up": set()}
