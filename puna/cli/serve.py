@@ -19,6 +19,7 @@ from puna.core import BadInput
 if TYPE_CHECKING:
     from puna.llm import LLM
     from puna.server.config import ServerConfig
+    from puna.server.served import Models
     from puna.server.tenants.accounts import Accounts
 
 HELP = "serve models over HTTP to clients of OpenAI's API"
@@ -65,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
         accounts = _accounts(config)
         try:
-            loaded = _load(args)
-            models = LoadedModels(loaded)
+            models = LoadedModels(_load(args))
             try:
+                for model in models.loaded().values():
+                    model.speed.measure()
                 app = create_app(config, models, accounts)
-                return serve(app, config, lambda url: _greet(url, loaded))
+                return serve(app, config, lambda url: _greet(url, models))
             finally:
                 models.close()
         finally:
@@ -117,7 +119,6 @@ def _load(args: argparse.Namespace) -> dict[str, LLM]:
         if name in loaded:
             raise BadInput(f"two models are called {name!r}; give each a --name of its own")
         loaded[name] = load(path, args, batch=args.batch)
-        loaded[name].speed.measure()
     return loaded
 
 
@@ -126,24 +127,18 @@ def _name_of(model: str) -> str:
     return Path(model).stem if model.endswith(".gguf") else Path(model).name
 
 
-def _greet(url: str, loaded: dict[str, LLM]) -> None:
+def _greet(url: str, models: Models) -> None:
     from importlib.metadata import version
 
     from puna.server.logs import event
 
     event(
         "start",
-        text=f"Serving {next(iter(loaded))} at {url}/v1 (status: {url}/, documentation: {url}/docs). "
+        text=f"Serving {models.default} at {url}/v1 (status: {url}/, documentation: {url}/docs). "
         "Ctrl-C stops.",
         url=url,
         version=version("puna"),
         models=[
-            {
-                "name": name,
-                "load_s": round(llm.load_seconds, 3),
-                "context": llm.context,
-                "threads": llm.threads,
-            }
-            for name, llm in loaded.items()
+            {"name": card.name, "file_bytes": card.size, "context": card.context} for card in models.cards()
         ],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
 
 from puna.bench.jobs import Limits, ModelCost
 from puna.llm.memory import available_bytes
@@ -14,10 +13,10 @@ _SECONDS = 0.05  # for each limit
 _READ_BYTES = 1 << 28
 _PATIENCE_S = 2.0
 _lock = threading.Lock()
+_known: dict[int, Limits] = {}  # of this machine, by the number of threads
 
 
-@cache
-def _machine_limits(threads: int) -> Limits:
+def _measured(threads: int) -> Limits:
     """Keeps all threads busy for less than a second, and longer where others use the machine."""
     room = available_bytes()
     read_bytes = min(_READ_BYTES, (room or _READ_BYTES) // 4)
@@ -31,10 +30,9 @@ class Speed:
     def __init__(self, cost: ModelCost | None, threads: int) -> None:
         self._cost = cost
         self._threads = threads
-        self.limits: Limits | None = None  # once measured
 
     def measure(self) -> None:
-        """Measure the machine's limits, once for all models that run on as many threads.
+        """Measure the machine's limits, once for all models that run on as many threads, later ones too.
 
         On a machine that is so busy that this takes seconds, it goes on in a thread.
         """
@@ -45,7 +43,13 @@ class Speed:
 
     def _measure(self) -> None:
         with _lock:  # one at a time, or they would measure each other
-            self.limits = _machine_limits(self._threads)
+            if self._threads not in _known:
+                _known[self._threads] = _measured(self._threads)
+
+    @property
+    def limits(self) -> Limits | None:
+        """What was measured, by whichever model."""
+        return None if self._cost is None else _known.get(self._threads)
 
     def least_seconds(self, n_steps: int, n_tokens: int, n_outputs: int) -> float | None:
         """What steps that computed `n_tokens`, and logits for `n_outputs`, take at the limits.
@@ -53,7 +57,8 @@ class Speed:
         Steps read all weights; reading keys and values is not counted, so that it is never too much. None
         where the limits are not known.
         """
-        if self._cost is None or self.limits is None:
+        limits = self.limits
+        if self._cost is None or limits is None:
             return None
         work = self._cost.steps(n_steps, n_tokens, n_outputs)
-        return max(work.read_seconds(self.limits), work.multiply_seconds(self.limits))
+        return max(work.read_seconds(limits), work.multiply_seconds(limits))

@@ -15,7 +15,7 @@ from server.test_operations import until
 
 from puna.bench.jobs import Limits, ModelCost
 from puna.engine.stats import EngineStats
-from puna.llm.speed import Speed
+from puna.llm import speed
 from puna.server import metrics
 from puna.server.config import ServerConfig
 from puna.server.figures import _NOW, _SUMS
@@ -47,8 +47,11 @@ class Scrape:
         return found[0] if found else None
 
 
-def test_figures_are_those_of_engine_and_ledger(server: Running) -> None:
-    server.llm.speed.limits = Limits(read_gb_s=10.0, int8_tops=1.0, bf16_tflops=1.0)
+LIMITS = Limits(read_gb_s=10.0, int8_tops=1.0, bf16_tflops=1.0)
+
+
+def test_figures_are_those_of_engine_and_ledger(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_known", {1: LIMITS})
     for _ in range(2):
         assert server.post("/v1/chat/completions", CHAT).status_code == 200
     until(lambda: not server.llm.stats().running)
@@ -106,14 +109,18 @@ def test_tenants_are_few_in_metrics(
     assert counted == {"a": 2, "b": 1, metrics.OTHERS: 2}
 
 
-def test_the_share_of_the_limit_is_that_of_the_weights_read(server: Running) -> None:
+def test_the_share_of_the_limit_is_that_of_the_weights_read(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By hand: a gigabyte of weights at 10 GB/s is 0.1 s a step, and multiplying takes less."""
-    speed = Speed(ModelCost(10**9, 10**9, 0, 0, False, 0, 0), 1)
-    assert speed.least_seconds(5, 5, 5) is None  # not measured
-    speed.limits = Limits(read_gb_s=10.0, int8_tops=1.0, bf16_tflops=1.0)
-    assert speed.least_seconds(0, 0, 0) == 0
-    assert speed.least_seconds(5, 5, 5) == pytest.approx(0.5)
-    assert speed.least_seconds(1, 1000, 1) == pytest.approx(2.0)  # a prompt: 2e12 operations
+    monkeypatch.setattr(speed, "_known", {2: LIMITS})
+    cost = ModelCost(10**9, 10**9, 0, 0, False, 0, 0)
+    assert speed.Speed(cost, 1).least_seconds(5, 5, 5) is None  # not measured on one thread
+    assert speed.Speed(None, 2).least_seconds(5, 5, 5) is None  # a device that nobody knows
+    known = speed.Speed(cost, 2)
+    assert known.least_seconds(0, 0, 0) == 0
+    assert known.least_seconds(5, 5, 5) == pytest.approx(0.5)
+    assert known.least_seconds(1, 1000, 1) == pytest.approx(2.0)  # a prompt: 2e12 operations
     now = [0.0]
     rates = Rates(server.service.models, clock=lambda: now[0])
     rates.look()
