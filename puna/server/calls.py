@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from starlette.requests import HTTPConnection
@@ -31,6 +31,8 @@ from puna.server.tenants.usage import Usage
 
 Tools = Sequence[str | Mapping[str, Any]]
 Choices = Sequence[Request]  # the answers to one prompt that were asked for
+
+_T = TypeVar("_T")
 
 LARGE = 20_000  # characters that take longer to encode than others should wait
 
@@ -102,6 +104,28 @@ class Service:
             if not call.is_started:
                 call.abandon()
         return call
+
+    async def ask(
+        self,
+        http: HttpRequest,
+        model: str,
+        make: Callable[[ServedModel], _T],
+        *,
+        is_slow: bool = False,
+        param: str = "messages",
+    ) -> _T:
+        """What `make` finds out of a model, for requests that generate nothing. Raises ApiError."""
+        account = self.authenticate(http)
+        account.check_model(model)
+        try:
+            use = await self.models.use(model)
+        except PunaError as error:
+            raise from_puna(error, "model") from None
+        with use as served:
+            try:
+                return await asyncio.to_thread(make, served) if is_slow else make(served)
+            except PunaError as error:
+                raise from_puna(error, param) from None
 
 
 def check_length(model: ServedModel, request: Request, param: str) -> None:
@@ -246,16 +270,8 @@ class Call:
         watch = asyncio.create_task(when_gone(http.receive, self.cancel))
         try:
             found = [Whole() for _ in self.generations]
-            texts: list[list[str]] = [[] for _ in self.generations]
             async for piece in self.pieces():
-                answer = found[piece.choice]
-                texts[piece.choice].append(piece.text)
-                answer.calls += piece.calls
-                answer.logprobs += piece.logprobs
-                if piece.finish is not None:
-                    answer.finish, answer.stop = piece.finish, piece.stop
-            for answer, pieces in zip(found, texts, strict=True):
-                answer.text = "".join(pieces)
+                found[piece.choice].add(piece)
             return found
         finally:
             watch.cancel()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from puna.server.chats import as_templates_know
 from puna.server.openai.fields import Body
 
 
@@ -145,15 +145,4 @@ def _part(part: TextPart | ImagePart | RefusalPart) -> dict[str, Any]:
 
 def definition(tool: Tool) -> dict[str, Any]:
     """A tool as chat templates know it."""
-    function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
-    return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
-
-
-def has_images(turns: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether there are pictures to decode in turns as as_text_reads gives them."""
-    return any(isinstance(turn["content"], list) for turn in turns)
-
-
-def n_characters(turns: Sequence[Mapping[str, Any]]) -> int:
-    """Of all texts that are the whole content of a turn."""
-    return sum(len(turn["content"]) for turn in turns if isinstance(turn["content"], str))
+    return as_templates_know(tool.model_dump(exclude_none=True))
