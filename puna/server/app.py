@@ -17,9 +17,11 @@ from starlette.responses import JSONResponse, Response
 
 from puna.core import PunaError
 from puna.server import guard
+from puna.server.anthropic import messages
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
+from puna.server.llama_api import routes as llama_api
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.served import Models
@@ -46,7 +48,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin):
+    for part in (chat, completions, models, messages, llama_api, tokens, operations, admin):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)
@@ -64,7 +66,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(http: HttpRequest, error: ApiError) -> Response:
         service.metrics.rejected.labels(str(error.status), error.code or error.kind).inc()
-        return JSONResponse(service.dialects.body(http.url.path, error), error.status, error.headers)
+        return JSONResponse(service.dialects.body(http.scope, error), error.status, error.headers)
 
     def on(kind: type[Exception], turn: Callable[[Any], ApiError]) -> None:
         async def handler(http: HttpRequest, error: Exception) -> Response:

@@ -14,18 +14,19 @@ from starlette.responses import Response
 
 from puna.core import SamplingParams
 from puna.server.calls import Call, Service
-from puna.server.chats import Chat, ToolUse, begin_chat
+from puna.server.chats import Chat, begin_chat
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.openai.messages import (
-    NamedTool,
     Tool,
     ToolChoice,
     Turn,
     as_text_reads,
+    check_choice,
+    use_of,
 )
 
 
@@ -52,10 +53,7 @@ class ChatRequest(Sampling):
                 "top_logprobs needs logprobs: true, found {value}",
                 {"value": self.logprobs, "field": "top_logprobs"},
             )
-        if self.tool_choice not in (None, "none", "auto") and not self.tools:
-            raise PydanticCustomError(
-                "needs", "tool_choice needs tools, there are none; give some", {"field": "tool_choice"}
-            )
+        check_choice(self.tool_choice, self.tools)
         return self
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
@@ -68,17 +66,6 @@ class ChatRequest(Sampling):
             )
         top = (self.top_logprobs or 0) if self.logprobs else None
         return self.params(defaults, logprobs=top, max_tokens=limits.pop() if limits else None)
-
-    @property
-    def use(self) -> ToolUse:
-        choice = self.tool_choice
-        return ToolUse(
-            [tool.model_dump(exclude_none=True) for tool in self.tools or ()],
-            may_call=choice != "none",
-            required=choice not in (None, "auto"),
-            named=choice.function.name if isinstance(choice, NamedTool) else None,
-            parallel=self.parallel_tool_calls is not False,
-        )
 
 
 def routes(service: Service) -> APIRouter:
@@ -103,7 +90,7 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
         body.model,
         [as_text_reads(turn) for turn in body.messages],
         body.sampling,
-        body.use,
+        use_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls is not False),
         form=None if body.response_format is None else body.response_format.grammar_for,
         n=n,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from puna.server.chats import as_templates_know
+from puna.server.chats import ToolUse, as_templates_know
 from puna.server.openai.fields import Body
 
 
@@ -112,6 +112,24 @@ class NamedTool(Body):
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+def check_choice(choice: ToolChoice | None, tools: list[Tool] | None) -> None:
+    """Raise PydanticCustomError where a choice asks for calls of no tools."""
+    if choice not in (None, "none", "auto") and not tools:
+        raise PydanticCustomError(
+            "needs", "tool_choice needs tools, there are none; give some", {"field": "tool_choice"}
+        )
+
+
+def use_of(tools: list[Tool] | None, choice: ToolChoice | None, *, parallel: bool = True) -> ToolUse:
+    return ToolUse(
+        [tool.model_dump(exclude_none=True) for tool in tools or ()],
+        may_call=choice != "none",
+        required=choice not in (None, "auto"),
+        named=choice.function.name if isinstance(choice, NamedTool) else None,
+        parallel=parallel,
+    )
 
 
 def as_text_reads(turn: Instruction | FromUser | FromAssistant | FromTool) -> dict[str, Any]:
