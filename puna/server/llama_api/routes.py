@@ -58,7 +58,7 @@ def routes(service: Service) -> APIRouter:
         service.authenticate(http)
         return listed(find(service.models.cards(), name))
 
-    @router.post("/moderations")
+    @router.post("/moderations", response_model=None)
     async def moderations(body: Moderation, http: HttpRequest) -> NoReturn:
         """Not served: no guard model can be asked through this API."""
         service.authenticate(http)
@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
             "this server has no guard model to judge messages by; ask another one", "model", "model_not_found"
         )
 
-    @router.post("/uploads")
+    @router.post("/uploads", response_model=None)
     async def uploads(body: Upload, http: HttpRequest) -> NoReturn:
         """Not served: images come in messages, as data URLs."""
         service.authenticate(http)
