@@ -78,12 +78,14 @@ class Service:
         *,
         is_slow: bool = False,
         tools: Tools | None = None,
+        parallel: bool = True,
         param: str = "messages",
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
-        `is_slow` says that `make` may take longer than others should wait. `param` is the field that is at
-        fault where the prompt is. Raises ApiError.
+        `is_slow` says that `make` may take longer than others should wait. Without `parallel`, answers end
+        with their first call of one of the `tools`. `param` is the field that is at fault where the prompt
+        is. Raises ApiError.
         """
         account = self.authenticate(http)
         self.check_room()
@@ -97,7 +99,7 @@ class Service:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
                 check_length(use.model, requests[0], param)
-            call.start(prompts, tools)
+            call.start(prompts, tools, parallel)
         except PunaError as error:
             raise from_puna(error, param) from None
         finally:
@@ -173,7 +175,7 @@ class Call:
         self._is_late = False
         service.calls.add(self)
 
-    def start(self, prompts: Sequence[Choices], tools: Tools | None) -> None:
+    def start(self, prompts: Sequence[Choices], tools: Tools | None, parallel: bool) -> None:
         """Take what the key's limits allow and hand the requests to the engine."""
         n_prompt = sum(len(requests[0].prompt) for requests in prompts)
         n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
@@ -181,7 +183,7 @@ class Call:
         for requests in prompts:
             self._prompts.append([])
             for request in requests:
-                generation = Generation(self.served.submit(request), tools)
+                generation = Generation(self.served.submit(request), tools, parallel=parallel)
                 self._prompts[-1].append(generation)
                 self.generations.append(generation)
         self.is_started = True

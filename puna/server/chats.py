@@ -101,6 +101,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         lambda model: [chat.choices(model)],
         is_slow=chat.is_slow,
         tools=chat.use.shown,
+        parallel=chat.use.parallel,
     )
 
 

@@ -36,7 +36,14 @@ class Piece:
 class Generation:
     """One answer. Iterating raises the error that broke it off; counts hold whatever happened."""
 
-    def __init__(self, stream: ResultStream, tools: Iterable[str | Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        stream: ResultStream,
+        tools: Iterable[str | Mapping[str, Any]] | None = None,
+        *,
+        parallel: bool = True,
+    ) -> None:
+        """Without `parallel` it ends with its first call of a tool."""
         self.request: Request = stream.request
         self.stream = stream
         self.n_output = 0  # tokens, with the one that ended it
@@ -48,6 +55,7 @@ class Generation:
         self.last_at: float | None = None
         self.finish: Finish | None = None
         self._parser = ToolCallParser(tools) if tools is not None else None
+        self._parallel = parallel
         self._n_calls = 0
 
     def close(self) -> None:
@@ -58,6 +66,9 @@ class Generation:
         async for result in self.stream:
             for piece in self._take(result):
                 yield piece
+            if self.finish is not None and result.finish_reason is None:
+                self.close()
+                return
 
     def _take(self, result: StepResult) -> Sequence[Piece]:
         """Count a result, and say what is new in it, if anything is."""
@@ -85,15 +96,18 @@ class Generation:
         if result.finish_reason is not None:
             events = [*events, *parser.flush()]
         pieces = [Piece(logprobs=result.logprobs)]
+        finish: Finish | None = result.finish_reason
         for event in events:
             if isinstance(event, ToolCall):
                 self._n_calls += 1
                 pieces[-1].calls.append(event)
+                if not self._parallel:
+                    finish = "tool_calls"
+                    break
             elif pieces[-1].calls:
                 pieces.append(Piece(event))
             else:
                 pieces[-1].text += event
-        finish: Finish | None = result.finish_reason
         if finish == "stop" and self._n_calls:
             finish = "tool_calls"
         self.finish = pieces[-1].finish = finish

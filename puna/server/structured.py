@@ -40,7 +40,7 @@ def calls_only(
     named: str | None,
     parallel: bool,
 ) -> Grammar | None:
-    """What holds an answer to calls of the tools; None where it is free."""
+    """What holds an answer to calls of the tools; None where it is free: not required, and no tool strict."""
     style = call_style(model.tokenizer, model.chat_format)
     text = call_grammar(tools, style, named=named, parallel=parallel, required=required)
     return None if text is None else compiler_of(model).lark(text)

@@ -70,8 +70,8 @@ def call_grammar(
 
     `named` is the one tool that may be called. Without `required` the answer may also be text, and text may
     come before the calls; arguments are then held to the schemas of those tools that say "strict": true, and
-    None is returned where no tool says so and calls may be parallel. A tool with arguments that Python has no
-    names for is called in JSON, which every answer is read for.
+    None is returned where no tool says so. A tool with arguments that Python has no names for is called in
+    JSON, which every answer is read for.
 
     Raises BadInput for a tool without a proper name, BadValue where there is no tool of the name or none at
     all.
@@ -87,7 +87,7 @@ def call_grammar(
     if not functions:
         raise BadValue("to call a tool there must be one, found none; give tools or let the answer be free")
     if not required:
-        if parallel and not any(function.strict for function in functions):
+        if not any(function.strict for function in functions):
             return None
         functions = [f if f.strict else _Function(f.name, {"type": "object"}, False) for f in functions]
     if style == "pythonic" and not all(_is_pythonic(f) for f in functions if required or f.strict):
