@@ -127,7 +127,7 @@ def _completion(call: Call, body: ChatRequest, found: Sequence[Whole]) -> dict[s
         ],
         "usage": wire.usage(call),
         "service_tier": "default",
-        "system_fingerprint": None,
+        "system_fingerprint": wire.FINGERPRINT,
     }
 
 
@@ -135,7 +135,7 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
     """Chunks of the stream; written by hand where there is one for each token."""
     head = (
         f'data: {{"id":"chatcmpl-{call.id}","object":"chat.completion.chunk","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":null,'
+        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":"{wire.FINGERPRINT}",'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
     begun: set[int] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.metadata import version
 from math import isfinite
 from typing import Any
 
@@ -20,6 +21,7 @@ from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall
 
 DONE = b"data: [DONE]\n\n"
+FINGERPRINT = f"puna-{version('puna')}"  # what may change an answer to the same question with the same seed
 _LEAST = -9999.0  # OpenAI's value for a token that is hardly possible; JSON has no infinity
 
 
