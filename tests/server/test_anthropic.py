@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from anthropic import Anthropic
 from llm.tiny_vision import png
 from pydantic import BaseModel
 from server.conftest import Running, Start, open_accounts
-from server.test_operations import Slow
+from server.test_operations import Slow, until
 
 from puna.server.config import ServerConfig
 from puna.server.tenants.limits import Limits
@@ -400,3 +401,31 @@ def test_what_changes_nothing_is_named(server: Running) -> None:
     answer = server.post("/v1/messages", body)
     assert answer.status_code == 200
     assert answer.headers["x-puna-ignored"] == "metadata, thinking, messages.content.thinking"
+
+
+def test_pings_come_while_nothing_else_does(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puna.server.sse.PING_S", 0.01)
+    slow = Slow(server, monkeypatch)
+    slow.gate = threading.Semaphore(0)
+    body = ask(stream=True, temperature=0)
+    with httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=60) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("event: "))
+        assert [next(lines) for _ in range(3)] == ["event: ping"] * 3
+        slow.open()
+        rest = [line.removeprefix("event: ") for line in lines]
+    names = [name for name in rest if name != "ping"]
+    assert (names[0], names[-1]) == ("message_start", "message_stop")
+
+
+def test_a_client_that_goes_away_stops_its_answer(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while all that it gets are pings."""
+    monkeypatch.setattr("puna.server.sse.PING_S", 0.01)
+    slow = Slow(server, monkeypatch)
+    slow.gate = threading.Semaphore(0)
+    with httpx.stream("POST", f"{server.url}/v1/messages", json=ask(stream=True), timeout=60) as answer:
+        assert next(answer.iter_lines()) == "event: ping"
+    until(lambda: not server.llm._engine._commands.empty() or not server.service.calls)
+    slow.open()
+    until(lambda: not server.service.calls)
+    labels = {"model": "tiny", "tenant": "", "endpoint": "messages", "status": "cancelled"}
+    assert server.service.metrics.registry.get_sample_value("puna_requests_total", labels) == 1
