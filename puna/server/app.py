@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from puna.core import PunaError
 from puna.server import guard
@@ -24,6 +24,7 @@ from puna.server.errors import ApiError, from_puna
 from puna.server.llama_api import routes as llama_api
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
+from puna.server.replies import dumps
 from puna.server.served import Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
@@ -66,7 +67,8 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(http: HttpRequest, error: ApiError) -> Response:
         service.metrics.rejected.labels(str(error.status), error.code or error.kind).inc()
-        return JSONResponse(service.dialects.body(http.scope, error), error.status, error.headers)
+        body = dumps(service.dialects.body(http.scope, error))
+        return Response(body, error.status, error.headers, "application/json")
 
     def on(kind: type[Exception], turn: Callable[[Any], ApiError]) -> None:
         async def handler(http: HttpRequest, error: Exception) -> Response:
@@ -78,7 +80,16 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         _log.error("a request failed on %s", type(error).__name__, exc_info=error)
         return ApiError(500, f"the server failed on {type(error).__name__}; see its log", kind="server_error")
 
+    def not_unicode(error: UnicodeEncodeError) -> ApiError:
+        """JSON has escapes for what is no text, and nothing on the way has refused one."""
+        if error.reason != "surrogates not allowed":
+            return unexpected(error)
+        code = ord(error.object[error.start])
+        found = f"texts must be Unicode, found half a surrogate pair (U+{code:04X}); take it out"
+        return ApiError(400, found)
+
     on(ApiError, lambda error: error)
+    on(UnicodeEncodeError, not_unicode)
     on(PunaError, from_puna)
     on(RequestValidationError, explained)
     on(HTTPException, _http)

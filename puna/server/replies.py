@@ -17,7 +17,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def dumps(data: Any) -> bytes:
-    return _encode(data).encode()
+    try:
+        return _encode(data).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which a client may have named a field
+        return json.dumps(data).encode()
 
 
 async def reply(

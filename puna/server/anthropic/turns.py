@@ -67,7 +67,9 @@ def _merged(body: Prompt) -> list[_Message]:
         if not merged or merged[-1].role != message.role:
             merged.append(_Message(message.role, i))
         if isinstance(content, str):
-            merged[-1].blocks.append((f"messages[{i}].content", TextBlock(type="text", text=content)))
+            merged[-1].blocks.append(
+                (f"messages[{i}].content", TextBlock.model_construct(type="text", text=content))
+            )
         else:
             merged[-1].blocks += [(f"messages[{i}].content[{j}]", block) for j, block in enumerate(content)]
     return merged
