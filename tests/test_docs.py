@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(puna [^`]+)`")
 BIN = Path(sys.executable).parent
+SHOWN = "http://127.0.0.1:8000"  # where the server of the pages listens
 
 
 def blocks(language: str) -> list[str]:
@@ -48,11 +51,37 @@ def inline_commands() -> list[str]:
     return sorted(found | {line.partition("  #")[0].strip() for line in lines})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     if store.find("smollm2") is None:
         pytest.skip("needs the model: puna pull smollm2")
     return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def at_a_server(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], str]]:
+    """Puts the address of a running server in the place of the one that the pages show."""
+    begun: list[tuple[subprocess.Popen[str], str]] = []
+
+    def url() -> str:
+        if not begun:
+            home = {**environment, "PUNA_HOME": str(tmp_path_factory.mktemp("home"))}
+            model = str(store.find("smollm2"))
+            command = [sys.executable, "-m", "puna", "serve", model, "--name", "smollm2", "--port", "0"]
+            server = subprocess.Popen(command, env=home, stderr=subprocess.PIPE, text=True)
+            assert server.stderr is not None
+            ready, _, _ = select.select([server.stderr], [], [], 120)
+            found = re.search(r"(http://127.0.0.1:\d+)/", server.stderr.readline() if ready else "")
+            assert found, "the server did not start"
+            begun.append((server, found[1]))
+        return begun[0][1]
+
+    yield lambda text: text.replace(SHOWN, url()) if SHOWN in text else text
+    for server, _ in begun:
+        server.terminate()
+        server.communicate(timeout=60)
 
 
 def run(command: list[str], tmp_path: Path, environment: dict[str, str]) -> str:
@@ -64,14 +93,18 @@ def run(command: list[str], tmp_path: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("command", shell_commands())
-def test_a_shown_command_runs(command: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    out = run(["bash", "-c", command], tmp_path, environment)
+def test_a_shown_command_runs(
+    command: str, tmp_path: Path, environment: dict[str, str], at_a_server: Callable[[str], str]
+) -> None:
+    out = run(["bash", "-c", at_a_server(command)], tmp_path, environment)
     assert out or command == "puna chat"  # which is told to quit at once
 
 
 @pytest.mark.parametrize("program", blocks("python"), ids=lambda text: text.splitlines()[0])
-def test_a_shown_program_runs(program: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    assert run([sys.executable, "-c", program], tmp_path, environment)
+def test_a_shown_program_runs(
+    program: str, tmp_path: Path, environment: dict[str, str], at_a_server: Callable[[str], str]
+) -> None:
+    assert run([sys.executable, "-c", at_a_server(program)], tmp_path, environment)
 
 
 @pytest.mark.parametrize("command", inline_commands())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from puna.core import BadFile, BadInput, Image, PlacedImage, PromptTooLong, Request
 from puna.model.config import ModelConfig
@@ -12,6 +12,7 @@ from puna.runtime.images import MAX_SEEN
 from puna.text.tokenizer import Tokenizer
 
 _TYPES = ("image", "image_url")
+_Begun = TypeVar("_Begun")
 
 
 def take_images(
@@ -19,8 +20,9 @@ def take_images(
 ) -> tuple[list[Mapping[str, Any]], list[Image]]:
     """The messages with {"type": "image", "tiles"} for each picture, and the pictures, prepared.
 
-    `name` is the model's, for errors. Raises BadInput for a model that sees no images, for too many of them,
-    and for parts that are none; what prepare() raises, with the number of the message.
+    `name` is the model's, for errors, and so is what a part has under "at": where it stands for whoever sent
+    it, in place of the number of the message. Raises BadInput for a model that sees no images, for too many
+    of them, and for parts that are none; what prepare() raises, with that place.
     """
     images: list[Image] = []
 
@@ -31,7 +33,7 @@ def take_images(
         try:
             image = prepared(_source(part), config, name)
         except BadInput as error:
-            raise type(error)(f"message {i}: {error}") from None
+            raise type(error)(f"{part.get('at', f'message {i}')}: {error}") from None
         images.append(image)
         return {"type": "image", "tiles": (image.columns, image.rows)}
 
@@ -100,6 +102,14 @@ def place(
             ids[places[0]] = config.vocab_size
     placed = tuple(PlacedImage(*pair) for pair in zip(images, positions, strict=True))
     return ids, placed
+
+
+def begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
+    """What `start` makes of a request; a prompt that is too long is told how much of it is images."""
+    try:
+        return start(request)
+    except PromptTooLong as error:
+        raise (explained(error, request) if request.images else error) from None
 
 
 def explained(error: PromptTooLong, request: Request) -> PromptTooLong:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Never, Self, overload
 
 from puna.core import (
     BadInput,
@@ -17,7 +17,6 @@ from puna.core import (
     Completion,
     Image,
     PlacedImage,
-    PromptTooLong,
     Request,
     SamplingParams,
     TokenLogprob,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from puna.model.config import ModelConfig
     from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
-
-_Begun = TypeVar("_Begun")
 
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
@@ -278,7 +275,9 @@ class LLM:
 
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
-        return _begun(self._engine.astream, request)
+        from puna.llm.images import begun
+
+        return begun(self._engine.astream, request)
 
     def stats(self) -> EngineStats:
         """What the engine does now and has done so far."""
@@ -286,13 +285,14 @@ class LLM:
 
     def _answer(self, request: Request) -> Answer:
         from puna.llm.answer import Answer
+        from puna.llm.images import begun
 
-        return Answer(self, _begun(self._engine.stream, request))
+        return Answer(self, begun(self._engine.stream, request))
 
     def _async_answer(self, request: Request) -> AsyncAnswer:
         from puna.llm.answer import AsyncAnswer
 
-        return AsyncAnswer(self, _begun(self._engine.astream, request))
+        return AsyncAnswer(self, self.submit(request))
 
     def _astream_chat(
         self, messages: str | Sequence[Message], tools: Tools | None, params: SamplingParams
@@ -306,7 +306,7 @@ class LLM:
 
         async def start() -> AsyncStream:
             request = await to_thread(self.chat_request, messages, params, tools=tools)
-            return _begun(self._engine.astream, request)
+            return self.submit(request)
 
         return AsyncAnswer(self, get_running_loop().create_task(start()))
 
@@ -338,25 +338,38 @@ class LLM:
         return self._request_of(ids, params, continuing=True, is_scored=is_scored)
 
     def chat_request(
-        self, messages: str | Sequence[Message], params: SamplingParams, *, tools: Tools | None = None
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Tools | None = None,
+        continue_final_message: bool = False,
     ) -> Request:
-        """What chat() makes of a conversation, for submit()."""
+        """What chat() makes of a conversation, for submit(). With `continue_final_message`, the last message
+        is the assistant's, and the answer goes on where it ends.
+        """
         from puna.text.chat import encode_chat
 
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
+        is_begun = continue_final_message
+        options: dict[str, Any] = {
+            "tools": tools,
+            "chat_format": self.chat_format,
+            "continue_final_message": is_begun,
+        }
         if not has_parts(turns):
-            return self._request_of(encode_chat(self.tokenizer, turns, **options), params, continuing=False)
+            ids = encode_chat(self.tokenizer, turns, **options)
+            return self._request_of(ids, params, continuing=is_begun)
         from puna.llm.images import place, take_images
 
         plain, images = take_images(turns, self.config, self.path.stem)
         patches = self.config.vision.tokens_per_tile if self.config.vision else None
         ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
         ids, placed = place(self.config, self.tokenizer, ids, images)
-        return self._request_of(ids, params, continuing=False, images=placed)
+        return self._request_of(ids, params, continuing=is_begun, images=placed)
 
     def _request_of(
         self,
@@ -379,18 +392,6 @@ class LLM:
         if chosen.seed is not None:
             return chosen
         return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
-
-
-def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
-    """What `start` makes of a request; a prompt that is too long is told how much of it is images."""
-    try:
-        return start(request)
-    except PromptTooLong as error:
-        if not request.images:
-            raise
-        from puna.llm.images import explained
-
-        raise explained(error, request) from None
 
 
 def _random_seed() -> int:

@@ -14,16 +14,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from puna.core import PunaError
 from puna.server import guard
+from puna.server.anthropic import messages
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
+from puna.server.llama_api import routes as llama_api
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.page import routes as page
+from puna.server.replies import dumps
 from puna.server.served import Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
@@ -51,7 +54,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin, page):
+    for part in (chat, completions, models, messages, llama_api, tokens, operations, admin, page):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)
@@ -69,7 +72,8 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(http: HttpRequest, error: ApiError) -> Response:
         service.watch.refused(http.scope, error)
-        return JSONResponse(service.dialects.body(http.url.path, error), error.status, error.headers)
+        body = dumps(service.dialects.body(http.scope, error))
+        return Response(body, error.status, error.headers, "application/json")
 
     def on(kind: type[Exception], turn: Callable[[Any], ApiError]) -> None:
         async def handler(http: HttpRequest, error: Exception) -> Response:
@@ -81,7 +85,16 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         _log.error("a request failed on %s", type(error).__name__, exc_info=error)
         return ApiError(500, f"the server failed on {type(error).__name__}; see its log", kind="server_error")
 
+    def not_unicode(error: UnicodeEncodeError) -> ApiError:
+        """JSON has escapes for what is no text, and nothing on the way has refused one."""
+        if error.reason != "surrogates not allowed":
+            return unexpected(error)
+        code = ord(error.object[error.start])
+        found = f"texts must be Unicode, found half a surrogate pair (U+{code:04X}); take it out"
+        return ApiError(400, found)
+
     on(ApiError, lambda error: error)
+    on(UnicodeEncodeError, not_unicode)
     on(PunaError, from_puna)
     on(RequestValidationError, explained)
     on(HTTPException, _http)

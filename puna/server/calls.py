@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from starlette.requests import HTTPConnection
@@ -35,6 +35,8 @@ from puna.server.watch import Watch
 
 Tools = Sequence[str | Mapping[str, Any]]
 Choices = Sequence[Request]  # the answers to one prompt that were asked for
+
+_T = TypeVar("_T")
 
 LARGE = 20_000  # characters that take longer to encode than others should wait
 
@@ -87,12 +89,14 @@ class Service:
         *,
         is_slow: bool = False,
         tools: Tools | None = None,
+        parallel: bool = True,
         param: str = "messages",
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
-        `is_slow` says that `make` may take longer than others should wait. `param` is the field that is at
-        fault where the prompt is. Raises ApiError.
+        `is_slow` says that `make` may take longer than others should wait. Without `parallel`, answers end
+        with their first call of one of the `tools`. `param` is the field that is at fault where the prompt
+        is. Raises ApiError.
         """
         account = self.authenticate(http)
         self.check_room()
@@ -107,13 +111,35 @@ class Service:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
                 check_length(use.model, requests[0], param)
-            call.start(prompts, tools)
+            call.start(prompts, tools, parallel)
         except PunaError as error:
             raise from_puna(error, param) from None
         finally:
             if not call.is_started:
                 call.abandon()
         return call
+
+    async def ask(
+        self,
+        http: HttpRequest,
+        model: str,
+        make: Callable[[ServedModel], _T],
+        *,
+        is_slow: bool = False,
+        param: str = "messages",
+    ) -> _T:
+        """What `make` finds out of a model, for requests that generate nothing. Raises ApiError."""
+        account = self.authenticate(http)
+        account.check_model(model)
+        try:
+            use = await self.models.use(model)
+        except PunaError as error:
+            raise from_puna(error, "model") from None
+        with use as served:
+            try:
+                return await asyncio.to_thread(make, served) if is_slow else make(served)
+            except PunaError as error:
+                raise from_puna(error, param) from None
 
 
 def check_length(model: ServedModel, request: Request, param: str) -> None:
@@ -162,7 +188,7 @@ class Call:
         self._is_late = False
         service.calls.add(self)
 
-    def start(self, prompts: Sequence[Choices], tools: Tools | None) -> None:
+    def start(self, prompts: Sequence[Choices], tools: Tools | None, parallel: bool) -> None:
         """Take what the key's limits allow and hand the requests to the engine."""
         n_prompt = sum(len(requests[0].prompt) for requests in prompts)
         n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
@@ -171,7 +197,9 @@ class Call:
         for requests in prompts:
             self._prompts.append([])
             for request in requests:
-                generation = Generation(self.served.submit(request), tools, keeps_text=keeps_text)
+                generation = Generation(
+                    self.served.submit(request), tools, keeps_text=keeps_text, parallel=parallel
+                )
                 self._prompts[-1].append(generation)
                 self.generations.append(generation)
         self.is_started = True
@@ -268,16 +296,8 @@ class Call:
         watch = asyncio.create_task(when_gone(http.receive, self.cancel))
         try:
             found = [Whole() for _ in self.generations]
-            texts: list[list[str]] = [[] for _ in self.generations]
             async for piece in self.pieces():
-                answer = found[piece.choice]
-                texts[piece.choice].append(piece.text)
-                answer.calls += piece.calls
-                answer.logprobs += piece.logprobs
-                if piece.finish is not None:
-                    answer.finish, answer.stop = piece.finish, piece.stop
-            for answer, pieces in zip(found, texts, strict=True):
-                answer.text = "".join(pieces)
+                found[piece.choice].add(piece)
             return found
         finally:
             watch.cancel()

@@ -5,9 +5,11 @@ OpenAI's shape is {"error": {"message", "type", "param", "code"}} (API reference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from math import ceil
 from typing import Any
+
+from starlette.datastructures import Headers
 
 from puna.core import (
     BadInput,
@@ -95,21 +97,27 @@ def from_results(error: PunaError) -> ApiError:
 
 
 BodyOf = Callable[[ApiError], dict[str, Any]]
+Scope = MutableMapping[str, Any]
 
 
 class Dialects:
     """How each API words its errors, by where its paths begin; OpenAI's shape on all others."""
 
     def __init__(self) -> None:
-        self._bodies: dict[str, BodyOf] = {}
+        self._bodies: dict[tuple[str, str | None], BodyOf] = {}
 
-    def add(self, prefix: str, body_of: BodyOf) -> None:
-        """Paths that are `prefix`, or go on with a slash after it, get errors as `body_of` writes them."""
-        self._bodies[prefix] = body_of
+    def add(self, prefix: str, body_of: BodyOf, *, header: str | None = None) -> None:
+        """Paths that are `prefix`, or go on with a slash after it, get errors as `body_of` writes them; with
+        `header`, those of requests that have it.
+        """
+        self._bodies[prefix, header] = body_of
 
-    def body(self, path: str, error: ApiError) -> dict[str, Any]:
-        for prefix, write in self._bodies.items():
-            if path == prefix or path.startswith(prefix + "/"):
+    def body(self, scope: Scope, error: ApiError) -> dict[str, Any]:
+        """What the request of that ASGI scope gets to read."""
+        path = scope["path"]
+        for (prefix, header), write in self._bodies.items():
+            is_there = path == prefix or path.startswith(prefix + "/")
+            if is_there and (header is None or header in Headers(scope=scope)):
                 return write(error)
         return body_of(error)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from time import perf_counter
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ Finish = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(slots=True)
 class Piece:
-    """What became known of one choice. The last one of a choice has a finish."""
+    """What became known of one choice: text, and the calls that follow it. The last one of a choice has a
+    finish.
+    """
 
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list)
@@ -39,7 +42,9 @@ class Generation:
         tools: Iterable[str | Mapping[str, Any]] | None = None,
         *,
         keeps_text: bool = False,
+        parallel: bool = True,
     ) -> None:
+        """Without `parallel` it ends with its first call of a tool."""
         self.request: Request = stream.request
         self.stream = stream
         self.n_output = 0  # tokens, with the one that ended it
@@ -52,6 +57,7 @@ class Generation:
         self.finish: Finish | None = None
         self.kept: list[str] | None = [] if keeps_text else None  # what the model wrote, in pieces
         self._parser = ToolCallParser(tools) if tools is not None else None
+        self._parallel = parallel
         self._n_calls = 0
 
     def close(self) -> None:
@@ -60,11 +66,13 @@ class Generation:
 
     async def pieces(self) -> AsyncIterator[Piece]:
         async for result in self.stream:
-            piece = self._take(result)
-            if piece is not None:
+            for piece in self._take(result):
                 yield piece
+            if self.finish is not None and result.finish_reason is None:
+                self.close()
+                return
 
-    def _take(self, result: StepResult) -> Piece | None:
+    def _take(self, result: StepResult) -> Sequence[Piece]:
         """Count a result, and say what is new in it, if anything is."""
         n_new = len(result.token_ids) + (isinstance(result.stop, int))
         self.n_cached = result.n_cached
@@ -82,25 +90,33 @@ class Generation:
         finish = result.finish_reason
         if self._parser is None:
             if not (result.text or result.logprobs or finish):
-                return None
+                return ()
             self.finish = finish
-            return Piece(result.text, [], result.logprobs, finish, result.stop)
+            return (Piece(result.text, [], result.logprobs, finish, result.stop),)
         return self._parse(self._parser, result)
 
-    def _parse(self, parser: ToolCallParser, result: StepResult) -> Piece | None:
+    def _parse(self, parser: ToolCallParser, result: StepResult) -> Sequence[Piece]:
         events = parser.push(result.text) if result.text else []
         if result.finish_reason is not None:
             events = [*events, *parser.flush()]
-        text = "".join(event for event in events if isinstance(event, str))
-        calls = [event for event in events if isinstance(event, ToolCall)]
-        self._n_calls += len(calls)
+        pieces = [Piece(logprobs=result.logprobs)]
         finish: Finish | None = result.finish_reason
+        for event in events:
+            if isinstance(event, ToolCall):
+                self._n_calls += 1
+                pieces[-1].calls.append(event)
+                if not self._parallel:
+                    finish = "tool_calls"
+                    break
+            elif pieces[-1].calls:
+                pieces.append(Piece(event))
+            else:
+                pieces[-1].text += event
         if finish == "stop" and self._n_calls:
             finish = "tool_calls"
-        self.finish = finish
-        if not (text or calls or result.logprobs or finish):
-            return None
-        return Piece(text, calls, result.logprobs, finish, result.stop)
+        self.finish = pieces[-1].finish = finish
+        pieces[-1].stop = result.stop
+        return pieces if events or result.logprobs or finish else ()
 
 
 async def merged(generations: Sequence[Generation]) -> AsyncIterator[Piece]:
@@ -141,8 +157,33 @@ async def merged(generations: Sequence[Generation]) -> AsyncIterator[Piece]:
 class Whole:
     """A whole choice."""
 
-    text: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
+    parts: list[str | ToolCall] = field(default_factory=list)  # pieces of text, and calls, in their order
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish = "stop"
     stop: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def blocks(self) -> list[str | ToolCall]:
+        """The parts with texts that follow one another as one."""
+        found: list[str | ToolCall] = []
+        for kind, group in groupby(self.parts, type):
+            parts = list(group)
+            found += ["".join(map(str, parts))] if kind is str else parts
+        return found
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return [part for part in self.parts if isinstance(part, ToolCall)]
+
+    def add(self, piece: Piece) -> None:
+        """Take the next piece of this choice."""
+        if piece.text:
+            self.parts.append(piece.text)
+        self.parts += piece.calls
+        self.logprobs += piece.logprobs
+        if piece.finish is not None:
+            self.finish, self.stop = piece.finish, piece.stop

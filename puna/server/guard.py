@@ -82,5 +82,5 @@ class Guard:
             code="request_too_large",
         )
         self._service.watch.refused(scope, error)
-        body = self._service.dialects.body(scope["path"], error)
+        body = self._service.dialects.body(scope, error)
         await JSONResponse(body, 413, {"connection": "close"})(scope, receive, send)

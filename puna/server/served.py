@@ -49,9 +49,16 @@ class ServedModel(Protocol):
     def config(self) -> Vocabulary: ...
 
     def chat_request(
-        self, messages: Sequence[Message], params: SamplingParams, *, tools: Sequence[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Sequence[Any] | None = None,
+        continue_final_message: bool = False,
     ) -> Request:
-        """A conversation as the model reads it. Raises BadInput for what it cannot be put to."""
+        """A conversation as the model reads it; `continue_final_message` says that the last message is an
+        answer that goes on. Raises BadInput for what it cannot be put to.
+        """
         ...
 
     def text_request(

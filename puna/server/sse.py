@@ -2,13 +2,16 @@
 
 A client that goes away is noticed while nothing is being sent, too: then `on_disconnect` cancels what was
 being made, and the generator is read to its end so that it is counted. A client that reads too slowly holds
-up its own answer, and is cut off after `stall_s` seconds without progress.
+up its own answer, and is cut off after `stall_s` seconds without progress. Where an API has an event that
+says nothing, it is sent after every `PING_S` seconds without another one, so that nobody on the way takes a
+long prompt for a dead connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
@@ -16,6 +19,7 @@ from starlette.responses import Response
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+PING_S = 10.0
 _TYPE = "text/event-stream; charset=utf-8"
 
 
@@ -36,6 +40,7 @@ class Stream(Response):
         *,
         stall_s: float = 60.0,
         headers: Mapping[str, str] | None = None,
+        ping: bytes = b"",
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -46,6 +51,9 @@ class Stream(Response):
         self._chunks = chunks
         self._on_disconnect = on_disconnect
         self._stall_s = stall_s
+        self._ping = ping
+        self._n_sent = 0
+        self._is_sending = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(when_gone(receive, self._on_disconnect))
@@ -57,22 +65,45 @@ class Stream(Response):
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         is_reading = True
+        pinger: asyncio.Task[None] | None = None
         try:
             await send(start)
+            if self._ping:
+                pinger = asyncio.create_task(self._send_pings(send))
             async for chunk in self._chunks:
                 if not is_reading:
                     continue  # to its end, which comes soon: it is cancelled
                 try:
                     async with asyncio.timeout(self._stall_s):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                        await self._send_part(send, chunk)
                 except (TimeoutError, OSError):
                     is_reading = False
                     self._on_disconnect()
+            if pinger is not None:
+                pinger.cancel()
             if is_reading:
                 await send({"type": "http.response.body", "body": b""})
         except OSError:
             pass  # the client went away
         finally:
+            if pinger is not None:
+                pinger.cancel()
             self._on_disconnect()
             async for _ in self._chunks:  # cut short: the rest is read so that it is counted
                 pass
+
+    async def _send_part(self, send: Send, body: bytes) -> None:
+        self._n_sent += 1
+        self._is_sending = True
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._is_sending = False
+
+    async def _send_pings(self, send: Send) -> None:
+        """Never while something else waits for a slow client: then the connection is anything but silent."""
+        n_seen = self._n_sent
+        while True:
+            await asyncio.sleep(PING_S)
+            if n_seen == self._n_sent and not self._is_sending:
+                with suppress(OSError):  # the client went away, which is noticed elsewhere
+                    await self._send_part(send, self._ping)
+            n_seen = self._n_sent

@@ -10,8 +10,15 @@ from fastapi.exceptions import RequestValidationError
 from puna.server.errors import ApiError
 
 _MOST = 80  # characters shown of a value
-# pydantic names the form of a message or part that it tried, which is no field
-_FORMS = frozenset({"system", "developer", "user", "assistant", "tool", "text", "image_url", "refusal"})
+# pydantic names the form that it tried, which is no field: of an item in a list, or of one of these fields
+_FORMS = frozenset(
+    {
+        "system", "developer", "user", "assistant", "tool", "text", "image_url", "refusal", "image",
+        "tool_use", "tool_result", "thinking", "redacted_thinking", "base64", "url", "auto", "any", "none",
+        "function", "json_schema", "json_object", "regex", "lark", "choice",
+    }
+)  # fmt: skip
+_WITH_FORMS = ("source", "tool_choice", "response_format")
 
 
 def explained(error: RequestValidationError) -> ApiError:
@@ -44,7 +51,7 @@ def _path(location: Sequence[Any]) -> str:
     for step in location[1:] if location and location[0] in ("body", "query", "path") else location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif _is_field(step) and not (isinstance(last, int) and step in _FORMS):
+        elif _is_field(step) and not (step in _FORMS and (isinstance(last, int) or last in _WITH_FORMS)):
             path += f".{step}" if path else step
         last = step
     return path

@@ -134,7 +134,7 @@ def _bounded(schema: Any) -> Any:
         if key in schema:
             bounded[key] = _bounded(schema[key])
     kinds = schema.get("type")
-    kinds = [kinds] if isinstance(kinds, str) else kinds or []
+    kinds = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
     is_free = not any(key in schema for key in (*_BOUNDS, "enum", "const", "$ref", "multipleOf"))
     if is_free and ("number" in kinds or "integer" in kinds):
         largest = _LARGEST_NUMBER if "number" in kinds else _LARGEST_INTEGER

@@ -11,6 +11,9 @@ A template that looks into texts (does it start with "<think>"?) may render mark
 fewer marks are made: not around texts, or at the least only in the names of control tokens. The last is
 enough unless the template itself makes a name by deleting something from a text.
 
+An answer that was begun and is to go on is found in the rendered prompt by another random number behind it:
+what the template writes from there on is cut off.
+
 A file without a template, or a caller who names a format, gets the prompt that formats/ builds from ids.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from secrets import randbits
@@ -56,6 +60,7 @@ def encode_chat(
     variables: Mapping[str, Any] | None = None,
     chat_format: str | None = None,
     patches: int | None = None,
+    continue_final_message: bool = False,
 ) -> list[int]:
     """Token ids of the prompt for `messages` ({"role", "content", …}), up to where the answer begins.
 
@@ -69,9 +74,16 @@ def encode_chat(
     tokens of that generation, for which templates write one <|image|> each; `patches` are those of a tile.
     formats.image_positions says where they stand. What such a part has beside is not looked at.
 
+    With `continue_final_message` the last message is an answer that was begun, and the prompt ends with its
+    text, as in transformers; white space at its end is kept.
+
     Raises BadInput for a file that has neither template nor known control tokens, for messages that are not
-    plain data or have a role that is no word, and where the template or the format refuses them.
+    plain data or have a role that is no word, for a last message that cannot go on, and where the template or
+    the format refuses them.
     """
+    if continue_final_message:
+        check_final(messages)
+        add_generation_prompt = False
     builtin_tools, tools = _names_apart(tools)
     if chat_format is None and tokenizer.chat_template is not None:
         if builtin_tools:
@@ -81,13 +93,14 @@ def encode_chat(
                     "define it among the tools"
                 )
             variables = {**(variables or {}), "builtin_tools": builtin_tools}
+        options = _Options(tools, add_generation_prompt, date, variables)
+        encode = _encode_open if continue_final_message else _encode_by_template
         if not any(_is_image(part) for message in messages for part in _parts(message)):
-            return _encode_by_template(tokenizer, messages, tools, add_generation_prompt, date, variables)
+            return encode(tokenizer, messages, options)
         from puna.text.formats.images import PATCHES, expand_images
 
         plain, grids = _without_grids(messages)
-        ids = _encode_by_template(tokenizer, plain, tools, add_generation_prompt, date, variables)
-        return expand_images(tokenizer, ids, grids, patches=patches or PATCHES)
+        return expand_images(tokenizer, encode(tokenizer, plain, options), grids, patches=patches or PATCHES)
     if variables:
         raise BadInput(
             f"variables are for a file's chat template, found {', '.join(variables)} for a prompt without "
@@ -105,7 +118,25 @@ def encode_chat(
         add_generation_prompt=add_generation_prompt,
         date=date,
         patches=patches or PATCHES,
+        continue_final_message=continue_final_message,
     )
+
+
+def check_final(messages: Sequence[Message]) -> None:
+    """Raise BadInput unless the last message is an answer that can go on: text of the assistant, no calls."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        role = last.get("role") if isinstance(last, Mapping) else None
+        raise BadInput(
+            f"to go on with an answer the last message must be the assistant's, found {role!r:.80}"
+        )
+    if last.get("tool_calls"):
+        raise BadInput("an answer that calls tools has ended and cannot go on; add the tools' results")
+    content = last.get("content")
+    parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not texts or not all(isinstance(text, str) for text in texts) or not str(texts[-1]).strip():
+        raise BadInput(f"an answer that goes on must have a text that it begins with, found {content!r:.80}")
 
 
 def _parts(message: Any) -> Sequence[Any]:
@@ -144,26 +175,69 @@ def _guessed(tokenizer: Tokenizer) -> str:
     return found
 
 
-def _encode_by_template(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-    date: date | None,
-    variables: Mapping[str, Any] | None,
-) -> list[int]:
-    """The token that begins a text comes once, whether the template writes it or the file asks for it."""
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a template gets beside the messages."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    add_generation_prompt: bool
+    date: date | None
+    variables: Mapping[str, Any] | None
+
+
+def _encode_by_template(tokenizer: Tokenizer, messages: Sequence[Message], options: _Options) -> list[int]:
+    mark = _random_digits()
+    return _encode_rendered(tokenizer, _render_marked(tokenizer, messages, options, mark), mark)
+
+
+def _encode_open(tokenizer: Tokenizer, messages: Sequence[Message], options: _Options) -> list[int]:
+    """The same up to the end of the last message's text."""
+    mark, end = _random_digits(), _random_digits()
+    rendered = _render_marked(tokenizer, _with_end(messages, end), options, mark)
+    before, found, _ = rendered.partition(end)
+    whole = _render_marked(tokenizer, messages, options, mark).replace(mark, "")
+    if not found or rendered.replace(mark, "").replace(end, "") != whole:
+        raise BadInput(
+            "this model's chat template does not write the last message as it is, so the answer cannot go on "
+            "from there; end with a message of the user"
+        )
+    text = _final_text(messages)
+    return _encode_rendered(tokenizer, before + text[len(text.rstrip()) :], mark)
+
+
+def _final_text(messages: Sequence[Message]) -> str:
+    content = messages[-1]["content"]
+    return str(content if isinstance(content, str) else content[-1]["text"])
+
+
+def _with_end(messages: Sequence[Message], end: str) -> list[Message]:
+    """The messages with `end` behind the text of the last, which check_final has passed."""
+    text = _final_text(messages)
+    core = text.rstrip()
+    marked: Any = core + end + text[len(core) :]
+    content = messages[-1]["content"]
+    if not isinstance(content, str):
+        marked = [*content[:-1], {**content[-1], "text": marked}]
+    return [*messages[:-1], {**messages[-1], "content": marked}]
+
+
+def _random_digits() -> str:
+    """They survive upper(), JSON and HTML escapes."""
+    return f"{randbits(128):039d}"
+
+
+def _render_marked(tokenizer: Tokenizer, messages: Sequence[Message], options: _Options, mark: str) -> str:
+    """The prompt as text, with as many marks as the template lets pass."""
     _check_roles(messages)
-    mark = f"{randbits(128):039d}"  # digits: they survive upper(), JSON and HTML escapes
 
     def render(guard: _Guard) -> str:
         return render_chat(
             tokenizer,
             _guarded(messages, guard),
-            tools=_guarded(tools, guard),
-            add_generation_prompt=add_generation_prompt,
-            date=date,
-            variables=_guarded(variables, guard),
+            tools=_guarded(options.tools, guard),
+            add_generation_prompt=options.add_generation_prompt,
+            date=options.date,
+            variables=_guarded(options.variables, guard),
         )
 
     names = tokenizer.control_tokens
@@ -173,7 +247,11 @@ def _encode_by_template(
         lambda text, key: names.mark_names(text, mark),
     ]
     wanted = render(guards[-1]).replace(mark, "")
-    rendered = next(made for made in map(render, guards) if made.replace(mark, "") == wanted)
+    return next(made for made in map(render, guards) if made.replace(mark, "") == wanted)
+
+
+def _encode_rendered(tokenizer: Tokenizer, rendered: str, mark: str) -> list[int]:
+    """The token that begins a text comes once, whether the template writes it or the file asks for it."""
     parts: list[str | int] = []
     for part in tokenizer.split(rendered, special=True):
         parts += [part] if isinstance(part, int) else tokenizer.split(part.replace(mark, ""), special=False)

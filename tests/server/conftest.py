@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from llm.tiny_llm import write_tiny_llm
+from llm.tiny_vision import LLAMA4, TEMPLATE, TOKENS, let_see
 from openai import OpenAI
 from server.databases import database as database
 from server.databases import postgres as postgres
@@ -67,9 +68,11 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Starts servers with a configuration of their own; all stop at the end of the module."""
     begun: list[tuple[Running, threading.Thread]] = []
 
-    def run(config: ServerConfig, accounts: Accounts | None = None, name: str = "tiny") -> Running:
+    def run(
+        config: ServerConfig, accounts: Accounts | None = None, name: str = "tiny", llm: LLM | None = None
+    ) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
-        llm = LLM(tiny_path, threads=1, batch=64)
+        llm = llm or LLM(tiny_path, threads=1, batch=64)
         app = create_app(config, LoadedModels({name: llm}), own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
@@ -85,6 +88,16 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert not thread.is_alive()
         running.llm.close()
         running.service.accounts.close()
+
+
+@pytest.fixture(scope="module")
+def seeing(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Running:
+    """A server whose model takes pictures; what it answers does not depend on them."""
+    path = tmp_path_factory.mktemp("models") / "llama4.gguf"
+    write_tiny_llm(path, template=TEMPLATE, control=TOKENS["llama4"], context=2048)
+    llm = LLM(path, threads=1, batch=64)
+    let_see(llm, LLAMA4)
+    return start(ServerConfig(port=0), llm=llm)
 
 
 @pytest.fixture(scope="module")

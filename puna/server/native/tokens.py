@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,12 +9,15 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
-from puna.core import PunaError, SamplingParams
+from puna.core import SamplingParams
 from puna.server.calls import LARGE, Service
-from puna.server.errors import from_puna
+from puna.server.chats import has_images, n_characters
 from puna.server.openai import wire
 from puna.server.openai.fields import Body
-from puna.server.openai.messages import Tool, Turn, as_text_reads, definition, has_images, n_characters
+from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
+from puna.server.served import ServedModel
+
+_Make = Callable[[ServedModel], dict[str, Any]]
 
 
 class Tokenize(Body):
@@ -45,39 +47,43 @@ class Score(Body):
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Puna"])
 
+    async def ask(http: HttpRequest, name: str | None, make: _Make, size: int, param: str) -> dict[str, Any]:
+        """What `make` says, beside the event loop where `size` characters or tokens take it long."""
+        model = name or service.models.default
+        return await service.ask(http, model, make, is_slow=size > LARGE, param=param)
+
     @router.post("/tokenize")
     async def tokenize(body: Tokenize, http: HttpRequest) -> dict[str, Any]:
         """The token ids of a text."""
-        service.authenticate(http)
-        with await _use(service, body.model) as model:
+
+        def encode(model: ServedModel) -> dict[str, Any]:
             bos = None if body.add_special_tokens else False
-            prompt, special = body.prompt, body.parse_special
-            ids = await _tried(lambda: model.tokenizer.encode(prompt, bos=bos, special=special), len(prompt))
+            ids = model.tokenizer.encode(body.prompt, bos=bos, special=body.parse_special)
             return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
+
+        return await ask(http, body.model, encode, len(body.prompt), "prompt")
 
     @router.post("/detokenize")
     async def detokenize(body: Detokenize, http: HttpRequest) -> dict[str, Any]:
         """The text of token ids."""
-        service.authenticate(http)
-        with await _use(service, body.model) as model:
-            ids = body.tokens
-            return {"prompt": await _tried(lambda: model.tokenizer.decode(ids), len(ids), "tokens")}
+
+        def decode(model: ServedModel) -> dict[str, Any]:
+            return {"prompt": model.tokenizer.decode(body.tokens)}
+
+        return await ask(http, body.model, decode, len(body.tokens), "tokens")
 
     @router.post("/apply-template")
     async def apply_template(body: ApplyTemplate, http: HttpRequest) -> dict[str, Any]:
         """The prompt that a conversation becomes: as text to read, and as token ids, which count."""
-        service.authenticate(http)
-        with await _use(service, body.model) as model:
-            turns = [as_text_reads(turn) for turn in body.messages]
-            tools = [definition(tool) for tool in body.tools] if body.tools else None
+        turns = [as_text_reads(turn) for turn in body.messages]
+        tools = [definition(tool) for tool in body.tools] if body.tools else None
 
-            def applied() -> dict[str, Any]:
-                ids = list(model.chat_request(turns, model.default_params, tools=tools).prompt)
-                return {"prompt": model.tokenizer.decode(ids), "tokens": ids}
+        def apply(model: ServedModel) -> dict[str, Any]:
+            ids = list(model.chat_request(turns, model.default_params, tools=tools).prompt)
+            return {"prompt": model.tokenizer.decode(ids), "tokens": ids}
 
-            size = LARGE + 1 if has_images(turns) else n_characters(turns)
-            found: dict[str, Any] = await _tried(applied, size, "messages")
-            return found
+        size = LARGE + 1 if has_images(turns) else n_characters(turns)
+        return await ask(http, body.model, apply, size, "messages")
 
     @router.post("/score")
     async def score(body: Score, http: HttpRequest) -> dict[str, Any]:
@@ -100,18 +106,3 @@ def routes(service: Service) -> APIRouter:
         return {"model": call.model, "tokens": ids, "logprobs": content, "total_logprob": total}
 
     return router
-
-
-async def _use(service: Service, name: str | None) -> Any:
-    try:
-        return await service.models.use(name or service.models.default)
-    except PunaError as error:
-        raise from_puna(error, "model") from None
-
-
-async def _tried(make: Callable[[], Any], size: int, param: str = "prompt") -> Any:
-    """What `make` gives, beside the event loop where `size` characters or tokens take it long."""
-    try:
-        return await asyncio.to_thread(make) if size > LARGE else make()
-    except PunaError as error:
-        raise from_puna(error, param) from None

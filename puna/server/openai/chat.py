@@ -12,27 +12,22 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.core import Request, SamplingParams
-from puna.engine.grammar import Grammar
-from puna.server.calls import LARGE, Call, Choices, Service, choices
+from puna.core import SamplingParams
+from puna.server.calls import Call, Service
+from puna.server.chats import Chat, begin_chat
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
-from puna.server.images import resolved
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.openai.messages import (
-    NamedTool,
     Tool,
     ToolChoice,
     Turn,
     as_text_reads,
-    definition,
-    has_images,
-    n_characters,
+    check_choice,
+    use_of,
 )
-from puna.server.served import ServedModel
-from puna.server.structured import calls_only
 
 
 class ChatRequest(Sampling):
@@ -58,10 +53,7 @@ class ChatRequest(Sampling):
                 "top_logprobs needs logprobs: true, found {value}",
                 {"value": self.logprobs, "field": "top_logprobs"},
             )
-        if self.tool_choice not in (None, "none", "auto") and not self.tools:
-            raise PydanticCustomError(
-                "needs", "tool_choice needs tools, there are none; give some", {"field": "tool_choice"}
-            )
+        check_choice(self.tool_choice, self.tools)
         return self
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
@@ -74,13 +66,6 @@ class ChatRequest(Sampling):
             )
         top = (self.top_logprobs or 0) if self.logprobs else None
         return self.params(defaults, logprobs=top, max_tokens=limits.pop() if limits else None)
-
-    @property
-    def usable_tools(self) -> list[dict[str, Any]] | None:
-        """Definitions of the tools that may be called."""
-        if not self.tools or self.tool_choice == "none":
-            return None
-        return [definition(tool) for tool in self.tools]
 
 
 def routes(service: Service) -> APIRouter:
@@ -101,40 +86,15 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
     n = body.n or 1
     if n > service.config.max_choices:
         raise bad("n", f"n must be at most {service.config.max_choices}, got {n}")
-    service.authenticate(http)  # before anything is fetched for a stranger
-    turns = await resolved(service.config.image_host, [as_text_reads(turn) for turn in body.messages])
-    tools = body.usable_tools
-
-    def make(model: ServedModel) -> list[Choices]:
-        grammar = _grammar(body, model)
-        params = body.sampling(model.default_params)
-
-        def request(chosen: SamplingParams) -> Request:
-            made = model.chat_request(turns, chosen, tools=tools)
-            if grammar is not None:
-                made.grammar = grammar.start()
-            return made
-
-        return [choices(request(params), n, request)]
-
-    is_slow = bool(body.response_format or tools) or has_images(turns) or n_characters(turns) > LARGE
-    return await service.begin(http, "chat", body.model, make, is_slow=is_slow, tools=tools)
-
-
-def _grammar(body: ChatRequest, model: ServedModel) -> Grammar | None:
-    """What the answer is held to. Raises BadValue and Unsupported."""
-    if body.tools and body.tool_choice != "none":
-        choice = body.tool_choice
-        calls = calls_only(
-            model,
-            [tool.model_dump(exclude_none=True) for tool in body.tools],
-            required=choice not in (None, "auto"),
-            named=choice.function.name if isinstance(choice, NamedTool) else None,
-            parallel=body.parallel_tool_calls is not False,
-        )
-        if calls is not None:
-            return calls
-    return None if body.response_format is None else body.response_format.grammar_for(model)
+    chat = Chat(
+        body.model,
+        [as_text_reads(turn) for turn in body.messages],
+        body.sampling,
+        use_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls is not False),
+        form=None if body.response_format is None else body.response_format.grammar_for,
+        n=n,
+    )
+    return await begin_chat(service, http, "chat", chat)
 
 
 def _message(call: Call, found: Whole) -> dict[str, Any]:
@@ -167,7 +127,7 @@ def _completion(call: Call, body: ChatRequest, found: Sequence[Whole]) -> dict[s
         ],
         "usage": wire.usage(call),
         "service_tier": "default",
-        "system_fingerprint": None,
+        "system_fingerprint": wire.FINGERPRINT,
     }
 
 
@@ -175,7 +135,7 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
     """Chunks of the stream; written by hand where there is one for each token."""
     head = (
         f'data: {{"id":"chatcmpl-{call.id}","object":"chat.completion.chunk","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":null,'
+        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":"{wire.FINGERPRINT}",'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
     begun: set[int] = set()

@@ -129,7 +129,7 @@ def _completion(call: Call, body: CompletionRequest, found: Sequence[Whole]) -> 
         "model": call.model,
         "choices": [_choice(call, body, i, answer) for i, answer in enumerate(found)],
         "usage": wire.usage(call),
-        "system_fingerprint": None,
+        "system_fingerprint": wire.FINGERPRINT,
     }
 
 
@@ -153,7 +153,7 @@ def _choice(call: Call, body: CompletionRequest, i: int, answer: Whole) -> dict[
 async def _chunks(call: Call, body: CompletionRequest) -> AsyncIterator[bytes]:
     head = (
         f'data: {{"id":"cmpl-{call.id}","object":"text_completion","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"system_fingerprint":null,'
+        f'"model":{wire.dumps(call.model).decode()},"system_fingerprint":"{wire.FINGERPRINT}",'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
     offsets = [0] * len(call.generations)

@@ -8,6 +8,7 @@ nothing to a model of one's own is ignored, and named in the header `x-puna-igno
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -104,13 +105,16 @@ class Sampling(Body):
             "max_tokens": max_tokens,
             "logprobs": logprobs,
         }
-        chosen = {name: getattr(defaults, name) for name in SamplingParams.__dataclass_fields__}
-        chosen |= {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(**chosen)
+        return changed(defaults, given)
 
     @property
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def changed(defaults: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
+    """The defaults with what is given in their place; None is not given. Raises BadValue."""
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 def token_ids(biases: Mapping[str, float]) -> dict[int, float]:

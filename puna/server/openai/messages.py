@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from puna.server.chats import ToolUse, as_templates_know
 from puna.server.openai.fields import Body
 
 
@@ -114,6 +114,24 @@ class NamedTool(Body):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
+def check_choice(choice: ToolChoice | None, tools: list[Tool] | None) -> None:
+    """Raise PydanticCustomError where a choice asks for calls of no tools."""
+    if choice not in (None, "none", "auto") and not tools:
+        raise PydanticCustomError(
+            "needs", "tool_choice needs tools, there are none; give some", {"field": "tool_choice"}
+        )
+
+
+def use_of(tools: list[Tool] | None, choice: ToolChoice | None, *, parallel: bool = True) -> ToolUse:
+    return ToolUse(
+        [tool.model_dump(exclude_none=True) for tool in tools or ()],
+        may_call=choice != "none",
+        required=choice not in (None, "auto"),
+        named=choice.function.name if isinstance(choice, NamedTool) else None,
+        parallel=parallel,
+    )
+
+
 def as_text_reads(turn: Instruction | FromUser | FromAssistant | FromTool) -> dict[str, Any]:
     """A turn as chat templates know it: plain texts where there are no images, system for developer."""
     plain: dict[str, Any] = {"role": "system" if turn.role == "developer" else turn.role}
@@ -145,15 +163,4 @@ def _part(part: TextPart | ImagePart | RefusalPart) -> dict[str, Any]:
 
 def definition(tool: Tool) -> dict[str, Any]:
     """A tool as chat templates know it."""
-    function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
-    return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
-
-
-def has_images(turns: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether there are pictures to decode in turns as as_text_reads gives them."""
-    return any(isinstance(turn["content"], list) for turn in turns)
-
-
-def n_characters(turns: Sequence[Mapping[str, Any]]) -> int:
-    """Of all texts that are the whole content of a turn."""
-    return sum(len(turn["content"]) for turn in turns if isinstance(turn["content"], str))
+    return as_templates_know(tool.model_dump(exclude_none=True))

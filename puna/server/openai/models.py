@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
+from puna.server.anthropic import models as anthropic
+from puna.server.anthropic.errors import body_of
 from puna.server.calls import Service
 from puna.server.errors import not_found
 from puna.server.served import ModelCard
@@ -14,28 +17,38 @@ from puna.server.served import ModelCard
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["OpenAI"])
+    service.dialects.add("/v1/models", body_of, header=anthropic.HEADER)
 
     @router.get("/v1/models")
     async def models(http: HttpRequest) -> dict[str, Any]:
-        """The models that requests may name."""
+        """The models that requests may name; in Anthropic's shape for its clients."""
         service.authenticate(http)
-        return {"object": "list", "data": [_openai(card) for card in service.models.cards()]}
+        if anthropic.HEADER in http.headers:
+            return anthropic.page(service.models.cards(), http.query_params)
+        return {"object": "list", "data": [listed(card) for card in service.models.cards()]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str, http: HttpRequest) -> dict[str, Any]:
         """One model."""
         service.authenticate(http)
-        for card in service.models.cards():
-            if card.name == name:
-                return _openai(card)
-        raise not_found(
-            f"there is no model {name!r} here; GET /v1/models lists them", "model", "model_not_found"
-        )
+        cards = service.models.cards()
+        if anthropic.HEADER in http.headers:
+            return anthropic.described(find(cards, name))
+        return listed(find(cards, name))
 
     return router
 
 
-def _openai(card: ModelCard) -> dict[str, Any]:
+def find(cards: Sequence[ModelCard], name: str) -> ModelCard:
+    """Raises ApiError 404."""
+    for card in cards:
+        if card.name == name:
+            return card
+    raise not_found(f"there is no model {name!r} here; GET /v1/models lists them", "model", "model_not_found")
+
+
+def listed(card: ModelCard) -> dict[str, Any]:
+    """A model in OpenAI's shape."""
     return {
         "id": card.name,
         "object": "model",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.metadata import version
 from math import isfinite
 from typing import Any
 
@@ -15,11 +15,13 @@ from puna.server.calls import Call, Service
 from puna.server.errors import ApiError, body_of
 from puna.server.generation import Whole
 from puna.server.openai.fields import Sampling, ignored
-from puna.server.sse import Stream
+from puna.server.replies import dumps as dumps
+from puna.server.replies import reply
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall
 
 DONE = b"data: [DONE]\n\n"
+FINGERPRINT = f"puna-{version('puna')}"  # what may change an answer to the same question with the same seed
 _LEAST = -9999.0  # OpenAI's value for a token that is hardly possible; JSON has no infinity
 
 
@@ -76,21 +78,14 @@ async def answer(
     whole: Callable[[Sequence[Whole]], dict[str, Any]],
 ) -> Response:
     """A stream of `chunks`, or the answer at once as `whole` writes it, as the request wants it."""
-    headers = {**call.headers, **ignored(body, await http.json())}
-    if body.stream:
-        return Stream(chunks, call.cancel, stall_s=service.config.stall_timeout, headers=headers)
-    return Response(dumps(whole(await call.answers(http))), 200, headers, "application/json")
+    headers = ignored(body, await http.json())
+    return await reply(
+        service, call, http, is_stream=bool(body.stream), chunks=chunks, whole=whole, headers=headers
+    )
 
 
 def event(data: Any) -> bytes:
     return b"data: " + dumps(data) + b"\n\n"
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def dumps(data: Any) -> bytes:
-    return _encode(data).encode()
 
 
 def error_event(error: ApiError) -> bytes:

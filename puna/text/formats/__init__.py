@@ -75,6 +75,7 @@ def build_prompt(
     add_generation_prompt: bool = True,
     date: date | None = None,
     patches: int = PATCHES,
+    continue_final_message: bool = False,
 ) -> list[int]:
     """Token ids of the prompt for `messages` ({"role", "content", …}), up to where the answer begins.
 
@@ -87,7 +88,8 @@ def build_prompt(
     `tools` are definitions, as OpenAI's API has them, and `tool_style` the form in which the model is told to
     call them, where not the one that its generation was trained on; `builtin_tools` those that it knows
     without definition (brave_search, wolfram_alpha, code_interpreter). `date` is today's, for formats that
-    state one (3.1 and later 3.x); without it they do not.
+    state one (3.1 and later 3.x); without it they do not. With `continue_final_message` the prompt ends with
+    the text of the last message, which chat.check_final has passed.
 
     Raises BadInput for messages that are none, that the format has no place for, or tools that it does not
     know; BadValue where the vocabulary lacks the format's tokens.
@@ -99,9 +101,10 @@ def build_prompt(
         tools=tuple(tools or ()),
         builtin_tools=tuple(builtin_tools),
         tool_style=tool_style,
-        add_generation_prompt=add_generation_prompt,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
         date=date,
         patches=patches,
+        continue_final_message=continue_final_message,
     )
     return tokenizer.encode_parts(build(tokenizer, options), bos=False)
 

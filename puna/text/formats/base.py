@@ -61,6 +61,9 @@ class Options:
     add_generation_prompt: bool
     date: date | None
     patches: int  # tokens of a tile, where pictures are tiles
+    continue_final_message: (
+        bool  # the last message is an answer that was begun: the prompt ends with its text
+    )
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:

@@ -45,9 +45,9 @@ class HeaderFormat:
         parts: Parts = [tokenizer.id(self.bos)]
         for turn in self._with_instructions(options):
             parts += self._message(tokenizer, turn, options)
-        if options.add_generation_prompt:
-            parts += self._header(tokenizer, "assistant")
-        return parts
+        if options.continue_final_message:
+            return parts[:-1]  # without the token that ends the message
+        return parts + self._header(tokenizer, "assistant") if options.add_generation_prompt else parts
 
     def _check(self, options: Options) -> None:
         if self.tool_style is None:
@@ -128,4 +128,6 @@ def chatml(tokenizer: Tokenizer, options: Options) -> Parts:
     parts: Parts = []
     for turn in options.messages:
         parts += [start, f"{turn.role}\n{text_of(turn, options)}", end, "\n"]
+    if options.continue_final_message:
+        return parts[:-2]
     return [*parts, start, "assistant\n"] if options.add_generation_prompt else parts

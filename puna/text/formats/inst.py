@@ -32,7 +32,9 @@ def llama2(tokenizer: Tokenizer, options: Options) -> Parts:
     parts: Parts = []
     for i in range(0, len(texts), 2):
         question = f"[INST] {texts[i].strip()} [/INST]"
-        if i + 1 < len(texts):
+        if options.continue_final_message and i + 2 == len(texts):
+            parts += [_bos(tokenizer), f"{question} {texts[i + 1].lstrip()}"]
+        elif i + 1 < len(texts):
             answered = f"{question} {texts[i + 1].strip()} "
             parts += [_bos(tokenizer), answered, _eos(tokenizer)]
         else:
@@ -54,6 +56,9 @@ def steps(tokenizer: Tokenizer, options: Options) -> Parts:
         if text:
             parts.append(f"\n\n {text.strip()}")
         parts.append(step)
+    if options.continue_final_message:
+        begun = f"\n\n {texts[-1].lstrip()}"
+        return [*parts[:-3], " Source: assistant\nDestination: user", begun]
     if options.add_generation_prompt:
         parts += [" Source: assistant\nDestination: user", "\n\n "]
     return parts

@@ -1,0 +1,131 @@
+"""A chat request in no API's words, and the call that it becomes. Every API translates to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+
+from puna.core import Request, SamplingParams
+from puna.engine.grammar import Grammar
+from puna.server.calls import LARGE, Call, Choices, Service, choices
+from puna.server.images import resolved
+from puna.server.served import ServedModel
+from puna.server.structured import calls_only
+
+Turns = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Which tools there are, in OpenAI's form with "strict", and how an answer may call them."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    may_call: bool = True  # otherwise the model does not even get to see them
+    required: bool = False
+    named: str | None = None  # the one to call, where it is required
+    parallel: bool = True
+
+    @property
+    def shown(self) -> list[dict[str, Any]] | None:
+        """The tools as chat templates know them; None where there is nothing to call."""
+        return [as_templates_know(tool) for tool in self.tools] if self.tools and self.may_call else None
+
+    def grammar_for(self, model: ServedModel) -> Grammar | None:
+        """What holds answers to it; None where they are free. Raises BadValue and Unsupported."""
+        if not self.tools or not self.may_call:
+            return None
+        return calls_only(model, self.tools, required=self.required, named=self.named, parallel=self.parallel)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """`turns` are messages as chat templates know them, with images as image_url parts (server/images.py);
+    `form` is the grammar of the answer, where no call takes its place.
+    """
+
+    model: str
+    turns: Turns
+    sampling: Callable[[SamplingParams], SamplingParams]  # from the model's defaults
+    use: ToolUse = ToolUse()
+    form: Callable[[ServedModel], Grammar | None] | None = None
+    n: int = 1
+    continues: bool = False  # the last turn is an answer that was begun, and goes on
+    ends_with_context: bool = False  # max_tokens may be more than there is room for: then that is the most
+
+    async def with_images(self, service: Service, http: HttpRequest) -> Chat:
+        """The same with remote images fetched: for nobody without a key. Raises ApiError."""
+        service.authenticate(http)
+        return replace(self, turns=await resolved(service.config.image_host, self.turns))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether to make the request may take longer than others should wait."""
+        has_grammar = self.form is not None or bool(self.use.tools and self.use.may_call)
+        return has_grammar or has_images(self.turns) or n_characters(self.turns) > LARGE
+
+    def request(self, model: ServedModel, params: SamplingParams) -> Request:
+        """The prompt, for one choice. Raises BadInput."""
+        return model.chat_request(
+            self.turns, params, tools=self.use.shown, continue_final_message=self.continues
+        )
+
+    def choices(self, model: ServedModel) -> Choices:
+        """All that the engine is asked for. Raises BadInput."""
+        grammar = self.use.grammar_for(model)
+        if grammar is None and self.form is not None:
+            grammar = self.form(model)
+        params = self.sampling(model.default_params)
+
+        def request(chosen: SamplingParams) -> Request:
+            made = self.request(model, chosen)
+            if grammar is not None:
+                made.grammar = grammar.start()
+            if self.ends_with_context and chosen.max_tokens is not None:
+                room = min(model.context, model.cache_tokens) - len(made.prompt)
+                made.params = replace(chosen, max_tokens=max(1, min(room, chosen.max_tokens)))
+            return made
+
+        return choices(request(params), self.n, request)
+
+
+async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: Chat) -> Call:
+    """Start it. Raises ApiError."""
+    chat = await chat.with_images(service, http)
+    return await service.begin(
+        http,
+        endpoint,
+        chat.model,
+        lambda model: [chat.choices(model)],
+        is_slow=chat.is_slow,
+        tools=chat.use.shown,
+        parallel=chat.use.parallel,
+    )
+
+
+async def n_prompt_tokens(service: Service, http: HttpRequest, chat: Chat) -> int:
+    """Tokens of the prompt that begin_chat() would make. Raises ApiError."""
+    chat = await chat.with_images(service, http)
+
+    def count(model: ServedModel) -> int:
+        return len(chat.request(model, chat.sampling(model.default_params)).prompt)
+
+    return await service.ask(http, chat.model, count, is_slow=chat.is_slow)
+
+
+def as_templates_know(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool in OpenAI's form, with all that templates read of it and nothing else."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
+
+
+def has_images(turns: Turns) -> bool:
+    """Whether there are pictures to decode."""
+    return any(isinstance(turn["content"], list) for turn in turns)
+
+
+def n_characters(turns: Turns) -> int:
+    """Of all texts that are the whole content of a turn."""
+    return sum(len(turn["content"]) for turn in turns if isinstance(turn["content"], str))

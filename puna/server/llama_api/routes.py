@@ -1,0 +1,80 @@
+"""/llama/v1/chat/completions, /models, and what there is no answer to here: /moderations and /uploads."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from puna.server.calls import Service
+from puna.server.chats import Chat, begin_chat
+from puna.server.errors import ApiError, not_found
+from puna.server.llama_api.fields import ChatRequest, Moderation, Upload
+from puna.server.llama_api.wire import completion, events
+from puna.server.openai.fields import ignored
+from puna.server.openai.messages import as_text_reads, use_of
+from puna.server.openai.models import find, listed
+from puna.server.replies import reply
+
+PREFIX = "/llama/v1"
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix=PREFIX, tags=["Llama API"])
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
+        """Answer a conversation, at once or as a stream."""
+        form = body.response_format
+        chat = Chat(
+            body.model,
+            [as_text_reads(turn) for turn in body.messages],
+            body.sampling,
+            use_of(body.tools, body.tool_choice),
+            form=None if form is None else form.grammar_for,
+        )
+        call = await begin_chat(service, http, "llama/chat", chat)
+        return await reply(
+            service,
+            call,
+            http,
+            is_stream=bool(body.stream),
+            chunks=events(call),
+            whole=lambda found: completion(call, found[0]),
+            headers=ignored(body, await http.json()),
+        )
+
+    @router.get("/models")
+    async def models(http: HttpRequest) -> dict[str, Any]:
+        """The models that requests may name."""
+        service.authenticate(http)
+        return {"data": [listed(card) for card in service.models.cards()]}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str, http: HttpRequest) -> dict[str, Any]:
+        """One model."""
+        service.authenticate(http)
+        return listed(find(service.models.cards(), name))
+
+    @router.post("/moderations", response_model=None)
+    async def moderations(body: Moderation, http: HttpRequest) -> NoReturn:
+        """Not served: no guard model can be asked through this API."""
+        service.authenticate(http)
+        raise not_found(
+            "this server has no guard model to judge messages by; ask another one", "model", "model_not_found"
+        )
+
+    @router.post("/uploads", response_model=None)
+    async def uploads(body: Upload, http: HttpRequest) -> NoReturn:
+        """Not served: images come in messages, as data URLs."""
+        service.authenticate(http)
+        raise ApiError(
+            501,
+            "this server keeps no uploads of the Llama API; send an image in its message, as "
+            "data:image/…;base64,…",
+            code="not_implemented",
+        )
+
+    return router
