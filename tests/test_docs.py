@@ -68,7 +68,7 @@ def at_a_server(
     def url() -> str:
         if not begun:
             home = {**environment, "PUNA_HOME": str(tmp_path_factory.mktemp("home"))}
-            model = str(store.find("smollm2"))
+            model = str(store.resolve("smollm2"))
             command = [sys.executable, "-m", "puna", "serve", model, "--name", "smollm2", "--port", "0"]
             server = subprocess.Popen(command, env=home, stderr=subprocess.PIPE, text=True)
             assert server.stderr is not None

@@ -1,4 +1,5 @@
-"""Serve models over HTTP: chat and text completions, as clients of OpenAI's API ask for them.
+"""Serve models over HTTP: chats and text completions, as clients of OpenAI's, Anthropic's and Meta's APIs ask
+for them (docs/api.md).
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from puna.server.served import Models
     from puna.server.tenants.accounts import Accounts
 
-HELP = "serve models over HTTP to clients of OpenAI's API"
+HELP = "serve models over HTTP to clients of OpenAI's, Anthropic's and Meta's APIs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -354,12 +354,8 @@ class LLM:
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        is_begun = continue_final_message
-        options: dict[str, Any] = {
-            "tools": tools,
-            "chat_format": self.chat_format,
-            "continue_final_message": is_begun,
-        }
+        options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
+        options["continue_final_message"] = is_begun = continue_final_message
         if not has_parts(turns):
             ids = encode_chat(self.tokenizer, turns, **options)
             return self._request_of(ids, params, continuing=is_begun)

@@ -87,20 +87,10 @@ def encode_chat(
     builtin_tools, tools = _names_apart(tools)
     if chat_format is None and tokenizer.chat_template is not None:
         if builtin_tools:
-            if "builtin_tools" not in tokenizer.chat_template:
-                raise BadInput(
-                    f"this model's chat template knows no builtin tools, found {builtin_tools[0]!r:.80}; "
-                    "define it among the tools"
-                )
+            _check_builtin_tools(tokenizer.chat_template, builtin_tools)
             variables = {**(variables or {}), "builtin_tools": builtin_tools}
-        options = _Options(tools, add_generation_prompt, date, variables)
-        encode = _encode_open if continue_final_message else _encode_by_template
-        if not any(_is_image(part) for message in messages for part in _parts(message)):
-            return encode(tokenizer, messages, options)
-        from puna.text.formats.images import PATCHES, expand_images
-
-        plain, grids = _without_grids(messages)
-        return expand_images(tokenizer, encode(tokenizer, plain, options), grids, patches=patches or PATCHES)
+        options = _Options(tools, add_generation_prompt, date, variables, continue_final_message)
+        return _encode_with_images(tokenizer, messages, options, patches)
     if variables:
         raise BadInput(
             f"variables are for a file's chat template, found {', '.join(variables)} for a prompt without "
@@ -120,6 +110,14 @@ def encode_chat(
         patches=patches or PATCHES,
         continue_final_message=continue_final_message,
     )
+
+
+def _check_builtin_tools(template: str, names: Sequence[str]) -> None:
+    if "builtin_tools" not in template:
+        raise BadInput(
+            f"this model's chat template knows no builtin tools, found {names[0]!r:.80}; define it among the "
+            "tools"
+        )
 
 
 def check_final(messages: Sequence[Message]) -> None:
@@ -183,9 +181,25 @@ class _Options:
     add_generation_prompt: bool
     date: date | None
     variables: Mapping[str, Any] | None
+    continue_final_message: bool
+
+
+def _encode_with_images(
+    tokenizer: Tokenizer, messages: Sequence[Message], options: _Options, patches: int | None
+) -> list[int]:
+    """By the file's template, which writes one token for each picture."""
+    if not any(_is_image(part) for message in messages for part in _parts(message)):
+        return _encode_by_template(tokenizer, messages, options)
+    from puna.text.formats.images import PATCHES, expand_images
+
+    plain, grids = _without_grids(messages)
+    ids = _encode_by_template(tokenizer, plain, options)
+    return expand_images(tokenizer, ids, grids, patches=patches or PATCHES)
 
 
 def _encode_by_template(tokenizer: Tokenizer, messages: Sequence[Message], options: _Options) -> list[int]:
+    if options.continue_final_message:
+        return _encode_open(tokenizer, messages, options)
     mark = _random_digits()
     return _encode_rendered(tokenizer, _render_marked(tokenizer, messages, options, mark), mark)
 

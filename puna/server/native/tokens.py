@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -46,11 +47,7 @@ class Score(Body):
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Puna"])
-
-    async def ask(http: HttpRequest, name: str | None, make: _Make, size: int, param: str) -> dict[str, Any]:
-        """What `make` says, beside the event loop where `size` characters or tokens take it long."""
-        model = name or service.models.default
-        return await service.ask(http, model, make, is_slow=size > LARGE, param=param)
+    ask = partial(_ask, service)
 
     @router.post("/tokenize")
     async def tokenize(body: Tokenize, http: HttpRequest) -> dict[str, Any]:
@@ -106,3 +103,11 @@ def routes(service: Service) -> APIRouter:
         return {"model": call.model, "tokens": ids, "logprobs": content, "total_logprob": total}
 
     return router
+
+
+async def _ask(
+    service: Service, http: HttpRequest, name: str | None, make: _Make, size: int, param: str
+) -> dict[str, Any]:
+    """What `make` says, beside the event loop where `size` characters or tokens take it long."""
+    model = name or service.models.default
+    return await service.ask(http, model, make, is_slow=size > LARGE, param=param)
