@@ -21,7 +21,9 @@ from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.native import admin, operations, tokens
-from puna.server.openai import chat, completions, models
+from puna.server.openai import chat, completions, files, models
+from puna.server.openai.responses import conversations
+from puna.server.openai.responses import routes as responses
 from puna.server.served import Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
@@ -46,7 +48,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin):
+    for part in (chat, completions, responses, conversations, files, models, tokens, operations, admin):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)

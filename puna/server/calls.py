@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from uuid import uuid4
@@ -25,6 +26,8 @@ from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.metrics import Metrics
 from puna.server.served import Models, ModelUse, ServedModel
 from puna.server.sse import when_gone
+from puna.server.storage.database import data_folder
+from puna.server.storage.files import Files
 from puna.server.tenants.accounts import Account, Accounts
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
@@ -44,6 +47,13 @@ class Service:
         self.accounts = accounts
         self.metrics = Metrics()
         self.dialects = Dialects()
+        self.files = Files(
+            accounts.database,
+            Path(config.files_folder) if config.files_folder else data_folder() / "files",
+            max_bytes=config.max_file_mb << 20,
+            quota_bytes=config.file_quota_mb << 20,
+            keep=timedelta(days=config.keep_stored_days),
+        )
         self.calls: set[Call] = set()
         self.is_draining = False
 

@@ -5,12 +5,36 @@ A message never names a path of this machine: only parts made here reach the mod
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from puna.server.errors import bad
+from puna.server.errors import bad, not_found
+from puna.server.storage.files import Files
 
 ReadFile = Callable[[str, str], Awaitable[bytes]]  # the id of an uploaded file, and the field that names it
+
+_PURPOSES = ("vision", "user_data")  # of files that may be shown to a model
+_MOST_BYTES = 20 << 20
+
+
+def uploaded(files: Files, tenant: str) -> ReadFile:
+    """Reads pictures that a tenant has uploaded; raises ApiError."""
+
+    def read(id: str, where: str) -> bytes:
+        file = files.find(tenant, id)
+        if file is None:
+            raise not_found(f"there is no file {id!r}", where, "file_not_found")
+        if file.purpose not in _PURPOSES:
+            raise bad(where, f"an image must be a file with purpose vision, {id} has {file.purpose!r}")
+        if file.n_bytes > _MOST_BYTES:
+            raise bad(where, f"an image may have {_MOST_BYTES:,} bytes, {id} has {file.n_bytes:,}")
+        return files.path(file.id).read_bytes()
+
+    async def read_beside(id: str, where: str) -> bytes:
+        return await asyncio.to_thread(read, id, where)
+
+    return read_beside
 
 
 async def resolved(

@@ -11,7 +11,25 @@ from puna.server.errors import ApiError
 
 _MOST = 80  # characters shown of a value
 # pydantic names the form of a message or part that it tried, which is no field
-_FORMS = frozenset({"system", "developer", "user", "assistant", "tool", "text", "image_url", "refusal"})
+_FORMS = frozenset(
+    {
+        "system",
+        "developer",
+        "user",
+        "assistant",
+        "tool",
+        "text",
+        "image_url",
+        "refusal",
+        "message",
+        "function_call",
+        "function_call_output",
+        "item_reference",
+        "input_text",
+        "input_image",
+        "output_text",
+    }
+)
 
 
 def explained(error: RequestValidationError) -> ApiError:

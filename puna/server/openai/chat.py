@@ -17,7 +17,7 @@ from puna.engine.grammar import Grammar
 from puna.server.calls import LARGE, Call, Choices, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
-from puna.server.images import resolved
+from puna.server.images import resolved, uploaded
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
@@ -101,8 +101,9 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
     n = body.n or 1
     if n > service.config.max_choices:
         raise bad("n", f"n must be at most {service.config.max_choices}, got {n}")
-    service.authenticate(http)  # before anything is fetched for a stranger
-    turns = await resolved(service.config.image_host, [as_text_reads(turn) for turn in body.messages])
+    account = service.authenticate(http)  # before anything is fetched for a stranger
+    files = uploaded(service.files, account.tenant)
+    turns = await resolved(service.config.image_host, [as_text_reads(turn) for turn in body.messages], files)
     tools = body.usable_tools
 
     def make(model: ServedModel) -> list[Choices]:

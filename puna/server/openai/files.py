@@ -16,7 +16,7 @@ from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, from_puna, not_found
 from puna.server.openai.lists import Order, listed
 from puna.server.openai.uploads import receive
-from puna.server.storage.files import StoredFile, TooMuch
+from puna.server.storage.files import StoredFile
 
 PURPOSES = ("batch", "vision", "user_data")
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -41,10 +41,8 @@ def routes(service: Service) -> APIRouter:
                 kept = await asyncio.to_thread(arriving.keep, key_id, name, purpose, keep)
             finally:
                 await asyncio.to_thread(arriving.close)
-        except TooMuch as error:
-            raise ApiError(413, str(error), param="file", code="file_too_large") from None
         except PunaError as error:
-            raise from_puna(error, "file") from error
+            raise from_puna(error, "file") from None
         return kept.to_json()
 
     @router.get("/v1/files")

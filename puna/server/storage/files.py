@@ -6,7 +6,6 @@ owns. A content is whole and on the disk before its row is there.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,15 +16,11 @@ from uuid import uuid4
 from sqlalchemy import Connection, delete, func, insert, select
 
 from puna.core import BadInput, DiskFull, WorkFailed
-from puna.server.errors import bad, not_found
-from puna.server.images import ReadFile
 from puna.server.storage.database import Database
 from puna.server.storage.pages import page
 from puna.server.storage.tables import batches, files
 
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")  # of batches
-PICTURES = ("vision", "user_data")  # purposes of files that requests may show to a model
-MOST_PICTURE = 20 << 20  # bytes
 _ORPHAN_S = 3600  # a content without a row is left alone for so long: its upload may be under way
 
 
@@ -62,7 +57,7 @@ class StoredFile:
 
 
 class Files:
-    """The files of a server. Blocks, but for `reader`; safe in any thread."""
+    """The files of a server. Blocks; safe in any thread."""
 
     def __init__(
         self, database: Database, folder: Path, *, max_bytes: int, quota_bytes: int, keep: timedelta
@@ -88,8 +83,8 @@ class Files:
         total = self._arriving.get(tenant, 0) + n_bytes
         if n_bytes > 0 and used + total > self._quota:
             raise TooMuch(
-                f"all files of a tenant may have {self._quota:,} bytes, {used:,} are used and this one is too "
-                "much; delete some (the operator sets file_quota_mb)"
+                f"all files of a tenant may have {self._quota:,} bytes, {used:,} are used and this one is "
+                "too much; delete some (the operator sets file_quota_mb)"
             )
         self._arriving[tenant] = total
         if not total:
@@ -122,7 +117,7 @@ class Files:
             raise disk_error(self._folder, error) from error
 
     def add(self, file: StoredFile, key_id: str) -> None:
-        """A row for a content that is there. Raises TooMuch where others came first, and drops the content."""
+        """A row for a content that is there. Where others came first, drops it and raises TooMuch."""
         with self._database.write() as connection:
             insert_row(connection, file, key_id)
         if self._used(file.tenant) > self._quota:
@@ -184,24 +179,6 @@ class Files:
             if path.name.startswith("file-") and path.name not in known and is_old:
                 path.unlink(missing_ok=True)
 
-    def reader(self, tenant: str) -> ReadFile:
-        """Reads pictures of a tenant; its errors are the client's."""
-
-        async def read(id: str, where: str) -> bytes:
-            return await asyncio.to_thread(self._read_picture, tenant, id, where)
-
-        return read
-
-    def _read_picture(self, tenant: str, id: str, where: str) -> bytes:
-        file = self.find(tenant, id)
-        if file is None:
-            raise not_found(f"there is no file {id!r}", where, "file_not_found")
-        if file.purpose not in PICTURES:
-            raise bad(where, f"an image must be a file with purpose vision, {id} has {file.purpose!r}")
-        if file.n_bytes > MOST_PICTURE:
-            raise bad(where, f"an image may have {MOST_PICTURE:,} bytes, {id} has {file.n_bytes:,}")
-        return self.path(file.id).read_bytes()
-
 
 class Upload:
     """A file that is arriving. Write, then keep; close in any case."""
@@ -261,4 +238,3 @@ def disk_error(path: Path, error: OSError) -> DiskFull | WorkFailed:
 
 def _file(row: Any) -> StoredFile:
     return StoredFile(**{field: getattr(row, field) for field in StoredFile.__slots__})
-

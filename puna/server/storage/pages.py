@@ -17,7 +17,7 @@ def page(
     *,
     is_rising: bool,
 ) -> tuple[list[Any], bool]:
-    """At most `limit` rows of `query` behind the row `after` (None: from the beginning) -> rows, are there more.
+    """At most `limit` rows behind the row `after` (None: from the beginning) -> rows, are there more.
 
     `order` are columns that tell any two rows apart; `after` has them by name.
     """

@@ -137,7 +137,7 @@ def history(database: Database, tenant: str, id: str) -> list[Item] | None:
 def input_page(
     database: Database, tenant: str, id: str, after: str | None, limit: int, *, is_rising: bool
 ) -> tuple[list[Item], bool] | None:
-    """A page of the items that a response was given itself; None where the response or `after` is not there."""
+    """A page of what a response was given itself; None where the response or `after` is not there."""
     items = response_items
     mine = select(items).where(items.c.response_id == id, ~items.c.is_output)
     with database.read() as connection:
@@ -154,7 +154,7 @@ def input_page(
 
 
 def referred(database: Database, tenant: str, ids: Sequence[str]) -> dict[str, Item]:
-    """The items with these ids, of responses and conversations alike; those that are not there are missing."""
+    """The items with these ids, of responses and conversations alike, as far as they are there."""
     made, said = response_items, conversation_items
     with database.read() as connection:
         found: dict[str, Item] = {}

@@ -1,8 +1,8 @@
 """The tables. A change here needs a step in migrations/versions/, which a test compares with this file.
 
 Times are UTC, to the microsecond. Ids that clients see (file-…, batch_…, resp_…, conv_…) are primary keys;
-`tenant` says whose a thing is, `key_id` who made it; both are empty without a key. `key_id` is no foreign key:
-the ledger has to take a row whatever has become of its key.
+`tenant` says whose a thing is, `key_id` who made it; both are empty without a key. `key_id` is no foreign
+key: the ledger has to take a row whatever has become of its key.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from puna.core import Request, SamplingParams
 from puna.server.calls import LARGE, Service
 from puna.server.errors import bad, not_found
-from puna.server.images import resolved
+from puna.server.images import resolved, uploaded
 from puna.server.openai.messages import has_images, n_characters
 from puna.server.openai.responses.items import Item, check_results, kept_items, references, turns
 from puna.server.openai.responses.request import Context
@@ -47,7 +47,7 @@ async def read(service: Service, account: Account, body: Context) -> Reading:
     plain = turns(body.instructions, items)
     if not items:
         raise bad("input", "input must have at least one item, found none")
-    files = service.files.reader(account.tenant)
+    files = uploaded(service.files, account.tenant)
     return Reading(given, await resolved(service.config.image_host, plain, files, where="input"))
 
 

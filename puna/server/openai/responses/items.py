@@ -114,8 +114,8 @@ InputItem = Annotated[
     Discriminator(
         _form,
         custom_error_type="unknown_item",
-        custom_error_message="an item must be a message (with a role), function_call, function_call_output or "
-        "item_reference",
+        custom_error_message="an item must be a message (with a role), function_call, "
+        "function_call_output or item_reference",
     ),
 ]
 KeptItem = Message | FunctionCall | FunctionCallOutput

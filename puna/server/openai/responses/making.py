@@ -38,7 +38,8 @@ class Making:
 
     async def events(self) -> AsyncIterator[Event]:
         """All events; raises ApiError where the answer breaks off."""
-        writer, finish = self._writer, "stop"
+        writer = self._writer
+        finish: Finish = "stop"
         for event in writer.begin():
             yield event
         async for piece in self.call.pieces():

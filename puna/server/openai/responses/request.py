@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from puna.core import SamplingParams
@@ -92,19 +92,14 @@ class Context(Body):
     text: Text | None = None
     truncation: str | None = None
 
-    @field_validator("truncation")
-    @classmethod
-    def _never_cuts(cls, value: str | None) -> str | None:
-        if value not in (None, "disabled"):
+    @model_validator(mode="after")
+    def _context_goes_together(self) -> Context:
+        if self.truncation not in (None, "disabled"):
             raise PydanticCustomError(
                 "unsupported",
                 "truncation must be 'disabled', found {value}; this server never cuts a conversation",
-                {"value": repr(value)},
+                {"value": repr(self.truncation), "field": "truncation"},
             )
-        return value
-
-    @model_validator(mode="after")
-    def _context_goes_together(self) -> Context:
         if self.previous_response_id is not None and self.conversation is not None:
             raise PydanticCustomError(
                 "needs",
