@@ -17,11 +17,12 @@ from starlette.responses import JSONResponse, Response
 
 from puna.core import PunaError
 from puna.server import guard
+from puna.server.batches.runner import Runner
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.native import admin, operations, tokens
-from puna.server.openai import chat, completions, files, models
+from puna.server.openai import batches, chat, completions, files, models
 from puna.server.openai.responses import conversations
 from puna.server.openai.responses import routes as responses
 from puna.server.served import Models
@@ -37,8 +38,10 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runner.start()
         yield
         service.is_draining = True
+        await runner.close()
 
     app = FastAPI(
         title="Puna",
@@ -48,8 +51,12 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, responses, conversations, files, models, tokens, operations, admin):
-        app.include_router(part.routes(service))
+    runner = Runner(app, service)
+    parts = (chat, completions, responses, conversations, files, models, tokens, operations, admin)
+    routers = [part.routes(service) for part in parts]
+    paths = frozenset(getattr(route, "path", "") for router in routers for route in router.routes)
+    for router in (*routers, batches.routes(service, runner, paths)):
+        app.include_router(router)
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)
     if config.cors_origin:

@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request, SamplingParams
+from puna.server.batches.inside import BatchLine, line_of
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, Dialects, from_puna, from_results, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
@@ -59,6 +60,8 @@ class Service:
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
         """Whose request this is. Raises ApiError 401 or 403."""
+        if (line := line_of(http)) is not None:
+            return self.accounts.of_key(line.key_id)
         return self.accounts.authenticate(_key_of(http), scope)
 
     def check_room(self) -> None:
@@ -100,7 +103,7 @@ class Service:
             use = await self.models.use(model)
         except PunaError as error:
             raise from_puna(error, "model") from None
-        call = Call(self, endpoint, account, use)
+        call = Call(self, endpoint, account, use, line_of(http))
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
@@ -140,8 +143,15 @@ def check_length(model: ServedModel, request: Request, param: str) -> None:
 class Call:
     """One request of a client that is being answered."""
 
-    def __init__(self, service: Service, endpoint: str, account: Account, use: ModelUse) -> None:
-        self.id = uuid4().hex
+    def __init__(
+        self,
+        service: Service,
+        endpoint: str,
+        account: Account,
+        use: ModelUse,
+        line: BatchLine | None = None,
+    ) -> None:
+        self.id = uuid4().hex if line is None else line.request_id
         self.created = int(datetime.now(UTC).timestamp())
         self.endpoint = endpoint
         self.account = account
@@ -153,6 +163,7 @@ class Call:
         self._prompts: list[list[Generation]] = []
         self._service = service
         self._use = use
+        self._line = line
         self._lease: Lease | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_settled = False
@@ -166,7 +177,9 @@ class Call:
         self._lease = self.account.admit(n_prompt, n_answers)
         for requests in prompts:
             self._prompts.append([])
-            for request in requests:
+            for i, request in enumerate(requests):
+                if self._line is not None:  # the place to give lines of batches a lower priority, too
+                    request.params = self._line.seeded(request.params, i)
                 generation = Generation(self.served.submit(request), tools)
                 self._prompts[-1].append(generation)
                 self.generations.append(generation)
@@ -278,7 +291,8 @@ class Call:
         usage = self._usage(status)
         self._release(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens)
         self._service.metrics.count(usage, self.generations)
-        await self._service.accounts.record(usage)
+        if self._line is None or status != "cancelled":
+            await self._service.accounts.record(usage)
 
     def _release(self, n_prompt: int, n_output: int) -> None:
         """Give back room, model and what the answer did not use of the limits."""

@@ -7,6 +7,7 @@ owns. A content is whole and on the disk before its row is there.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,10 +95,11 @@ class Files:
         """Where the content of a row's id lies."""
         return self._folder / id
 
-    def open_part(self, id: str) -> BinaryIO:
+    def open_part(self, id: str, *, is_ours: bool = False) -> BinaryIO:
+        """Where a content is written before it is whole. Raises DiskFull and WorkFailed."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return open(self._folder / f"{id}.part", "xb")
+            return open(self._folder / f"{id}.part", "wb" if is_ours else "xb")
         except OSError as error:
             raise disk_error(self._folder, error) from error
 
@@ -115,6 +117,19 @@ class Files:
                 os.close(folder)
         except OSError as error:
             raise disk_error(self._folder, error) from error
+
+    def write(self, id: str, chunks: Iterable[bytes]) -> None:
+        """A content of ours, in place of what an earlier attempt left. Raises DiskFull and WorkFailed."""
+        part = self.open_part(id, is_ours=True)
+        try:
+            for chunk in chunks:
+                part.write(chunk)
+        except OSError as error:
+            raise disk_error(self._folder, error) from error
+        else:
+            self.complete(id, part)
+        finally:
+            part.close()
 
     def add(self, file: StoredFile, key_id: str) -> None:
         """A row for a content that is there. Where others came first, drops it and raises TooMuch."""

@@ -45,8 +45,13 @@ def save(
     response: Mapping[str, Any],
     created_at: datetime,
     given: Sequence[Item],
-) -> None:
-    """Keep a response, as clients get it, and the items it was given."""
+) -> bool:
+    """Keep a response, as clients get it, and the items it was given -> whether it is new.
+
+    The same line of a batch that is run again replaces what it gave the first time.
+    """
+    same = (responses.c.id == response["id"]) & (responses.c.tenant == tenant)
+    is_new = connection.execute(delete(responses).where(same)).rowcount == 0
     conversation = response["conversation"]
     row = {
         "id": response["id"],
@@ -60,6 +65,7 @@ def save(
     connection.execute(insert(responses), row)
     _add_items(connection, response["id"], 0, given, is_output=False)
     _add_items(connection, response["id"], len(given), response["output"], is_output=True)
+    return is_new
 
 
 def finish(connection: Connection, response: Mapping[str, Any], n_given: int) -> bool:

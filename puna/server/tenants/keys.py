@@ -86,6 +86,7 @@ class Keys:
         self._now = now
         self._lock = threading.Lock()
         self._known: Mapping[bytes, Sequence[tuple[bytes, Key]]] = {}  # by the first bytes of digests
+        self._by_id: Mapping[str, Key] = {}
         self._seen: tuple[int, int] | None = None  # keys and revoked ones when they were read
         self._read_at: float | None = None
         self._closing = threading.Event()
@@ -153,10 +154,7 @@ class Keys:
 
     def find(self, secret: str) -> Key | None:
         """The active key that this is, or None. Raises DatabaseUnavailable once nothing recent is known."""
-        if self._thread is None and self._age() > self._refresh_s:
-            self._try_refresh()
-        if self._age() > self._stale_s:
-            raise DatabaseUnavailable("the database of API keys does not answer; try again later")
+        self._check_age()
         digest = _digest(secret)
         # The place in the table tells nothing of a key, only of its digest's first bytes; the rest of the
         # digest is compared in constant time.
@@ -164,6 +162,18 @@ class Keys:
             if hmac.compare_digest(stored, digest) and key.state(self._now()) == "active":
                 return key
         return None
+
+    def find_id(self, id: str) -> Key | None:
+        """The active key with this id, or None. Raises DatabaseUnavailable once nothing recent is known."""
+        self._check_age()
+        key = self._by_id.get(id)
+        return key if key is not None and key.state(self._now()) == "active" else None
+
+    def _check_age(self) -> None:
+        if self._thread is None and self._age() > self._refresh_s:
+            self._try_refresh()
+        if self._age() > self._stale_s:
+            raise DatabaseUnavailable("the database of API keys does not answer; try again later")
 
     def watch(self) -> None:
         """Read the keys, and go on reading in a thread until close(). Raises DatabaseUnavailable."""
@@ -186,6 +196,7 @@ class Keys:
                 if seen != self._seen:  # keys are never changed otherwise, nor deleted
                     rows = connection.execute(select(table)).all()
                     self._known = _by_digest(rows)
+                    self._by_id = {key.id: key for same in self._known.values() for _, key in same}
                     self._seen = (len(rows), sum(row.revoked_at is not None for row in rows))
             self._read_at = began_at
 

@@ -83,14 +83,15 @@ class Making:
 
     def _keep(self, response: dict[str, Any]) -> None:
         body, account, given = self._body, self.call.account, self._reading.given
+        is_new = True
         with self._database.write() as connection:
             if body.background:
                 responses.finish(connection, response, len(given))
             elif body.store is not False:
                 created = datetime.fromtimestamp(self.call.created, UTC)
                 key_id = account.key_id or ""
-                responses.save(connection, account.tenant, key_id, response, created, given)
-            if body.conversation_id is not None:
+                is_new = responses.save(connection, account.tenant, key_id, response, created, given)
+            if is_new and body.conversation_id is not None:
                 items = [*given, *response["output"]]
                 conversations.add(connection, account.tenant, body.conversation_id, items, is_limited=False)
 

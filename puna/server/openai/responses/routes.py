@@ -63,6 +63,11 @@ def routes(service: Service) -> APIRouter:
         found = {"object": "response.input_tokens", "input_tokens": len(request.prompt)}
         return _json(found, ignored(body, await http.json()))
 
+    @router.post("/v1/responses/compact", include_in_schema=False)
+    async def compact(http: HttpRequest) -> None:
+        """OpenAI's models shorten conversations by themselves; these cannot."""
+        raise not_found("this server compacts no conversations; send the items that matter")
+
     @router.get("/v1/responses/{id}")
     async def retrieve(id: str, http: HttpRequest, stream: bool | None = None) -> dict[str, Any]:
         """A response that was stored."""
