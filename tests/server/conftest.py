@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -41,8 +41,8 @@ class Running:
         service: Service = self.app.state.service
         return service
 
-    def openai(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+    def openai(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def post(self, path: str, body: object) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60)
@@ -67,9 +67,11 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Starts servers with a configuration of their own; all stop at the end of the module."""
     begun: list[tuple[Running, threading.Thread]] = []
 
-    def run(config: ServerConfig, accounts: Accounts | None = None) -> Running:
+    def run(config: ServerConfig, accounts: Accounts | None = None, path: Path | None = None) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
-        llm = LLM(tiny_path, threads=1, batch=64)
+        if not config.files_folder:
+            config = replace(config, files_folder=str(tmp_path_factory.mktemp("stored") / "files"))
+        llm = LLM(path or tiny_path, threads=1, batch=64)
         app = create_app(config, LoadedModels({"tiny": llm}), own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
