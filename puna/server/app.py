@@ -51,7 +51,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    runner = Runner(app, service)
+    app.state.runner = runner = Runner(app, service)
     parts = (chat, completions, responses, conversations, files, models, tokens, operations, admin)
     routers = [part.routes(service) for part in parts]
     paths = frozenset(getattr(route, "path", "") for router in routers for route in router.routes)

@@ -53,10 +53,16 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llm(tmp_path_factory.mktemp("served") / "tiny.gguf")
 
 
-def open_accounts(folder: Path, prices: PriceList | None = None, *, requires_keys: bool = False) -> Accounts:
+def open_accounts(
+    folder: Path,
+    prices: PriceList | None = None,
+    *,
+    requires_keys: bool = False,
+    journal: str = "journal",
+) -> Accounts:
     """Accounts with a database and a journal of their own."""
     database = open_database(f"sqlite:///{folder}/puna.db")
-    return Accounts(database, prices or PriceList(), requires_keys=requires_keys, journal=folder / "journal")
+    return Accounts(database, prices or PriceList(), requires_keys=requires_keys, journal=folder / journal)
 
 
 Start = Callable[..., Running]

@@ -41,6 +41,10 @@ class Runner:
         self._loop: asyncio.Task[None] | None = None
         self._sweep_at = 0.0
 
+    def lease(self) -> datetime:
+        """Until when this server owns what it takes or renews now."""
+        return datetime.now(UTC) + timedelta(seconds=LEASE_S)
+
     def start(self) -> None:
         self._loop = asyncio.create_task(self._watch())
 
@@ -88,7 +92,7 @@ class Runner:
 
     async def _tick(self) -> None:
         database = self.service.accounts.database
-        ours = await asyncio.to_thread(batches.renew, database, self.id, batches.lease(LEASE_S))
+        ours = await asyncio.to_thread(batches.renew, database, self.id, self.lease())
         for id, run in self._runs.items():
             if ours.get(id) == "cancelling":
                 run.cancel()
@@ -98,7 +102,7 @@ class Runner:
         self._strays = strays
         if not self.service.is_draining and len(self._runs) < _MOST:
             names = [card.name for card in self.service.models.cards()]
-            until, most = batches.lease(LEASE_S), _MOST - len(self._runs)
+            until, most = self.lease(), _MOST - len(self._runs)
             for batch in await asyncio.to_thread(batches.claim, database, self.id, names, until, most):
                 self.adopt(batch)
         now = asyncio.get_running_loop().time()

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
-from puna.server.batches.runner import LEASE_S, Runner
+from puna.server.batches.runner import Runner
 from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, not_found
 from puna.server.openai.fields import Body
@@ -122,7 +122,7 @@ def _row(body: CreateBatch, runner: Runner) -> dict[str, Any]:
         "created_at": now,
         "expires_at": now + timedelta(hours=int(body.completion_window[:-1])),
         "owner": runner.id,
-        "owned_until": batches.lease(LEASE_S),
+        "owned_until": runner.lease(),
     }
 
 

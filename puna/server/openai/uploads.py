@@ -8,6 +8,7 @@ from typing import Any
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from puna.server.errors import ApiError, bad
@@ -110,6 +111,8 @@ async def receive(http: HttpRequest, upload: Upload, known: frozenset[str]) -> F
             if chunk:
                 await asyncio.to_thread(parser.write, chunk)
         parser.finalize()
+    except ClientDisconnect:
+        raise ApiError(400, "the client went away before its form was whole") from None
     except FormParserError as error:
         raise ApiError(400, f"the body must be multipart/form-data, it is not: {error}") from None
     if not form.is_whole:

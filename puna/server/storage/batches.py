@@ -7,7 +7,7 @@ Whatever two servers do to a batch at the same time, a line's result is kept onc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, or_, select, update
@@ -217,10 +217,6 @@ def _own(connection: Connection, owner: str, id: str, **values: Any) -> None:
     mine = (batches.c.id == id) & (batches.c.owner == owner) & batches.c.status.in_(RUNNING)
     if connection.execute(update(batches).where(mine).values(owner=owner, **values)).rowcount == 0:
         raise Lost(id)
-
-
-def lease(seconds: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def _row(row: Any) -> Batch:

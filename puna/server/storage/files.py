@@ -184,7 +184,9 @@ class Files:
         in_use = select(batches.c.input_file_id).where(batches.c.status.in_(RUNNING))
         expired = (files.c.expires_at <= now) & files.c.id.not_in(in_use)
         with self._database.write() as connection:
-            connection.execute(delete(files).where(expired))
+            ids = connection.execute(delete(files).where(expired).returning(files.c.id)).scalars().all()
+        for id in ids:
+            self.path(id).unlink(missing_ok=True)
         if not self._folder.is_dir():
             return
         with self._database.read() as connection:
