@@ -149,7 +149,8 @@ def _insert_lines(
     ]
     n_new = 0
     for row in rows:
-        n_new += connection.execute(make(batch_lines).values(row).on_conflict_do_nothing()).rowcount
+        kept = make(batch_lines).values(row).on_conflict_do_nothing().returning(batch_lines.c.number)
+        n_new += len(connection.execute(kept).all())
     count = batches.c.n_completed if is_good else batches.c.n_failed
     connection.execute(update(batches).where(batches.c.id == id).values({count: count + n_new}))
 

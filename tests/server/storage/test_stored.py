@@ -48,7 +48,7 @@ def test_history_goes_back_to_the_first(database: Database) -> None:
     assert responses.history(database, "umbrella", "r1") is None
     assert responses.remove(database, "acme", "r100")
     assert not responses.remove(database, "acme", "r100")
-    with pytest.raises(Gone, match="^r100$"):
+    with pytest.raises(Gone, match="r100"):
         responses.history(database, "acme", "r299")
     assert ids(responses.history(database, "acme", "r99")) == expected[:200]
 
