@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,6 +43,8 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         yield
         service.is_draining = True
         await runner.close()
+        if service.tasks:
+            await asyncio.wait(service.tasks)
 
     app = FastAPI(
         title="Puna",

@@ -56,6 +56,7 @@ class Service:
             keep=timedelta(days=config.keep_stored_days),
         )
         self.calls: set[Call] = set()
+        self.tasks: set[asyncio.Task[None]] = set()  # that go on without a client
         self.is_draining = False
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:

@@ -84,10 +84,11 @@ def from_puna(error: PunaError, param: str | None = None) -> ApiError:
     if isinstance(error, RateLimited):
         wait = {} if error.retry_after is None else {"retry-after": str(ceil(error.retry_after))}
         return ApiError(429, str(error), kind="rate_limit_error", code="rate_limit_exceeded", headers=wait)
+    wait = {"retry-after": "5"} if isinstance(error, DatabaseUnavailable) else {}
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
             named = param if 400 <= status < 500 else None
-            return ApiError(status, str(error), kind=type_, param=named, code=code)
+            return ApiError(status, str(error), kind=type_, param=named, code=code, headers=wait)
     raise AssertionError("every PunaError is in the table")
 
 

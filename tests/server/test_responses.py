@@ -271,6 +271,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"metadata": {"a": 1}}, "metadata.a", "string"),
     ({"max_output_tokens": 4000}, "max_output_tokens", "together"),
     ({"max_tokens": 5}, "max_tokens", "there is no field 'max_tokens'"),
+    ({"input": "\ud800"}, "input", "half a surrogate pair"),
+    ({"input": [{"role": "user", "content": "\ud800"}]}, "input[0]", "half a surrogate pair"),
+    ({"instructions": "\ud800"}, "instructions", "half a surrogate pair"),
+    ({"tools": [{**FEED, "parameters": {"a": "\ud800"}}]}, "tools", "half a surrogate pair"),
+    ({"previous_response_id": "\0"}, "previous_response_id", "there is no response"),
     ({"n": 2}, "n", "there is no field 'n'"),
 ]
 
@@ -280,7 +285,7 @@ def test_wrong_requests_are_told_so(server: Running, changes: dict[str, Any], pa
     body = {"model": "tiny", "input": "Hello", **changes}
     answer = server.post("/v1/responses", {name: value for name, value in body.items() if value is not None})
     error = answer.json()["error"]
-    assert answer.status_code == 400
+    assert answer.status_code in (400, 404)
     assert said in error["message"]
     assert param == "" or error["param"] == param
     assert not server.service.calls

@@ -69,9 +69,8 @@ class Answer:
             return {"error": {"message": "the server failed; see its log", "type": "server_error"}}
 
 
-async def send(app: App, line: BatchLine, path: str, body: dict[str, Any], gone: asyncio.Event) -> Answer:
-    """What the application answers to a POST. Once `gone` is set, it is told that the client is."""
-    content = json.dumps(body).encode()
+async def send(app: App, line: BatchLine, path: str, content: bytes, gone: asyncio.Event) -> Answer:
+    """What the application answers to a POST of JSON. Once `gone` is set, it is told that the client is."""
     answer = Answer()
     is_sent = False
 

@@ -18,6 +18,7 @@ class Line:
     number: int  # of the line, from 1
     custom_id: str
     body: dict[str, Any]
+    content: bytes  # the body as JSON
 
     @property
     def problem(self) -> str | None:
@@ -60,6 +61,7 @@ def parsed(number: int, line: bytes, endpoint: str, most_bytes: int) -> Line:
         raise BadLine(number, f"a line may have {most_bytes:,} bytes, this one has more")
     try:
         found = json.loads(line)
+        content = json.dumps(found["body"] if isinstance(found, dict) and "body" in found else None)
     except (ValueError, RecursionError) as error:
         raise BadLine(number, f"a line must be JSON, this one is not: {error}") from None
     if not isinstance(found, dict):
@@ -86,7 +88,7 @@ def parsed(number: int, line: bytes, endpoint: str, most_bytes: int) -> Line:
         raise BadLine(number, f"body must be an object, found {body!r:.80}", "body")
     if not isinstance(body.get("model"), str):
         raise BadLine(number, f"body.model must be a name, found {body.get('model')!r:.80}", "body.model")
-    return Line(number, custom_id, body)
+    return Line(number, custom_id, body, content.encode())
 
 
 def _is_storable(text: str) -> bool:

@@ -149,7 +149,7 @@ class BatchRun:
             async with runner.slots:
                 if self._is_over:
                     return None
-                answer = await send(runner.app, request, self._batch["endpoint"], line.body, self.stopped)
+                answer = await send(runner.app, request, self._batch["endpoint"], line.content, self.stopped)
             if answer.status not in (429, 503):
                 return answer
             if self._is_over:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -14,7 +15,7 @@ from puna.core import PunaError
 from puna.server.batches.inside import App
 from puna.server.batches.run import BatchRun
 from puna.server.storage import batches
-from puna.server.storage.batches import Batch
+from puna.server.storage.batches import Batch, Lost
 from puna.server.storage.tables import conversations, responses
 
 if TYPE_CHECKING:
@@ -74,8 +75,21 @@ class Runner:
             self._runs.pop(run_id, None)
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("batch %s failed on %s", run_id, type(error).__name__, exc_info=error)
+                self._give_up(run_id, f"the server failed on {type(error).__name__}; see its log")
 
         task.add_done_callback(ended)
+
+    def _give_up(self, id: str, message: str) -> None:
+        """Not to be tried again and again: nobody knows why it failed."""
+        errors = [{"code": "server_error", "line": None, "message": message, "param": None}]
+
+        async def fail() -> None:
+            with suppress(Lost, PunaError):
+                await asyncio.to_thread(batches.fail, self.service.accounts.database, self.id, id, errors)
+
+        task = asyncio.create_task(fail())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def cancel(self, id: str) -> None:
         """Stop a batch at once if it runs here; elsewhere that is noticed in POLL_S seconds."""

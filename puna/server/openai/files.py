@@ -20,6 +20,23 @@ from puna.server.storage.files import StoredFile
 
 PURPOSES = ("batch", "vision", "user_data")
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "purpose"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"enum": [*PURPOSES]},
+                    _ANCHOR: {"const": "created_at"},
+                    _SECONDS: {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                },
+            }
+        }
+    },
+}
 _FORM = frozenset({"file", "purpose", _ANCHOR, _SECONDS})
 
 
@@ -27,7 +44,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["OpenAI"])
     files = service.files
 
-    @router.post("/v1/files")
+    @router.post("/v1/files", openapi_extra={"requestBody": _BODY})
     async def upload(http: HttpRequest) -> dict[str, Any]:
         """Keep a file: multipart/form-data with file and purpose (batch, vision, user_data)."""
         account = service.authenticate(http)
@@ -56,6 +73,11 @@ def routes(service: Service) -> APIRouter:
         """The files of the key's tenant."""
         tenant = service.authenticate(http).tenant
         is_rising = order == "asc"
+        if purpose is not None and purpose not in (*PURPOSES, "batch_output"):
+            raise bad(
+                "purpose",
+                f"purpose must be one of {', '.join(PURPOSES)}, batch_output, found {purpose!r:.80}",
+            )
         page = await asyncio.to_thread(files.list, tenant, purpose, after, limit, is_rising=is_rising)
         if page is None:
             raise _missing(after or "", "after")

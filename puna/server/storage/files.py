@@ -7,6 +7,7 @@ owns. A content is whole and on the disk before its row is there.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -68,6 +69,7 @@ class Files:
         self._database = database
         self._folder = folder
         self._quota = quota_bytes
+        self._lock = threading.Lock()
         self._arriving: dict[str, int] = {}  # bytes of uploads under way, by tenant
 
     def begin(self, tenant: str) -> Upload:
@@ -81,15 +83,17 @@ class Files:
 
     def arrive(self, tenant: str, n_bytes: int, used: int) -> None:
         """Count bytes of an upload before they are written; negative ones when it ends. Raises TooMuch."""
-        total = self._arriving.get(tenant, 0) + n_bytes
-        if n_bytes > 0 and used + total > self._quota:
-            raise TooMuch(
-                f"all files of a tenant may have {self._quota:,} bytes, {used:,} are used and this one is "
-                "too much; delete some (the operator sets file_quota_mb)"
-            )
-        self._arriving[tenant] = total
-        if not total:
-            del self._arriving[tenant]
+        with self._lock:
+            total = self._arriving.get(tenant, 0) + n_bytes
+            if n_bytes <= 0 or used + total <= self._quota:
+                self._arriving[tenant] = total
+                if not total:
+                    del self._arriving[tenant]
+                return
+        raise TooMuch(
+            f"all files of a tenant may have {self._quota:,} bytes, {used:,} are used and this one is too "
+            "much; delete some (the operator sets file_quota_mb)"
+        )
 
     def path(self, id: str) -> Path:
         """Where the content of a row's id lies."""

@@ -58,8 +58,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Id(TypeDecorator[str]):
+    """An id. Clients ask for ids of their own invention: one that no database would take is no row's."""
+
+    impl = String(64)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or (value.isascii() and value.isprintable()):
+            return value
+        return ""
+
+
 def _id() -> Column[str]:
-    return Column("id", String(64), primary_key=True)
+    return Column("id", Id(), primary_key=True)
 
 
 def _key_id() -> Column[str]:
@@ -193,7 +205,7 @@ conversation_items = Table(
         primary_key=True,
     ),
     Column("position", Integer(), primary_key=True, autoincrement=False),  # rises in the order of the talk
-    Column("id", String(64), nullable=False, index=True),
+    Column("id", Id(), nullable=False, index=True),
     _time("created_at"),
     _json("item"),
 )
@@ -215,7 +227,7 @@ response_items = Table(
     metadata,
     Column("response_id", String(64), ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True),
     Column("position", Integer(), primary_key=True, autoincrement=False),  # inputs first
-    Column("id", String(64), nullable=False, index=True),
+    Column("id", Id(), nullable=False, index=True),
     Column("is_output", Boolean(), nullable=False),
     _json("item"),
 )

@@ -46,6 +46,10 @@ def test_history_goes_back_to_the_first(database: Database) -> None:
     assert ids(responses.history(database, "acme", "r299")) == expected
     assert ids(responses.history(database, "acme", "r1")) == expected[:4]
     assert responses.history(database, "umbrella", "r1") is None
+    for strange in ("r\0", "\ud800", "ü", ""):
+        assert responses.history(database, "acme", strange) is None
+        assert responses.find(database, "acme", strange) is None
+        assert conversations.find(database, "acme", strange) is None
     assert responses.remove(database, "acme", "r100")
     assert not responses.remove(database, "acme", "r100")
     with pytest.raises(Gone, match="r100"):

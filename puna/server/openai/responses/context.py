@@ -12,7 +12,14 @@ from puna.server.calls import LARGE, Service
 from puna.server.errors import bad, not_found
 from puna.server.images import resolved, uploaded
 from puna.server.openai.messages import has_images, n_characters
-from puna.server.openai.responses.items import Item, check_results, kept_items, references, turns
+from puna.server.openai.responses.items import (
+    Item,
+    check_results,
+    check_unicode,
+    kept_items,
+    references,
+    turns,
+)
 from puna.server.openai.responses.request import Context
 from puna.server.served import ServedModel
 from puna.server.storage import conversations, responses
@@ -36,6 +43,8 @@ class Reading:
 
 async def read(service: Service, account: Account, body: Context) -> Reading:
     """Raises ApiError."""
+    check_unicode(body.instructions, "instructions")
+    check_unicode([tool.model_dump() for tool in body.tools or ()], "tools")
     before = await _before(service, account.tenant, body)
     given_input = body.input if body.input is not None else []
     found: dict[str, Item] = {}

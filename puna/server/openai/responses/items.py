@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from puna.server.errors import bad
+from puna.server.openai import wire
 from puna.server.openai.fields import Body
 
 Item = dict[str, Any]
@@ -144,6 +145,7 @@ def kept_items(
     Raises ApiError for a reference to what `referred` does not have.
     """
     if isinstance(given, str):
+        check_unicode(given, where)
         return [Message(role="user", content=given).kept()]
     found: list[Item] = []
     for i, item in enumerate(given):
@@ -154,7 +156,16 @@ def kept_items(
             found.append({**old, "id": new_id(old["id"].partition("_")[0])})
         else:
             raise bad(f"{where}[{i}].id", f"there is no item {item.id!r}; give the item itself")
+        check_unicode(found[-1], f"{where}[{i}]")
     return found
+
+
+def check_unicode(value: Any, param: str) -> None:
+    """Raise ApiError for half a surrogate pair, which JSON can spell and nothing can keep or send."""
+    try:
+        wire.dumps(value)
+    except UnicodeEncodeError:
+        raise bad(param, f"{param} must be Unicode, found half a surrogate pair in it; take it out") from None
 
 
 def references(given: str | Sequence[KeptItem | ItemReference]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,8 @@ from puna.server.openai.responses.events import Event, Writer
 from puna.server.openai.responses.request import ResponseRequest
 from puna.server.served import ServedModel
 from puna.server.storage import conversations, responses
+
+_log = logging.getLogger(__name__)
 
 
 class Making:
@@ -109,7 +112,10 @@ class Making:
             async for _ in self.events():
                 pass
         except ApiError as error:
-            await asyncio.to_thread(self._keep_broken, error)
+            try:
+                await asyncio.to_thread(self._keep_broken, error)
+            except PunaError as worse:  # it will be told as failed once its time is up
+                _log.error("what became of %s could not be kept: %s", self.id, worse)
 
     def _keep_broken(self, error: ApiError) -> None:
         with self._database.write() as connection:

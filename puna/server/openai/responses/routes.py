@@ -38,7 +38,7 @@ def routes(service: Service) -> APIRouter:
         making = await begin(service, body, http)
         headers = {**making.call.headers, **ignored(body, await http.json())}
         if body.background:
-            return _json(await _in_background(making, running), headers)
+            return _json(await _in_background(service, making, running), headers)
         if body.stream:
             stall_s = service.config.stall_timeout
             return Stream(_wire(making), making.call.cancel, stall_s=stall_s, headers=headers)
@@ -96,6 +96,8 @@ def routes(service: Service) -> APIRouter:
             found = await _find(service, http, id)
         elif not found.response["background"]:
             raise bad("id", f"{id} is not made in the background; close its connection to stop it")
+        elif found.response["status"] == "in_progress":
+            raise ApiError(409, f"{id} is made by another server; ask that one", param="id")
         return _told(found, service.config.timeout)
 
     @router.get("/v1/responses/{id}/input_items")
@@ -163,7 +165,7 @@ def _event(event: Event) -> bytes:
 
 
 async def _in_background(
-    making: Making, running: dict[str, tuple[Making, asyncio.Task[None]]]
+    service: Service, making: Making, running: dict[str, tuple[Making, asyncio.Task[None]]]
 ) -> dict[str, Any]:
     try:
         await asyncio.to_thread(making.keep_begun)
@@ -173,7 +175,13 @@ async def _in_background(
         raise from_puna(error) from error
     task = asyncio.create_task(making.run())
     running[making.id] = making, task
-    task.add_done_callback(lambda _: running.pop(making.id, None))
+    service.tasks.add(task)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        running.pop(making.id, None)
+        service.tasks.discard(task)
+
+    task.add_done_callback(ended)
     return making.head
 
 
