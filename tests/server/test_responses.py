@@ -7,6 +7,7 @@ import time
 from base64 import b64encode
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from llm.tiny_vision import LLAMA4, TEMPLATE, TOKENS, let_see, png
@@ -283,7 +284,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("changes", "param", "said"), WRONG)
 def test_wrong_requests_are_told_so(server: Running, changes: dict[str, Any], param: str, said: str) -> None:
     body = {"model": "tiny", "input": "Hello", **changes}
-    answer = server.post("/v1/responses", {name: value for name, value in body.items() if value is not None})
+    given = json.dumps({name: value for name, value in body.items() if value is not None})
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/responses", content=given, headers=headers)
     error = answer.json()["error"]
     assert answer.status_code in (400, 404)
     assert said in error["message"]

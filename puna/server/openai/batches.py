@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -49,23 +50,7 @@ def routes(service: Service, runner: Runner, paths: frozenset[str]) -> APIRouter
     @router.post("/v1/batches")
     async def create(body: CreateBatch, http: HttpRequest) -> dict[str, Any]:
         """Answer the requests of a file in the background."""
-        account = service.authenticate(http)
-        service.check_room()
-        if body.endpoint not in endpoints:
-            raise bad(
-                "endpoint", f"endpoint must be one of {', '.join(endpoints)}, found {body.endpoint!r:.80}"
-            )
-        file = await asyncio.to_thread(service.files.find, account.tenant, body.input_file_id)
-        if file is None:
-            raise not_found(f"there is no file {body.input_file_id!r}", "input_file_id", "file_not_found")
-        if file.purpose != "batch":
-            message = f"the file must have the purpose batch, {file.id} has {file.purpose}; upload it again"
-            raise bad("input_file_id", message)
-        row = _row(body, runner)
-        row |= {"tenant": account.tenant, "key_id": account.key_id or ""}
-        batch = await asyncio.to_thread(batches.create, database, row)
-        runner.adopt(batch)
-        return to_json(batch)
+        return await _create(service, runner, endpoints, body, http)
 
     @router.get("/v1/batches")
     async def list_batches(
@@ -103,6 +88,26 @@ def routes(service: Service, runner: Runner, paths: frozenset[str]) -> APIRouter
         return to_json(batch)
 
     return router
+
+
+async def _create(
+    service: Service, runner: Runner, endpoints: Sequence[str], body: CreateBatch, http: HttpRequest
+) -> dict[str, Any]:
+    account = service.authenticate(http)
+    service.check_room()
+    if body.endpoint not in endpoints:
+        raise bad("endpoint", f"endpoint must be one of {', '.join(endpoints)}, found {body.endpoint!r:.80}")
+    file = await asyncio.to_thread(service.files.find, account.tenant, body.input_file_id)
+    if file is None:
+        raise not_found(f"there is no file {body.input_file_id!r}", "input_file_id", "file_not_found")
+    if file.purpose != "batch":
+        message = f"the file must have the purpose batch, {file.id} has {file.purpose}; upload it again"
+        raise bad("input_file_id", message)
+    row = _row(body, runner)
+    row |= {"tenant": account.tenant, "key_id": account.key_id or ""}
+    batch = await asyncio.to_thread(batches.create, service.accounts.database, row)
+    runner.adopt(batch)
+    return to_json(batch)
 
 
 def _row(body: CreateBatch, runner: Runner) -> dict[str, Any]:

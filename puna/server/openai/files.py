@@ -62,6 +62,13 @@ def routes(service: Service) -> APIRouter:
             raise from_puna(error, "file") from None
         return kept.to_json()
 
+    _add_stored(router, service)
+    return router
+
+
+def _add_stored(router: APIRouter, service: Service) -> None:
+    files = service.files
+
     @router.get("/v1/files")
     async def list_files(
         http: HttpRequest,
@@ -107,8 +114,6 @@ def routes(service: Service) -> APIRouter:
         if not await asyncio.to_thread(files.remove, tenant, id):
             raise _missing(id)
         return {"id": id, "object": "file", "deleted": True}
-
-    return router
 
 
 async def _find(service: Service, http: HttpRequest, id: str) -> StoredFile:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
@@ -16,7 +16,7 @@ from puna.server.openai.fields import Body
 from puna.server.openai.lists import Limit, Order, listed
 from puna.server.openai.responses.context import too_long
 from puna.server.openai.responses.items import InputItem, Item, kept_items, new_id, references
-from puna.server.openai.responses.request import Metadata
+from puna.server.openai.responses.request import Include, Metadata
 from puna.server.storage import conversations, responses
 from puna.server.storage.database import Database
 from puna.server.tenants.accounts import Account
@@ -82,7 +82,6 @@ def routes(service: Service) -> APIRouter:
 
 def _add_item_routes(router: APIRouter, service: Service, retrieve: Callable[..., Any]) -> None:
     database = service.accounts.database
-    Include = Annotated[list[str] | None, Query()]  # whatever may be included is
 
     @router.get("/v1/conversations/{id}/items")
     async def items(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from fastapi import Query
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -18,6 +19,12 @@ from puna.server.structured import calls_only, compiled
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
+Included = Literal[
+    "message.output_text.logprobs", "message.input_image.image_url", "reasoning.encrypted_content"
+]
+Include = Annotated[
+    list[Included] | None, Query()
+]  # of a path that tells what is kept, which is all there is
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -176,14 +183,7 @@ class ResponseRequest(Context, Sampler):
     stream_options: StreamOptions | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     metadata: Metadata | None = None
-    include: (
-        list[
-            Literal[
-                "message.output_text.logprobs", "message.input_image.image_url", "reasoning.encrypted_content"
-            ]
-        ]
-        | None
-    ) = None
+    include: list[Included] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @model_validator(mode="after")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -20,17 +20,19 @@ from puna.server.openai.lists import Limit, Order, listed
 from puna.server.openai.responses.context import read
 from puna.server.openai.responses.events import Event
 from puna.server.openai.responses.making import Making, begin
-from puna.server.openai.responses.request import CountRequest, ResponseRequest
+from puna.server.openai.responses.request import CountRequest, Include, ResponseRequest
 from puna.server.sse import Stream, when_gone
 from puna.server.storage import responses
 from puna.server.storage.responses import Stored
+
+Running = dict[str, tuple[Making, asyncio.Task[None]]]  # in the background, by id
 
 _LATE_S = 60  # after its time is up, a background response that nobody finished has died with its server
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["OpenAI"])
-    running: dict[str, tuple[Making, asyncio.Task[None]]] = {}  # in the background, by id
+    running: Running = {}
 
     @router.post("/v1/responses", response_model=None)
     async def create(body: ResponseRequest, http: HttpRequest) -> Response:
@@ -68,8 +70,15 @@ def routes(service: Service) -> APIRouter:
         """OpenAI's models shorten conversations by themselves; these cannot."""
         raise not_found("this server compacts no conversations; send the items that matter")
 
+    _add_stored(router, service, running)
+    return router
+
+
+def _add_stored(router: APIRouter, service: Service, running: Running) -> None:
     @router.get("/v1/responses/{id}")
-    async def retrieve(id: str, http: HttpRequest, stream: bool | None = None) -> dict[str, Any]:
+    async def retrieve(
+        id: str, http: HttpRequest, stream: bool | None = None, include: Include = None
+    ) -> dict[str, Any]:
         """A response that was stored."""
         if stream:
             raise bad("stream", "a stored response comes at once, stream must be false")
@@ -107,7 +116,7 @@ def routes(service: Service) -> APIRouter:
         after: str | None = None,
         limit: Limit = 20,
         order: Order = "desc",
-        include: Annotated[list[str] | None, Query()] = None,
+        include: Include = None,
     ) -> dict[str, Any]:
         """The items that a response was given, without those of the responses that it continues."""
         account = service.authenticate(http)
@@ -119,8 +128,6 @@ def routes(service: Service) -> APIRouter:
         if page is None:
             raise _missing(id) if after is None else not_found(f"there is no {after!r} in {id!r}", "after")
         return listed(*page)
-
-    return router
 
 
 async def _find(service: Service, http: HttpRequest, id: str) -> Stored:
@@ -164,9 +171,7 @@ def _event(event: Event) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), wire.dumps(event))
 
 
-async def _in_background(
-    service: Service, making: Making, running: dict[str, tuple[Making, asyncio.Task[None]]]
-) -> dict[str, Any]:
+async def _in_background(service: Service, making: Making, running: Running) -> dict[str, Any]:
     try:
         await asyncio.to_thread(making.keep_begun)
     except PunaError as error:
