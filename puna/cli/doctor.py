@@ -39,6 +39,7 @@ PACKAGES = (
     "sqlalchemy",
     "alembic",
     "llguidance",
+    "python-multipart",
 )
 _READ_BYTES = 1 << 29  # more than the caches of nearly every processor
 _SECONDS = 0.2  # for each limit

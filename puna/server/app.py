@@ -19,12 +19,15 @@ from starlette.responses import Response
 from puna.core import PunaError
 from puna.server import guard
 from puna.server.anthropic import messages
+from puna.server.batches.runner import Runner
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.llama_api import routes as llama_api
 from puna.server.native import admin, operations, tokens
-from puna.server.openai import chat, completions, models
+from puna.server.openai import batches, chat, completions, files, models
+from puna.server.openai.responses import conversations
+from puna.server.openai.responses import routes as responses
 from puna.server.page import routes as page
 from puna.server.replies import dumps
 from puna.server.served import Models
@@ -41,9 +44,13 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(service.rates.run())
+        runner.start()
         yield
         service.is_draining = True
         looking.cancel()
+        await runner.close()
+        if service.tasks:
+            await asyncio.wait(service.tasks)
         await asyncio.to_thread(service.traces.close)
 
     app = FastAPI(
@@ -54,8 +61,12 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, messages, llama_api, tokens, operations, admin, page):
-        app.include_router(part.routes(service))
+    app.state.runner = runner = Runner(app, service)
+    parts = (chat, completions, responses, conversations, files, models, messages, llama_api, tokens)
+    routers = [part.routes(service) for part in (*parts, operations, admin, page)]
+    paths = frozenset(getattr(route, "path", "") for router in routers for route in router.routes)
+    for router in (*routers, batches.routes(service, runner, paths)):
+        app.include_router(router)
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)
     if config.cors_origin:

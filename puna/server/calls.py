@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -19,6 +20,7 @@ from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request, SamplingParams
+from puna.server.batches.inside import BatchLine, line_of
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, Dialects, from_puna, from_results, unavailable
 from puna.server.figures import Figures
@@ -27,6 +29,8 @@ from puna.server.metrics import Metrics
 from puna.server.rates import Rates
 from puna.server.served import Models, ModelUse, ServedModel
 from puna.server.sse import when_gone
+from puna.server.storage.database import data_folder
+from puna.server.storage.files import Files
 from puna.server.tenants.accounts import Account, Accounts
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
@@ -52,14 +56,25 @@ class Service:
         self.watch = Watch(self)
         self.rates = Rates(models)
         self.dialects = Dialects()
+        self.files = Files(
+            accounts.database,
+            Path(config.files_folder) if config.files_folder else data_folder() / "files",
+            max_bytes=config.max_file_mb << 20,
+            quota_bytes=config.file_quota_mb << 20,
+            keep=timedelta(days=config.keep_stored_days),
+        )
         self.calls: set[Call] = set()
+        self.tasks: set[asyncio.Task[None]] = set()  # that go on without a client
         self.is_draining = False
         self.metrics.add(Figures(self))
         self.traces = open_traces(config.otel_endpoint)
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
         """Whose request this is. Raises ApiError 401 or 403."""
-        account = self.accounts.authenticate(_key_of(http), scope)
+        if (line := line_of(http)) is not None:
+            account = self.accounts.of_key(line.key_id)
+        else:
+            account = self.accounts.authenticate(_key_of(http), scope)
         http.state.account = account
         return account
 
@@ -105,7 +120,7 @@ class Service:
             use = await self.models.use(model)
         except PunaError as error:
             raise from_puna(error, "model") from None
-        call = Call(self, endpoint, account, use)
+        call = Call(self, endpoint, account, use, line_of(http))
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
@@ -168,8 +183,15 @@ def check_length(model: ServedModel, request: Request, param: str) -> None:
 class Call:
     """One request of a client that is being answered."""
 
-    def __init__(self, service: Service, endpoint: str, account: Account, use: ModelUse) -> None:
-        self.id = uuid4().hex
+    def __init__(
+        self,
+        service: Service,
+        endpoint: str,
+        account: Account,
+        use: ModelUse,
+        line: BatchLine | None = None,
+    ) -> None:
+        self.id = uuid4().hex if line is None else line.request_id
         self.created = int(datetime.now(UTC).timestamp())
         self.endpoint = endpoint
         self.account = account
@@ -182,6 +204,7 @@ class Call:
         self._prompts: list[list[Generation]] = []
         self._service = service
         self._use = use
+        self._line = line
         self._lease: Lease | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_settled = False
@@ -196,7 +219,9 @@ class Call:
         keeps_text = self._service.config.keeps_text
         for requests in prompts:
             self._prompts.append([])
-            for request in requests:
+            for i, request in enumerate(requests):
+                if self._line is not None:  # the place to give lines of batches a lower priority, too
+                    request.params = self._line.seeded(request.params, i)
                 generation = Generation(
                     self.served.submit(request), tools, keeps_text=keeps_text, parallel=parallel
                 )
@@ -312,7 +337,8 @@ class Call:
         self._release(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens)
         self._service.metrics.count(usage, self.generations)
         try:
-            await accounts.record(usage)
+            if self._line is None or status != "cancelled":
+                await accounts.record(usage)
         except ApiError as failed:
             error = failed
             raise

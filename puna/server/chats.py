@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from puna.core import Request, SamplingParams
 from puna.engine.grammar import Grammar
 from puna.server.calls import LARGE, Call, Choices, Service, choices
-from puna.server.images import resolved
+from puna.server.images import resolved, uploaded
 from puna.server.served import ServedModel
 from puna.server.structured import calls_only
 
@@ -56,9 +56,10 @@ class Chat:
     ends_with_context: bool = False  # max_tokens may be more than there is room for: then that is the most
 
     async def with_images(self, service: Service, http: HttpRequest) -> Chat:
-        """The same with remote images fetched: for nobody without a key. Raises ApiError."""
-        service.authenticate(http)
-        return replace(self, turns=await resolved(service.config.image_host, self.turns))
+        """The same with uploaded images read and remote ones fetched: for nobody without a key. Raises
+        ApiError."""
+        files = uploaded(service.files, service.authenticate(http).tenant)
+        return replace(self, turns=await resolved(service.config.image_host, self.turns, files))
 
     @property
     def is_slow(self) -> bool:

@@ -28,6 +28,11 @@ class ServerConfig:
     prices: str = option("", "price list (TOML) that usage is charged by", "FILE")
     max_requests: int = option(1024, "requests in flight; more are told to come back (503)", "N")
     max_body_mb: int = option(32, "megabytes of a request's body", "N")
+    max_file_mb: int = option(512, "megabytes of an uploaded file", "N")
+    file_quota_mb: int = option(4096, "megabytes of all files of a tenant", "N")
+    files_folder: str = option("", "folder of uploaded files (default: user's data)", "FOLDER")
+    keep_stored_days: int = option(30, "days that files, batches, responses and conversations are kept", "N")
+    batch_requests: int = option(4, "requests of batches that are answered at a time", "N")
     max_choices: int = option(16, "answers to one request (n)", "N")
     timeout: float = option(600.0, "seconds that a request may take, with its time in the queue", "SECONDS")
     stall_timeout: float = option(60.0, "seconds that a client may leave an answer unread", "SECONDS")
@@ -48,6 +53,10 @@ class ServerConfig:
             ("port", 0, 65535),
             ("max_requests", 1, 1_000_000),
             ("max_body_mb", 1, 4096),
+            ("max_file_mb", 1, 65_536),
+            ("file_quota_mb", 1, 1 << 30),
+            ("keep_stored_days", 1, 36_500),
+            ("batch_requests", 1, 4096),
             ("max_choices", 1, 128),
             ("timeout", 1, 7 * 86400),
             ("stall_timeout", 1, 86400),

@@ -22,6 +22,8 @@ from puna.core import (
     UnknownModel,
     WorkFailed,
 )
+from puna.server.storage.database import DatabaseUnavailable
+from puna.server.storage.files import InUse, TooMuch
 from puna.server.tenants.limits import RateLimited
 
 INVALID = "invalid_request_error"
@@ -69,9 +71,12 @@ _TABLE: tuple[tuple[type[PunaError], int, str, str | None], ...] = (
     (NotPulled, 404, INVALID, "model_not_found"),
     (UnknownModel, 404, INVALID, "model_not_found"),
     (DoesNotFit, 503, "server_error", "insufficient_memory"),
+    (TooMuch, 413, INVALID, "file_too_large"),
+    (InUse, 409, INVALID, "file_in_use"),
     (BadInput, 400, INVALID, None),
     (EngineClosed, 503, "server_error", "engine_closed"),
     (DiskFull, 507, "server_error", "disk_full"),
+    (DatabaseUnavailable, 503, "server_error", "database_unavailable"),
     (WorkFailed, 500, "server_error", None),
     (PunaError, 500, "server_error", None),
 )
@@ -82,10 +87,11 @@ def from_puna(error: PunaError, param: str | None = None) -> ApiError:
     if isinstance(error, RateLimited):
         wait = {} if error.retry_after is None else {"retry-after": str(ceil(error.retry_after))}
         return ApiError(429, str(error), kind="rate_limit_error", code="rate_limit_exceeded", headers=wait)
+    wait = {"retry-after": "5"} if isinstance(error, DatabaseUnavailable) else {}
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
-            named = param if status in (400, 404) else None
-            return ApiError(status, str(error), kind=type_, param=named, code=code)
+            named = param if 400 <= status < 500 else None
+            return ApiError(status, str(error), kind=type_, param=named, code=code, headers=wait)
     raise AssertionError("every PunaError is in the table")
 
 

@@ -20,6 +20,7 @@ App = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
+_AROUND = 64 << 10  # bytes of a form beside its file
 _BODY_S = 60.0  # from one part of a body to the next
 
 
@@ -33,7 +34,9 @@ class Guard:
     def __init__(self, app: App, service: Service) -> None:
         self._app = app
         self._service = service
-        self._most = service.config.max_body_mb << 20
+        config = service.config
+        self._most = config.max_body_mb << 20
+        self._most_of_forms = (config.max_file_mb << 20) + _AROUND  # they are not held in memory
 
     async def __call__(
         self,
@@ -43,7 +46,7 @@ class Guard:
     ) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        most = self._most
+        most = self._most_of_forms if scope["path"] == "/v1/files" else self._most
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > most:

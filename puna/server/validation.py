@@ -15,7 +15,8 @@ _FORMS = frozenset(
     {
         "system", "developer", "user", "assistant", "tool", "text", "image_url", "refusal", "image",
         "tool_use", "tool_result", "thinking", "redacted_thinking", "base64", "url", "auto", "any", "none",
-        "function", "json_schema", "json_object", "regex", "lark", "choice",
+        "function", "json_schema", "json_object", "regex", "lark", "choice", "message", "function_call",
+        "function_call_output", "item_reference", "input_text", "input_image", "output_text",
     }
 )  # fmt: skip
 _WITH_FORMS = ("source", "tool_choice", "response_format")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -42,8 +42,8 @@ class Running:
         service: Service = self.app.state.service
         return service
 
-    def openai(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+    def openai(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def post(self, path: str, body: object) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60)
@@ -54,10 +54,16 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llm(tmp_path_factory.mktemp("served") / "tiny.gguf")
 
 
-def open_accounts(folder: Path, prices: PriceList | None = None, *, requires_keys: bool = False) -> Accounts:
+def open_accounts(
+    folder: Path,
+    prices: PriceList | None = None,
+    *,
+    requires_keys: bool = False,
+    journal: str = "journal",
+) -> Accounts:
     """Accounts with a database and a journal of their own."""
     database = open_database(f"sqlite:///{folder}/puna.db")
-    return Accounts(database, prices or PriceList(), requires_keys=requires_keys, journal=folder / "journal")
+    return Accounts(database, prices or PriceList(), requires_keys=requires_keys, journal=folder / journal)
 
 
 Start = Callable[..., Running]
@@ -69,10 +75,16 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     begun: list[tuple[Running, threading.Thread]] = []
 
     def run(
-        config: ServerConfig, accounts: Accounts | None = None, name: str = "tiny", llm: LLM | None = None
+        config: ServerConfig,
+        accounts: Accounts | None = None,
+        name: str = "tiny",
+        llm: LLM | None = None,
+        path: Path | None = None,
     ) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
-        llm = llm or LLM(tiny_path, threads=1, batch=64)
+        if not config.files_folder:
+            config = replace(config, files_folder=str(tmp_path_factory.mktemp("stored") / "files"))
+        llm = llm or LLM(path or tiny_path, threads=1, batch=64)
         app = create_app(config, LoadedModels({name: llm}), own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)

@@ -46,20 +46,17 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-class Sampling(Body):
-    """The fields of sampling; those after `seed` are other engines' (vLLM, llama.cpp)."""
+class Sampler(Body):
+    """How tokens are chosen, by OpenAI's fields and those of other engines (vLLM, llama.cpp)."""
 
     harmless: ClassVar[tuple[str, ...]] = (
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-                "prompt_cache_retention")  # fmt: skip
+        "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    )  # fmt: skip
 
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -72,16 +69,6 @@ class Sampling(Body):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
-
-    @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> Sampling:
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(
-                "needs",
-                "stream_options need stream: true, which is not set; set it, or take them out",
-                {"field": "stream_options"},
-            )
-        return self
 
     def params(
         self, defaults: SamplingParams, *, logprobs: int | None, max_tokens: int | None
@@ -106,6 +93,26 @@ class Sampling(Body):
             "logprobs": logprobs,
         }
         return changed(defaults, given)
+
+
+class Sampling(Sampler):
+    """What /v1/chat/completions and /v1/completions share beyond that."""
+
+    harmless: ClassVar[tuple[str, ...]] = (*Sampler.harmless, "metadata", "store")
+
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> Sampling:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "needs",
+                "stream_options need stream: true, which is not set; set it, or take them out",
+                {"field": "stream_options"},
+            )
+        return self
 
     @property
     def wants_usage(self) -> bool:

@@ -21,7 +21,18 @@ class TextPart(Body):
 
 class ImageUrl(Body):
     harmless: ClassVar[tuple[str, ...]] = ("detail",)
-    url: str
+    url: str | None = None
+    file_id: str | None = None  # of an uploaded file: not OpenAI's, whose /v1/responses has it
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> ImageUrl:
+        if (self.url is None) == (self.file_id is None):
+            raise PydanticCustomError(
+                "needs",
+                "an image_url must have one of url and file_id, found {n}",
+                {"n": "neither" if self.url is None else "both", "field": "url"},
+            )
+        return self
 
 
 class ImagePart(Body):
@@ -160,7 +171,7 @@ def _parts(parts: list[Any]) -> str | list[dict[str, Any]]:
 def _part(part: TextPart | ImagePart | RefusalPart) -> dict[str, Any]:
     if isinstance(part, RefusalPart):
         return {"type": "text", "text": part.refusal}
-    return part.model_dump()
+    return part.model_dump(exclude_none=True)
 
 
 def definition(tool: Tool) -> dict[str, Any]:

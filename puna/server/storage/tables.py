@@ -1,8 +1,8 @@
 """The tables. A change here needs a step in migrations/versions/, which a test compares with this file.
 
 Times are UTC, to the microsecond. Ids that clients see (file-…, batch_…, resp_…, conv_…) are primary keys;
-`key_id` says whose a thing is, and is empty for a server without keys. `key_id` is no foreign key: the ledger
-has to take a row whatever has become of its key.
+`tenant` says whose a thing is, `key_id` who made it; both are empty without a key. `key_id` is no foreign
+key: the ledger has to take a row whatever has become of its key.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Date,
     DateTime,
@@ -25,7 +26,6 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    Text,
     TypeDecorator,
 )
 
@@ -58,16 +58,32 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Id(TypeDecorator[str]):
+    """An id. Clients ask for ids of their own invention: one that no database would take is no row's."""
+
+    impl = String(64)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or (value.isascii() and value.isprintable()):
+            return value
+        return ""
+
+
 def _id() -> Column[str]:
-    return Column("id", String(64), primary_key=True)
+    return Column("id", Id(), primary_key=True)
 
 
 def _key_id() -> Column[str]:
     return Column("key_id", String(64), nullable=False, default="", index=True)
 
 
-def _time(name: str, *, nullable: bool = False) -> Column[datetime]:
-    return Column(name, UtcDateTime(), nullable=nullable)
+def _tenant() -> Column[str]:
+    return Column("tenant", String(200), nullable=False, default="", index=True)
+
+
+def _time(name: str, *, nullable: bool = False, index: bool = False) -> Column[datetime]:
+    return Column(name, UtcDateTime(), nullable=nullable, index=index)
 
 
 def _json(name: str, *, nullable: bool = False) -> Column[Any]:
@@ -116,32 +132,35 @@ usage = Table(
 files = Table(
     "files",
     metadata,
-    _id(),
+    _id(),  # also the name of its content in the folder of files
     _key_id(),
-    Column("filename", String(500), nullable=False),
+    _tenant(),
+    Column("filename", String(500), nullable=False),  # what the client calls it; never part of a path
     Column("purpose", String(64), nullable=False),
     Column("n_bytes", BigInteger(), nullable=False),
     _time("created_at"),
-    _time("expires_at", nullable=True),
+    _time("expires_at", index=True),
     Column("status", String(32), nullable=False),
-    Column("location", Text(), nullable=True),  # relative to the folder of uploaded files
 )
 
 batches = Table(
     "batches",
     metadata,
     _id(),
-    _key_id(),
+    _key_id(),  # whom its lines are charged to
+    _tenant(),
     Column("endpoint", String(200), nullable=False),
-    Column("input_file_id", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False, index=True),
     Column("output_file_id", String(64), nullable=True),
     Column("error_file_id", String(64), nullable=True),
     Column("status", String(32), nullable=False, index=True),
     Column("n_total", Integer(), nullable=False, default=0),
     Column("n_completed", Integer(), nullable=False, default=0),
     Column("n_failed", Integer(), nullable=False, default=0),
-    _json("request"),
+    _json("request"),  # completion_window, metadata, output_expires_after
+    _json("models"),  # that its lines name, once they are checked
     _json("errors", nullable=True),
+    _json("usage", nullable=True),
     _time("created_at"),
     _time("in_progress_at", nullable=True),
     _time("finalizing_at", nullable=True),
@@ -149,11 +168,32 @@ batches = Table(
     _time("failed_at", nullable=True),
     _time("cancelling_at", nullable=True),
     _time("cancelled_at", nullable=True),
-    _time("expires_at", nullable=True),
+    _time("expires_at"),
     _time("expired_at", nullable=True),
+    Column("owner", String(64), nullable=True),  # the server that runs it
+    _time("owned_until", nullable=True),  # from then on another one may
 )
 
-conversations = Table("conversations", metadata, _id(), _key_id(), _time("created_at"), _json("metadata"))
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(64), ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer(), primary_key=True, autoincrement=False),  # of the line in the file, from 1
+    Column("is_good", Boolean(), nullable=False),  # goes to the output file, else to that of errors
+    _json("result"),  # the line of that file
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    _id(),
+    _key_id(),
+    _tenant(),
+    _time("created_at"),
+    _time("updated_at", index=True),  # when it was last added to
+    Column("n_bytes", BigInteger(), nullable=False, default=0),  # of its items
+    _json("metadata"),
+)
 
 conversation_items = Table(
     "conversation_items",
@@ -164,8 +204,8 @@ conversation_items = Table(
         ForeignKey("conversations.id", ondelete="CASCADE"),
         primary_key=True,
     ),
-    Column("position", Integer(), primary_key=True, autoincrement=False),  # from 0, in the order of the talk
-    Column("id", String(64), nullable=False, index=True),
+    Column("position", Integer(), primary_key=True, autoincrement=False),  # rises in the order of the talk
+    Column("id", Id(), nullable=False, index=True),
     _time("created_at"),
     _json("item"),
 )
@@ -175,9 +215,19 @@ responses = Table(
     metadata,
     _id(),
     _key_id(),
-    _time("created_at"),
+    _tenant(),
+    _time("created_at", index=True),
     Column("previous_id", String(64), nullable=True),
-    Column("conversation_id", String(64), nullable=True, index=True),
-    _json("response"),
-    _json("input_items"),
+    Column("conversation_id", String(64), nullable=True),
+    _json("response"),  # as clients get it, without its output
+)
+
+response_items = Table(
+    "response_items",
+    metadata,
+    Column("response_id", String(64), ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer(), primary_key=True, autoincrement=False),  # inputs first
+    Column("id", Id(), nullable=False, index=True),
+    Column("is_output", Boolean(), nullable=False),
+    _json("item"),
 )

@@ -89,6 +89,17 @@ class Accounts:
             raise ApiError(403, message, kind="permission_error", code="missing_scope")
         return Account(self.limiter, key)
 
+    def of_key(self, key_id: str) -> Account:
+        """Who made a batch; "" is somebody without a key. Raises ApiError 401 once the key is not active."""
+        try:
+            key = self.keys.active(key_id) if key_id else None
+        except PunaError as error:
+            raise from_puna(error) from None
+        if key is None and (key_id or self.requires_keys):
+            message = "the API key that made this batch has expired or was revoked"
+            raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+        return Account(self.limiter, key)
+
     def check_writable(self) -> None:
         """Raise ApiError 503 while calls could not be accounted for."""
         if not self.ledger.is_writable:

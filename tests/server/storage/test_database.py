@@ -48,7 +48,14 @@ def test_a_database_of_a_newer_puna_is_refused(url: str) -> None:
 
 def test_times_keep_their_moment_and_are_utc(database: Database) -> None:
     moment = datetime(2026, 11, 25, 1, 2, 3, 456789, timezone(timedelta(hours=5)))
-    row = {"id": "file-1", "filename": "a", "purpose": "batch", "n_bytes": 1, "status": "processed"}
+    row: dict[str, object] = {
+        "id": "file-1",
+        "filename": "a",
+        "purpose": "batch",
+        "n_bytes": 1,
+        "status": "processed",
+    }
+    row["expires_at"] = moment + timedelta(days=1)
     with database.write() as connection:
         connection.execute(insert(files), {**row, "created_at": moment})
     with database.read() as connection:
@@ -56,13 +63,16 @@ def test_times_keep_their_moment_and_are_utc(database: Database) -> None:
     assert found.created_at == moment
     assert found.created_at.tzinfo is UTC
     assert found.key_id == ""
-    assert found.expires_at is None
+    assert found.expires_at - found.created_at == timedelta(days=1)
 
 
 def test_items_go_with_their_conversation(database: Database) -> None:
     now = datetime.now(UTC)
     with database.write() as connection:
-        connection.execute(insert(conversations), {"id": "conv_1", "created_at": now, "metadata": {"a": "b"}})
+        connection.execute(
+            insert(conversations),
+            {"id": "conv_1", "created_at": now, "updated_at": now, "metadata": {"a": "b"}},
+        )
         item = {"conversation_id": "conv_1", "position": 0, "id": "msg_1", "created_at": now}
         connection.execute(insert(conversation_items), {**item, "item": {"text": "ü\n"}})
     with database.write() as connection:
