@@ -307,7 +307,7 @@ def test_pictures_by_url_and_by_file_are_the_same(
     folder = tmp_path_factory.mktemp("vision")
     path = write_tiny_llm(folder / "tiny.gguf", template=TEMPLATE, control=TOKENS["llama4"])
     accounts = open_accounts(folder, requires_keys=True)
-    running = start(ServerConfig(port=0), accounts, path)
+    running = start(ServerConfig(port=0), accounts, path=path)
     let_see(running.llm, LLAMA4)
     mine, other = (running.openai(accounts.keys.create("test", name)[1]) for name in ("acme", "umbrella"))
     data = png()

@@ -5,6 +5,7 @@ A kept item is what the API gives back: with an id of ours, a type, a status, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import uuid4
@@ -13,7 +14,6 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from puna.server.errors import bad
-from puna.server.openai import wire
 from puna.server.openai.fields import Body
 
 Item = dict[str, Any]
@@ -163,7 +163,7 @@ def kept_items(
 def check_unicode(value: Any, param: str) -> None:
     """Raise ApiError for half a surrogate pair, which JSON can spell and nothing can keep or send."""
     try:
-        wire.dumps(value)
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise bad(param, f"{param} must be Unicode, found half a surrogate pair in it; take it out") from None
 
