@@ -109,6 +109,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # divides (multiplies) positive (negative) logits of tokens seen so far
     frequency_penalty: float = 0.0  # subtracted per occurrence in the output
     presence_penalty: float = 0.0  # subtracted once if in the output
+    # the three penalties look at the last so many tokens, of prompt and output alike, as in llama.cpp; 0: at none
+    penalty_window: int | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -127,6 +129,7 @@ class SamplingParams:
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("penalty_window", self.penalty_window is None or self.penalty_window >= 0, "0 (none) or more"),
             ("temperature", 0 <= self.temperature <= 100, "from 0 to 100"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),

@@ -26,6 +26,7 @@ from puna.core import (
 )
 from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
 from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
+from puna.llm.requests import Requests
 
 if TYPE_CHECKING:
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
@@ -40,7 +41,7 @@ _Begun = TypeVar("_Begun")
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
 
-class LLM:
+class LLM(Requests):
     """A model in memory and the engine that runs it.
 
     >>> with LLM("smollm2") as llm:
@@ -325,56 +326,6 @@ class LLM:
         if tools is not None:
             raise BadInput("tools need messages to answer, got a text to continue; pass a list of messages")
         return self.text_request(prompt, params, special=special)
-
-    def text_request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        special: bool = False,
-        is_scored: bool = False,
-    ) -> Request:
-        """What generate() (or with `is_scored`, score()) makes of a prompt, for submit()."""
-        if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
-            raise BadValue(f"a prompt must be a text or a list of token ids, got a {type(prompt).__name__}")
-        ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
-        return self._request_of(ids, params, continuing=True, is_scored=is_scored)
-
-    def chat_request(
-        self, messages: str | Sequence[Message], params: SamplingParams, *, tools: Tools | None = None
-    ) -> Request:
-        """What chat() makes of a conversation, for submit()."""
-        from puna.text.chat import encode_chat
-
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
-            if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-                raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
-        if not has_parts(turns):
-            return self._request_of(encode_chat(self.tokenizer, turns, **options), params, continuing=False)
-        from puna.llm.images import place, take_images
-
-        plain, images = take_images(turns, self.config, self.path.stem)
-        patches = self.config.vision.tokens_per_tile if self.config.vision else None
-        ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
-        ids, placed = place(self.config, self.tokenizer, ids, images)
-        return self._request_of(ids, params, continuing=False, images=placed)
-
-    def _request_of(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        *,
-        continuing: bool,
-        is_scored: bool = False,
-        images: Sequence[PlacedImage] = (),
-    ) -> Request:
-        from puna.llm.answer import TimedText
-
-        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
-        end_ids = self.tokenizer.end_ids
-        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)
 
     def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """`params` or the defaults, with `options` in their place and a seed."""
