@@ -109,7 +109,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # divides (multiplies) positive (negative) logits of tokens seen so far
     frequency_penalty: float = 0.0  # subtracted per occurrence in the output
     presence_penalty: float = 0.0  # subtracted once if in the output
-    # the three penalties look at the last so many tokens, of prompt and output alike, as in llama.cpp; 0: at none
+    # what the three penalties look at: the last tokens, so many, of prompt and output alike, as in llama.cpp
     penalty_window: int | None = None
     temperature: float = 1.0
     top_k: int = 0

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     if args.name and len(args.name) != len(args.models):
         raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
+    from puna.llm.library import StoreLibrary
     from puna.llm.models import LoadedModels
     from puna.server.app import create_app
     from puna.server.run import serve
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         models = LoadedModels(_load(args))
         try:
-            app = create_app(config, models, accounts)
+            app = create_app(config, models, accounts, StoreLibrary())
             return serve(app, config, lambda url: _greet(url, models.default))
         finally:
             models.close()

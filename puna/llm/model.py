@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
 
 from puna.core import (
     BadInput,
-    BadValue,
     Completion,
     Image,
-    PlacedImage,
     PromptTooLong,
     Request,
     SamplingParams,

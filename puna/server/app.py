@@ -16,22 +16,27 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.core import PunaError
-from puna.server import guard
+from puna.server import guard, ollama
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.native import admin, operations, tokens
 from puna.server.openai import chat, completions, models
-from puna.server.served import Models
+from puna.server.served import Library, Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
 
 _log = logging.getLogger("puna.server")
 
 
-def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> FastAPI:
-    """The ASGI application that serves `served` to those whom `accounts` lets in."""
-    service = Service(config, served, accounts)
+def create_app(
+    config: ServerConfig, served: Models, accounts: Accounts, library: Library | None = None
+) -> FastAPI:
+    """The ASGI application that serves `served` to those whom `accounts` lets in.
+
+    With a `library`, its operators may change what models are on this machine.
+    """
+    service = Service(config, served, accounts, library)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,8 +51,9 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin):
+    for part in (chat, completions, models, tokens, operations, admin, *ollama.PARTS):
         app.include_router(part.routes(service))
+    service.dialects.add("/api", ollama.error_body)
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)
     if config.cors_origin:

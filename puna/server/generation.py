@@ -37,6 +37,7 @@ class Generation:
         self.request: Request = stream.request
         self.stream = stream
         self.n_output = 0  # tokens, with the one that ended it
+        self.token_ids: list[int] = []  # these tokens
         self.n_cached = 0
         self.prompt_logprobs: list[TokenLogprob] = []
         self.began_at = perf_counter()
@@ -60,6 +61,9 @@ class Generation:
     def _take(self, result: StepResult) -> Piece | None:
         """Count a result, and say what is new in it, if anything is."""
         n_new = len(result.token_ids) + (isinstance(result.stop, int))
+        self.token_ids += result.token_ids
+        if isinstance(result.stop, int):
+            self.token_ids.append(result.stop)
         self.n_cached = result.n_cached
         if result.prompt_logprobs:
             self.prompt_logprobs += result.prompt_logprobs

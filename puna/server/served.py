@@ -1,8 +1,9 @@
-"""What the server asks of a model and of whoever keeps the models; llm.LLM and llm.models fulfil it."""
+"""What the server asks of a model and of whoever keeps the models; llm.LLM, llm.models and llm.library fulfil
+it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,9 +41,21 @@ class ServedModel(Protocol):
     def config(self) -> Vocabulary: ...
 
     def chat_request(
-        self, messages: Sequence[Message], params: SamplingParams, *, tools: Sequence[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Sequence[Any] | None = None,
+        after: Sequence[int] = (),
     ) -> Request:
-        """A conversation as the model reads it. Raises BadInput for what it cannot be put to."""
+        """A conversation as the model reads it, or with `after` what goes on from the ids of one.
+
+        Raises BadInput for what it cannot be put to.
+        """
+        ...
+
+    def infill_request(self, prefix: str, suffix: str, params: SamplingParams) -> Request:
+        """What is to be written between two texts. Raises BadValue for a model that cannot."""
         ...
 
     def text_request(
@@ -71,6 +84,21 @@ class ModelCard:
     context: int  # tokens of a prompt and its answer
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the files of a model say of it."""
+
+    format: str  # gguf, or that of a folder: hf, meta
+    family: str  # the architecture, as GGUF names it
+    n_parameters: int
+    quantization: str  # of most of its weights
+    sha256: str  # of its file, or of the list of its files
+    template: str  # the file's chat template; empty where there is none
+    licence: str  # empty where it names none
+    capabilities: tuple[str, ...]  # completion, tools, vision, insert, embedding
+    metadata: Mapping[str, Any]  # what else the file says, without vocabularies
+
+
 class Models(Protocol):
     """The models of a server, by the names that requests use."""
 
@@ -80,6 +108,10 @@ class Models(Protocol):
         ...
 
     def cards(self) -> list[ModelCard]: ...
+
+    async def facts(self, name: str) -> ModelFacts:
+        """What the files of a model say. Raises UnknownModel."""
+        ...
 
     async def use(self, name: str) -> ModelUse:
         """A model, loaded if it has to be. Raises UnknownModel, NotPulled or DoesNotFit."""
@@ -98,3 +130,22 @@ class ModelUse(Protocol):
     def __enter__(self) -> ServedModel: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class Library(Protocol):
+    """The models of a machine, from which those of a server are taken. Every method may take long."""
+
+    def pull(self, model: str, progress: Callable[[str, int, int | None], None]) -> None:
+        """Bring a model of the catalog or of a remote source. `progress` gets what is done, and bytes.
+
+        Raises UnknownModel, BadInput, DownloadFailed or DiskFull, and whatever `progress` raises.
+        """
+        ...
+
+    def copy(self, source: str, destination: str) -> None:
+        """Another name for a model. Raises UnknownModel or BadInput."""
+        ...
+
+    def remove(self, model: str) -> None:
+        """Forget a name, and the files that no other name stands for. Raises UnknownModel."""
+        ...

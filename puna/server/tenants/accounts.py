@@ -70,7 +70,7 @@ class Accounts:
         self.keys.watch()
         self.ledger = Ledger(database, journal)
         self._prices = prices
-        self._requires_keys = requires_keys
+        self.requires_keys = requires_keys
         self._limiter = Limiter(tokens_today(database))
         self._anyone = Account(self._limiter, None)
 
@@ -81,7 +81,7 @@ class Accounts:
         except PunaError as error:
             raise from_puna(error) from None
         if key is None:
-            if self._requires_keys or scope == "admin":
+            if self.requires_keys or scope == "admin":
                 raise _unauthorized(secret)
             return self._anyone
         if scope not in key.scopes:
