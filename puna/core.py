@@ -157,6 +157,7 @@ class SamplingParams:
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Pooling = Literal["last", "mean"]  # which rows make an embedding: that of the last token, or all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ class Request:
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
+    pooling: Pooling | None = None  # asks for an embedding of the prompt, and for no answer
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 
@@ -271,6 +273,7 @@ class StepResult:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or id that ended it
     error: PunaError | None = None  # of this request alone
+    embedding: NDArray[np.float32] | None = None  # [embedding_dim] with the finish reason, if asked for
     admitted_at: float | None = None  # perf_counter when its first step was scheduled
 
 
@@ -311,6 +314,7 @@ class Executor(Protocol):
     n_local_blocks: int
     local_window: int
     vocab_size: int
+    embedding_dim: int  # columns of what embed() gives
     n_token_ids: int  # that may be read: those from vocab_size on stand for images and are never predicted
     context_length: int
     max_images: int | None  # that running sequences may look at together, unless one alone has more
@@ -324,6 +328,12 @@ class Executor(Protocol):
 
         The array is valid until the next step. A row depends on its own sequence only: not on the other
         chunks, on how the sequence was cut into chunks, or on the number of threads.
+        """
+        ...
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """Run the batch as step() does, and return what the output matrix would multiply there: outputs of
+        the last layer after the final norm [sum of n_logits, embedding_dim]. What step() says of rows holds.
         """
         ...
 

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from puna.core import BadValue, Completion, EngineClosed, PunaError, Request, StepResult, WorkFailed
-from puna.engine.engine import Engine, completion
+from puna.engine.completion import completion
+from puna.engine.engine import Engine
 
 if TYPE_CHECKING:
     import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
 from puna.core import (
     BadInput,
     Completion,
+    EngineClosed,
     Image,
+    Pooling,
     PromptTooLong,
     Request,
     SamplingParams,
@@ -27,6 +29,9 @@ from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_con
 from puna.llm.requests import Requests
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
     from puna.llm.answer import Answer, AsyncAnswer
     from puna.llm.load import Progress
@@ -107,7 +112,7 @@ class LLM(Requests):
 
         self.path = store.resolve(os.fspath(model))
         loaded = load(self.path, asked, progress)
-        self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        self.config, self.tokenizer, self.pooling = loaded.config, loaded.tokenizer, loaded.pooling
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
         self._engine: EngineThread = loaded.engine
@@ -270,8 +275,39 @@ class LLM(Requests):
         scores = [answer.prompt_logprobs or () for answer in self._run(requests)]
         return scores if is_batch(text) else scores[0]
 
+    def embed(
+        self,
+        text: Prompt | Batch,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        special: bool = False,
+    ) -> NDArray[np.float32]:
+        """The embedding of a text (or of ids): [dim], of a list [number of texts, dim].
+
+        It is made of the last layer's outputs after the final norm: that of the last token, or with `pooling`
+        "mean" the mean of all tokens; by default what the file asks for, else that of the last token. A text
+        begins with the BOS token where the file asks for one. The Euclidean norm is 1 unless `normalize` is
+        false. On the CPU the bits depend on the text alone. Raises what generate() raises.
+        """
+        import numpy as np
+
+        from puna.engine.pooling import normalized
+
+        requests = [self.embed_request(item, pooling, special=special) for item in items(text)]
+        rows_D: list[NDArray[np.float32]] = []
+        for stream in self._streams(requests):
+            rows_D += [r.embedding for r in stream if r.embedding is not None]
+        if len(rows_D) != len(requests):
+            raise EngineClosed("the model was closed while it was embedding; load it again to go on")
+        found = [normalized(row_D) if normalize else row_D for row_D in rows_D]
+        return np.stack(found) if is_batch(text) else found[0]
+
     def _run(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests as one batch. What is wrong with one is raised, and the others are cancelled."""
+        return [stream.result() for stream in self._streams(requests)]
+
+    def _streams(self, requests: Sequence[Request]) -> list[Stream]:
         streams: list[Stream] = []
         for i, request in enumerate(requests):
             try:
@@ -280,7 +316,7 @@ class LLM(Requests):
                 if len(requests) == 1:
                     raise
                 raise type(error)(f"prompt {i}: {error}") from None
-        return [stream.result() for stream in streams]
+        return streams
 
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from puna.core import BadInput, BadValue, PlacedImage, Request, SamplingParams
+from puna.core import BadInput, BadValue, PlacedImage, Pooling, Request, SamplingParams
 from puna.llm.prompts import Message, Prompt, has_parts
 
 if TYPE_CHECKING:
     from puna.model.config import ModelConfig
     from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
+
+_EMBEDDING = SamplingParams(temperature=0)  # nothing is sampled
 
 
 class Requests:
@@ -22,6 +24,7 @@ class Requests:
     tokenizer: Tokenizer
     path: Path
     chat_format: str | None
+    pooling: str  # of embeddings where nobody says; as the file has it, which may be one that is not done
 
     def text_request(
         self,
@@ -76,6 +79,18 @@ class Requests:
         from puna.text.formats.inst import infill
 
         return self._request_of(infill(self.tokenizer, prefix, suffix), params, continuing=True)
+
+    def embed_request(
+        self, prompt: Prompt, pooling: Pooling | None = None, *, special: bool = False
+    ) -> Request:
+        """What embed() makes of a prompt, for submit(). Raises BadValue for a pooling that is not done."""
+        chosen = pooling or self.pooling
+        if chosen not in ("last", "mean"):
+            where = "pooling" if pooling else "the pooling of this model's embeddings"
+            raise BadValue(f"{where} must be last or mean, got {chosen!r}; choose one of them")
+        request = self.text_request(prompt, _EMBEDDING, special=special)
+        request.pooling, request.sink = cast(Pooling, chosen), None
+        return request
 
     def _request_of(
         self,

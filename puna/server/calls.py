@@ -181,6 +181,8 @@ class Call:
         self._timer = asyncio.get_running_loop().call_later(config.timeout, self._expire)
 
     def _most_tokens(self, request: Request) -> int:
+        if request.pooling is not None:
+            return 0
         n_max = request.params.max_tokens
         return self.served.context - len(request.prompt) if n_max is None else n_max
 

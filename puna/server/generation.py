@@ -9,11 +9,15 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from puna.core import PunaError, Request, StepResult, TokenLogprob
 from puna.server.served import ResultStream
 from puna.text.tools import ToolCall, ToolCallParser
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Finish = Literal["stop", "length", "tool_calls", "cancelled"]
 
@@ -40,6 +44,7 @@ class Generation:
         self.token_ids: list[int] = []  # these tokens
         self.n_cached = 0
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.embedding: NDArray[np.float32] | None = None  # once it is there, where one was asked for
         self.began_at = perf_counter()
         self.admitted_at: float | None = None
         self.first_at: float | None = None
@@ -65,6 +70,7 @@ class Generation:
         if isinstance(result.stop, int):
             self.token_ids.append(result.stop)
         self.n_cached = result.n_cached
+        self.embedding = result.embedding
         if result.prompt_logprobs:
             self.prompt_logprobs += result.prompt_logprobs
         if result.admitted_at is not None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from puna.core import Request, SamplingParams, StepResult
+from puna.core import Pooling, Request, SamplingParams, StepResult
 from puna.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -23,9 +23,12 @@ class ResultStream(Protocol):
     def close(self) -> None: ...  # cancel the request unless it has ended
 
 
-class Vocabulary(Protocol):
+class Shape(Protocol):
     @property
     def vocab_size(self) -> int: ...  # logits of a row
+
+    @property
+    def dim(self) -> int: ...  # numbers of an embedding
 
 
 class ServedModel(Protocol):
@@ -38,7 +41,7 @@ class ServedModel(Protocol):
     chat_format: str | None  # how prompts are built; None: by the file's template
 
     @property
-    def config(self) -> Vocabulary: ...
+    def config(self) -> Shape: ...
 
     def chat_request(
         self,
@@ -52,6 +55,10 @@ class ServedModel(Protocol):
 
         Raises BadInput for what it cannot be put to.
         """
+        ...
+
+    def embed_request(self, prompt: str | Sequence[int], pooling: Pooling | None = None) -> Request:
+        """A text whose embedding is asked for. Raises BadValue for a pooling that is not done."""
         ...
 
     def infill_request(self, prefix: str, suffix: str, params: SamplingParams) -> Request:

@@ -9,9 +9,9 @@ What differs on purpose: nothing is cut to fit a context unless a request says s
 understood are errors. Options that are about hardware alone are named in the header x-puna-ignored.
 """
 
-from puna.server.ollama import chat, generate, library, models
+from puna.server.ollama import chat, embed, generate, library, models
 from puna.server.ollama.wire import error_body
 
-PARTS = (generate, chat, models, library)
+PARTS = (generate, chat, embed, models, library)
 
 __all__ = ["PARTS", "error_body"]
