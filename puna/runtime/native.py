@@ -85,11 +85,7 @@ class NativeExecutor:
         n_local = -(-local_positions(window, cache_tokens, max_tokens) // BLOCK_TOKENS)
         if n_local < self.n_blocks:
             self.n_local_blocks, self.local_window = n_local, window
-        plans = [fuse(record(cfg, refs, rope))]
-        if cfg.cross_attention:
-            plans.append(fuse(record(cfg, refs, rope, with_images=True)))
-        self._n_plans = len(plans)
-        plans += map(without_output, plans[:])
+        plans = _plans(cfg, refs, rope)
         sizes = (
             max_tokens,
             max_logits,
@@ -131,7 +127,7 @@ class NativeExecutor:
 
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.embed."""
-        return self._run(batch, self._n_plans, self.embedding_dim)
+        return self._run(batch, len(self._results) // 2, self.embedding_dim)
 
     def _run(self, batch: Batch, first: int, n_columns: int) -> NDArray[np.float32]:
         """The result of plan `first`, or of the one after it where tokens see images."""
@@ -159,6 +155,14 @@ class NativeExecutor:
 
     def close(self) -> None:
         self._plan = self._images = None
+
+
+def _plans(cfg: ModelConfig, refs: Mapping[str, WeightRef], rope: RopeTable) -> list[Plan]:
+    """Of logits, and with cross-attention of logits where tokens see images; then both of hidden states."""
+    plans = [fuse(record(cfg, refs, rope))]
+    if cfg.cross_attention:
+        plans.append(fuse(record(cfg, refs, rope, with_images=True)))
+    return [*plans, *map(without_output, plans)]
 
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:

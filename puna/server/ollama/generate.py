@@ -13,6 +13,7 @@ from puna.core import Request
 from puna.server.calls import LARGE, Call, Choices, Service
 from puna.server.errors import bad
 from puna.server.generation import Piece, Whole
+from puna.server.infill import infill
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, picture
 from puna.server.ollama.models import loaded
@@ -62,7 +63,7 @@ class GenerateRequest(Asked):
         """Raises BadInput and ApiError."""
         grammar, params = self.grammar_for(model), self.sampling(model)
         if self.suffix:
-            made = model.infill_request(self.prompt, self.suffix, params)
+            made = infill(model, self.prompt, self.suffix, params)
         elif self.raw:
             made = model.text_request(self.prompt, params, special=True)
         else:
