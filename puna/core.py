@@ -123,6 +123,7 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()  # beside the model's own end ids
     ignore_end: bool = False  # do not stop at the model's end ids
     logprobs: int | None = None  # of each chosen token, and of the n most likely ones
+    logprob_ids: tuple[int, ...] = ()  # and of these tokens, likely or not, where logprobs are asked for
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, bool, str]] = [
@@ -162,7 +163,9 @@ Pooling = Literal["last", "mean"]  # which rows make an embedding: that of the l
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its natural-log probability under the model; `top` holds the most likely alternatives."""
+    """A token with its natural-log probability under the model; `top` holds the most likely alternatives,
+    then those that were asked for by id.
+    """
 
     token_id: int
     logprob: float

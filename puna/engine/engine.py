@@ -109,6 +109,7 @@ class Engine:
             "prompt": (request.prompt, self._executor.n_token_ids),
             "logit_bias": (params.logit_bias, n_vocab),
             "stop_ids": (params.stop_ids, n_vocab),
+            "logprob_ids": (params.logprob_ids, n_vocab),
         }
         for name, (ids, n_ids) in named_ids.items():
             if ids and not 0 <= min(ids) <= max(ids) < n_ids:
@@ -328,7 +329,8 @@ class Engine:
             return
         result.token_ids.append(token)
         if params.logprobs is not None:
-            result.logprobs.append(self._sampler.logprob(logits_V, token, params.logprobs))
+            ids = params.logprob_ids
+            result.logprobs.append(self._sampler.logprob(logits_V, token, params.logprobs, ids))
         if sink is not None:
             result.text += sink.push(token)
             if sink.stopped is not None:

@@ -168,8 +168,10 @@ class Sampler:
         np.copyto(self._masked_V, logits_V, where=allowed_V)
         return self._masked_V
 
-    def logprob(self, logits_V: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
-        """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first).
+    def logprob(
+        self, logits_V: NDArray[np.float32], token: int, n_top: int, ids: Iterable[int] = ()
+    ) -> TokenLogprob:
+        """Log-softmax in float64 of a row, at `token`, the n_top largest (ties: lower id first) and `ids`.
 
         A token that stands for an image has no logit: it is never predicted. NaN for a row that has infinite
         logits or NaN.
@@ -186,6 +188,7 @@ class Sampler:
             x_N = logits_V[ids_N]
             order_N = np.argsort(-x_N, kind="stable")
             top = [(int(ids_N[i]), float(x_N[i]) - offset) for i in order_N]
+        top += [(i, float(logits_V[i]) - offset) for i in ids]
         own = float(logits_V[token]) if token < len(logits_V) else -inf
         return TokenLogprob(token, own - offset, tuple(top))
 

@@ -21,7 +21,7 @@ from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.native import admin, operations, tokens
-from puna.server.openai import chat, completions, embeddings, models
+from puna.server.openai import chat, completions, embeddings, models, moderations
 from puna.server.served import Library, Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
@@ -51,7 +51,8 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, embeddings, models, tokens, operations, admin, *ollama.PARTS):
+    openai = (chat, completions, embeddings, models, moderations)
+    for part in (*openai, tokens, operations, admin, *ollama.PARTS):
         app.include_router(part.routes(service))
     service.dialects.add("/api", ollama.error_body)
     _add_errors(app, service)
