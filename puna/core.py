@@ -109,8 +109,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # divides (multiplies) positive (negative) logits of tokens seen so far
     frequency_penalty: float = 0.0  # subtracted per occurrence in the output
     presence_penalty: float = 0.0  # subtracted once if in the output
-    # what the three penalties look at: the last tokens, so many, of prompt and output alike, as in llama.cpp
-    penalty_window: int | None = None
+    penalty_window: int | None = None  # what all three look at: so many last tokens, prompt or output
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -163,9 +162,7 @@ Pooling = Literal["last", "mean"]  # which rows make an embedding: that of the l
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its natural-log probability under the model; `top` holds the most likely alternatives,
-    then those that were asked for by id.
-    """
+    """A token's natural-log probability under the model; `top` has the likeliest ones, then `logprob_ids`."""
 
     token_id: int
     logprob: float
@@ -335,9 +332,7 @@ class Executor(Protocol):
         ...
 
     def embed(self, batch: Batch) -> NDArray[np.float32]:
-        """Run the batch as step() does, and return what the output matrix would multiply there: outputs of
-        the last layer after the final norm [sum of n_logits, embedding_dim]. What step() says of rows holds.
-        """
+        """step(), but rows are what the output matrix multiplies: [sum of n_logits, embedding_dim]."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Serve models over HTTP: chat and text completions, as clients of OpenAI's API ask for them.
+"""Serve models over HTTP, as clients of OpenAI's API or Ollama's ask for them.
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from puna.server.config import ServerConfig
     from puna.server.tenants.accounts import Accounts
 
-HELP = "serve models over HTTP to clients of OpenAI's API"
+HELP = "serve models over HTTP to clients of OpenAI's API and Ollama's"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
