@@ -109,6 +109,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # divides (multiplies) positive (negative) logits of tokens seen so far
     frequency_penalty: float = 0.0  # subtracted per occurrence in the output
     presence_penalty: float = 0.0  # subtracted once if in the output
+    penalty_window: int | None = None  # what all three look at: so many last tokens, prompt or output
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -121,12 +122,14 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()  # beside the model's own end ids
     ignore_end: bool = False  # do not stop at the model's end ids
     logprobs: int | None = None  # of each chosen token, and of the n most likely ones
+    logprob_ids: tuple[int, ...] = ()  # and of these tokens, likely or not, where logprobs are asked for
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, bool, str]] = [
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("penalty_window", self.penalty_window is None or self.penalty_window >= 0, "0 (none) or more"),
             ("temperature", 0 <= self.temperature <= 100, "from 0 to 100"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
@@ -154,11 +157,12 @@ class SamplingParams:
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Pooling = Literal["last", "mean"]  # which rows make an embedding: that of the last token, or all of them
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its natural-log probability under the model; `top` holds the most likely alternatives."""
+    """A token's natural-log probability under the model; `top` has the likeliest ones, then `logprob_ids`."""
 
     token_id: int
     logprob: float
@@ -254,6 +258,7 @@ class Request:
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
     priority: int = 0  # from -1000 to 1000: higher goes first; set by whoever knows what the caller may
     tenant: str = ""  # requests of one tenant share what all tenants of a priority have equal parts of
+    pooling: Pooling | None = None  # asks for an embedding of the prompt, and for no answer
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 
@@ -270,6 +275,7 @@ class StepResult:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or id that ended it
     error: PunaError | None = None  # of this request alone
+    embedding: NDArray[np.float32] | None = None  # [embedding_dim] with the finish reason, if asked for
     admitted_at: float | None = None  # perf_counter when its first step was scheduled
 
 
@@ -310,6 +316,7 @@ class Executor(Protocol):
     n_local_blocks: int
     local_window: int
     vocab_size: int
+    embedding_dim: int  # columns of what embed() gives
     n_token_ids: int  # that may be read: those from vocab_size on stand for images and are never predicted
     context_length: int
     max_images: int | None  # that running sequences may look at together, unless one alone has more
@@ -324,6 +331,10 @@ class Executor(Protocol):
         The array is valid until the next step. A row depends on its own sequence only: not on the other
         chunks, on how the sequence was cut into chunks, or on the number of threads.
         """
+        ...
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """step(), but rows are what the output matrix multiplies: [sum of n_logits, embedding_dim]."""
         ...
 
     def close(self) -> None:

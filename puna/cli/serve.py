@@ -1,5 +1,4 @@
-"""Serve models over HTTP: chats and text completions, as clients of OpenAI's, Anthropic's and Meta's APIs ask
-for them (docs/api.md).
+"""Serve models over HTTP to clients of OpenAI's, Anthropic's, Ollama's and Meta's APIs (docs/api.md).
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from puna.server.served import Models
     from puna.server.tenants.accounts import Accounts
 
-HELP = "serve models over HTTP to clients of OpenAI's, Anthropic's and Meta's APIs"
+HELP = "serve models over HTTP to clients of OpenAI's, Anthropic's, Ollama's and Meta's APIs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     if args.name and len(args.name) != len(args.models):
         raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
+    from puna.llm.library import StoreLibrary
     from puna.llm.models import LoadedModels
     from puna.server.app import create_app
     from puna.server.logs import logging_to
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 for model in models.loaded().values():
                     model.speed.measure()
-                app = create_app(config, models, accounts)
+                app = create_app(config, models, accounts, StoreLibrary())
                 return serve(app, config, lambda url: _greet(url, models))
             finally:
                 models.close()

@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from puna.core import BadValue, Completion, EngineClosed, PunaError, Request, StepResult, WorkFailed
-from puna.engine.engine import Engine, completion
+from puna.engine.completion import completion
+from puna.engine.engine import Engine
 from puna.engine.stats import EngineStats
 
 if TYPE_CHECKING:

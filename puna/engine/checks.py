@@ -22,6 +22,7 @@ def check_request(request: Request, executor: Executor, capacity: int) -> None:
         "prompt": (request.prompt, executor.n_token_ids),
         "logit_bias": (params.logit_bias, n_vocab),
         "stop_ids": (params.stop_ids, n_vocab),
+        "logprob_ids": (params.logprob_ids, n_vocab),
     }
     for name, (ids, n_ids) in named_ids.items():
         if ids and not 0 <= min(ids) <= max(ids) < n_ids:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable
 from math import isfinite, isnan
 from time import perf_counter
 
@@ -22,18 +21,17 @@ from puna.core import (
     BadFile,
     BadValue,
     Batch,
-    Completion,
     EngineClosed,
     Executor,
     Request,
     StepResult,
-    TokenLogprob,
     WorkFailed,
 )
 from puna.engine.blocks import BlockManager
 from puna.engine.checks import check_request, check_whole
 from puna.engine.config import EngineConfig
 from puna.engine.masks import GrammarStats, MaskWorker
+from puna.engine.pooling import Pool
 from puna.engine.sampling import Sampler, SamplingState
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Sequence
@@ -93,6 +91,8 @@ class Engine:
         words = (token for token in prompt if token < self._executor.vocab_size)  # images have no logits
         sampling = SamplingState(params, words, known_stops, seed)
         seq = Sequence(request, max_len, stop_ids, sampling, Guesser())
+        if request.pooling is not None:
+            seq.pooled = Pool(request.pooling, self._executor.embedding_dim)
         self._live[request.id] = seq
         self._scheduler.add(seq)
 
@@ -117,13 +117,16 @@ class Engine:
         began_at = perf_counter()
         self._guess()
         scheduled = self._scheduler.schedule()
-        if scheduled:
-            self._note_admission(scheduled)
+        self._note_admission(scheduled)
+        answered = [seq for seq in scheduled if seq.pooled is None]
+        embedded = [seq for seq in scheduled if seq.pooled is not None]
+        for part, run in ((answered, self._answer), (embedded, self._embed)):
             try:
-                logits_RV = self._run(scheduled)
-                self._collect(scheduled, logits_RV)
+                if part:
+                    run(part)
             except Exception as error:  # the other requests, and those to come, may still be answered
-                self._fail_step(scheduled, error)
+                self._fail_step(part, error)
+        if scheduled:
             self._counters.steps += 1
             self._counters.step_seconds += perf_counter() - began_at
         results, self._results = self._results, []
@@ -139,6 +142,32 @@ class Engine:
             self._executor.close()
         results, self._results = self._results, []
         return results
+
+    def _answer(self, scheduled: list[Sequence]) -> None:
+        self._collect(scheduled, self._run(scheduled))
+
+    def _embed(self, scheduled: list[Sequence]) -> None:
+        """Pool the rows of a step; a prompt that is through has its embedding."""
+        rows_RD = self._executor.embed(Batch([seq.chunk for seq in scheduled]))
+        row = 0
+        for seq in scheduled:
+            chunk, pool = seq.chunk, seq.pooled
+            assert pool is not None
+            pool.add(rows_RD[row : row + chunk.n_logits])
+            seq.n_scored += chunk.n_logits
+            row += chunk.n_logits
+            n_computed = chunk.start + len(chunk.tokens)
+            self._scheduler.advance(seq, n_computed)
+            if n_computed == seq.n_prompt:
+                self._end_embedding(seq, pool.result())
+
+    def _end_embedding(self, seq: Sequence, embedding_D: NDArray[np.float32]) -> None:
+        result = self._new_result(seq)
+        self._results.append(result)
+        if not np.isfinite(embedding_D).all():
+            return self._fail(seq, result)
+        result.embedding, result.finish_reason = embedding_D, "stop"
+        self._finish(seq, result)
 
     def _run(self, scheduled: list[Sequence]) -> NDArray[np.float32]:
         """The logits of a step; masks of grammars are computed meanwhile."""
@@ -172,7 +201,7 @@ class Engine:
         if not running or len(running) > max_guesses:
             return
         for seq in running:
-            if len(seq.tokens) - seq.n_computed == 1:
+            if len(seq.tokens) - seq.n_computed == 1 and seq.pooled is None:
                 limit = min(max_guesses // len(running), seq.max_len - len(seq.tokens) - 1)
                 if limit:
                     self._guess_for(seq, limit)
@@ -276,7 +305,8 @@ class Engine:
             return
         result.token_ids.append(token)
         if params.logprobs is not None:
-            result.logprobs.append(self._sampler.logprob(logits_V, token, params.logprobs))
+            ids = params.logprob_ids
+            result.logprobs.append(self._sampler.logprob(logits_V, token, params.logprobs, ids))
         if sink is not None:
             result.text += sink.push(token)
             if sink.stopped is not None:
@@ -323,27 +353,6 @@ class Engine:
             result.text += sink.flush()
         del self._live[seq.request.id]
         self._scheduler.remove(seq)
-
-
-def completion(request: Request, results: Iterable[StepResult]) -> Completion:
-    """The whole answer from all results of a request, which has ended. Raises the error that ended it."""
-    results = list(results)
-    last = results[-1]
-    if last.error is not None:
-        raise last.error
-    assert last.finish_reason is not None
-    logprobs: list[TokenLogprob] = [item for result in results for item in result.logprobs]
-    prompt_logprobs = [item for result in results for item in result.prompt_logprobs]
-    return Completion(
-        text="".join(result.text for result in results),
-        token_ids=tuple(token for result in results for token in result.token_ids),
-        finish_reason=last.finish_reason,
-        stop=last.stop,
-        n_prompt=len(request.prompt),
-        n_cached=last.n_cached,
-        logprobs=None if request.params.logprobs is None else tuple(logprobs),
-        prompt_logprobs=tuple(prompt_logprobs) if request.prompt_logprobs else None,
-    )
 
 
 def _is_plain(seq: Sequence) -> bool:

@@ -45,6 +45,7 @@ class MockExecutor:
     ) -> None:
         self.vocab_size = vocab_size
         self.n_token_ids = vocab_size
+        self.embedding_dim = min(16, vocab_size)
         self.context_length = context_length
         self.n_blocks = n_blocks
         self.max_images = max_images
@@ -58,6 +59,13 @@ class MockExecutor:
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [sum of n_logits, vocab_size]."""
+        return self._run(batch, self.vocab_size)
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """Rows [sum of n_logits, embedding_dim]: the beginnings of logits."""
+        return self._run(batch, self.embedding_dim)
+
+    def _run(self, batch: Batch, n_columns: int) -> NDArray[np.float32]:
         assert not self.is_closed
         caches = [self._read(chunk) for chunk in batch.chunks]  # before any write, as if all ran at once
         local_caches = [self._read_local(chunk) for chunk in batch.chunks]
@@ -68,10 +76,10 @@ class MockExecutor:
             for i, token in enumerate(chunk.tokens):
                 self._append(cache, local, token, chunk.images)
                 if i >= len(chunk.tokens) - chunk.n_logits:
-                    rows.append(self._row(cache, local, token))
+                    rows.append(self._row(cache, local, token)[:n_columns])
             self._write(chunk, cache, written)
             self._write_local(chunk, local, written_local)
-        return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+        return np.array(rows, np.float32).reshape(len(rows), n_columns)
 
     def logits(self, tokens: Sequence[int], images: Sequence[PlacedImage] = ()) -> NDArray[np.float32]:
         """What step() must give after these tokens: [vocab_size]."""

@@ -14,6 +14,7 @@ ids seen so far, G groups of the vocabulary.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from math import inf, isfinite, log, nan
 
@@ -76,7 +77,12 @@ class SamplingState:
         self._slot_of: dict[int, int] = {}
         self._seen_S = np.empty(0, np.intp)
         self._counts_S = np.empty(0, np.float32)  # occurrences in the output
-        if params.repetition_penalty != 1:
+        self._recent: deque[int] | None = None  # slots of the tokens in the window, where there is one
+        if params.penalty_window is not None and self.has_penalties:
+            self._recent = deque()
+            for token in prompt:
+                self._count(token)
+        elif params.repetition_penalty != 1:
             for token in prompt:
                 self._slot(token)
 
@@ -84,8 +90,17 @@ class SamplingState:
         """`token` was chosen."""
         self.n_output += 1
         if self.has_penalties:
-            slot = self._slot(token)
-            self._counts_S[slot] += 1
+            self._count(token)
+
+    def _count(self, token: int) -> None:
+        """One more of `token`; one less of what leaves the window by that."""
+        slot = self._slot(token)
+        self._counts_S[slot] += 1
+        if self._recent is not None:
+            assert self.params.penalty_window is not None
+            self._recent.append(slot)
+            if len(self._recent) > self.params.penalty_window:
+                self._counts_S[self._recent.popleft()] -= 1
 
     def adjust(self, logits_V: NDArray[np.float32]) -> None:
         """Apply bias, penalties and the minimum length in place."""
@@ -94,6 +109,8 @@ class SamplingState:
         if self.has_penalties:
             n_seen = len(self._slot_of)
             seen_S, counts_S = self._seen_S[:n_seen], self._counts_S[:n_seen]
+            if self._recent is not None:
+                seen_S, counts_S = seen_S[counts_S > 0], counts_S[counts_S > 0]
             x_S = logits_V[seen_S]
             x_S = np.where(x_S > 0, x_S / p.repetition_penalty, x_S * p.repetition_penalty)
             logits_V[seen_S] = x_S - p.frequency_penalty * counts_S - p.presence_penalty * (counts_S > 0)
@@ -151,8 +168,10 @@ class Sampler:
         np.copyto(self._masked_V, logits_V, where=allowed_V)
         return self._masked_V
 
-    def logprob(self, logits_V: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
-        """Log-softmax in float64 of a row, at `token` and at the n_top largest (ties: lower id first).
+    def logprob(
+        self, logits_V: NDArray[np.float32], token: int, n_top: int, ids: Iterable[int] = ()
+    ) -> TokenLogprob:
+        """Log-softmax in float64 of a row, at `token`, the n_top largest (ties: lower id first) and `ids`.
 
         A token that stands for an image has no logit: it is never predicted. NaN for a row that has infinite
         logits or NaN.
@@ -169,6 +188,7 @@ class Sampler:
             x_N = logits_V[ids_N]
             order_N = np.argsort(-x_N, kind="stable")
             top = [(int(ids_N[i]), float(x_N[i]) - offset) for i in order_N]
+        top += [(i, float(logits_V[i]) - offset) for i in ids]
         own = float(logits_V[token]) if token < len(logits_V) else -inf
         return TokenLogprob(token, own - offset, tuple(top))
 

@@ -10,6 +10,7 @@ from puna.core import Chunk, Request
 from puna.engine.prefix import ROOT
 
 if TYPE_CHECKING:
+    from puna.engine.pooling import Pool
     from puna.engine.sampling import SamplingState
     from puna.engine.speculate import Guesser
 
@@ -31,7 +32,8 @@ class Sequence:
     n_prompt: int = field(init=False)
     # set by the engine
     admitted_at: float | None = None  # perf_counter when its first step was scheduled
-    n_scored: int = 0  # prompt log-probabilities reported
+    n_scored: int = 0  # prompt log-probabilities reported, or rows of the prompt pooled
+    pooled: Pool | None = None  # of the rows so far, where an embedding is asked for
     draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens
     is_forced: bool = False  # the draft comes of the grammar, and says nothing of the guesser
     # set by the scheduler
@@ -51,13 +53,18 @@ class Sequence:
 
     @property
     def n_to_score(self) -> int:
-        """Prompt log-probabilities still owed: one for every prompt token after the first, if asked for."""
+        """Rows of the prompt still to be used, if they are asked for: those of all tokens for a mean, and of
+        all but the last for log-probabilities.
+        """
+        if self.request.pooling == "mean":
+            return self.n_prompt - self.n_scored
         return self.n_prompt - 1 - self.n_scored if self.request.prompt_logprobs else 0
 
     @property
     def n_reusable(self) -> int:
         """How many leading tokens need no computing if the prefix cache has them.
 
-        The last token is always computed, because its logits are wanted; so is every token to be scored.
+        The last token is always computed, because its logits are wanted; so is every token to be scored or
+        pooled.
         """
         return self.n_scored if self.n_to_score else len(self.tokens) - 1

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from puna.core import Completion, Request, StepResult
-from puna.engine.engine import completion
+from puna.engine.completion import completion
 from puna.text.stream import TextStream
 
 if TYPE_CHECKING:

@@ -38,9 +38,9 @@ _OPTION_TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
         "a number",
     ),
     (("top_k", "min_tokens"), (int,), "a whole number"),
-    (("seed", "max_tokens", "logprobs"), (int, _NONE), "a whole number or None"),
+    (("seed", "max_tokens", "logprobs", "penalty_window"), (int, _NONE), "a whole number or None"),
     (("ignore_end",), (bool,), "True or False"),
-    (("stop", "stop_ids"), (tuple,), "a tuple"),
+    (("stop", "stop_ids", "logprob_ids"), (tuple,), "a tuple"),
     (("logit_bias",), (Mapping,), "a mapping from token ids to numbers"),
 )
 

@@ -45,6 +45,7 @@ Progress = Callable[[str, int, int | None], None]  # what is done, bytes done, b
 class Loaded:
     config: ModelConfig  # what the file says
     tokenizer: Tokenizer
+    pooling: str  # of embeddings, as the file asks for it; "last" where it does not
     room: Room
     engine: EngineThread
     threads: int
@@ -62,7 +63,7 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     with open_checkpoint(path, asked.mmproj) as checkpoint:
         chosen = backend.choose(asked)
         name = path.name if path.is_dir() else path.stem
-        room = _room(name, checkpoint, asked, engine_config, chosen)
+        room, pooling = _room(name, checkpoint, asked, engine_config, chosen), _pooling(checkpoint)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
         cost = None if chosen.is_torch else cost_of(checkpoint, asked.cache_type)
     from puna.engine.bridge import EngineThread
@@ -70,8 +71,17 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
 
     threads = executor.threads
     engine = EngineThread(Engine(executor, engine_config))
-    speed = Speed(cost, threads)
-    return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at, speed)
+    speed, seconds = Speed(cost, threads), perf_counter() - began_at
+    return Loaded(checkpoint.config, tokenizer, pooling, room, engine, threads, seconds, speed)
+
+
+def _pooling(checkpoint: Checkpoint) -> str:
+    """What a GGUF file says by llama.cpp's numbers. Llamas that answer say nothing, or "none": as Ollama does
+    on top of llama.cpp, the row of the last token is taken then, the only one that has seen all of the text.
+    """
+    metadata = checkpoint.metadata
+    number = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)
+    return {0: "last", 1: "mean", 2: "cls", 3: "last", 4: "rank"}.get(number, f"number {number}")
 
 
 def _room(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Never, Self, overload
 
 from puna.core import (
     BadInput,
-    BadValue,
     Completion,
+    EngineClosed,
     Image,
-    PlacedImage,
+    Pooling,
     Request,
     SamplingParams,
     TokenLogprob,
@@ -25,8 +25,12 @@ from puna.core import (
 )
 from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
 from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
+from puna.llm.requests import Requests
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
     from puna.engine.stats import EngineStats
     from puna.llm.answer import Answer, AsyncAnswer
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
 
-class LLM:
+class LLM(Requests):
     """A model in memory and the engine that runs it.
 
     >>> with LLM("smollm2") as llm:
@@ -98,7 +102,7 @@ class LLM:
 
         self.path = store.resolve(os.fspath(model))
         loaded = load(self.path, asked, progress)
-        self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        self.config, self.tokenizer, self.pooling = loaded.config, loaded.tokenizer, loaded.pooling
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds, self.speed = loaded.threads, loaded.seconds, loaded.speed
         self._engine: EngineThread = loaded.engine
@@ -261,8 +265,39 @@ class LLM:
         scores = [answer.prompt_logprobs or () for answer in self._run(requests)]
         return scores if is_batch(text) else scores[0]
 
+    def embed(
+        self,
+        text: Prompt | Batch,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        special: bool = False,
+    ) -> NDArray[np.float32]:
+        """The embedding of a text (or of ids): [dim], of a list [number of texts, dim].
+
+        It is made of the last layer's outputs after the final norm: that of the last token, or with `pooling`
+        "mean" the mean of all tokens; by default what the file asks for, else that of the last token. A text
+        begins with the BOS token where the file asks for one. The Euclidean norm is 1 unless `normalize` is
+        false. On the CPU the bits depend on the text alone. Raises what generate() raises.
+        """
+        import numpy as np
+
+        from puna.engine.pooling import normalized
+
+        requests = [self.embed_request(item, pooling, special=special) for item in items(text)]
+        rows_D: list[NDArray[np.float32]] = []
+        for stream in self._streams(requests):
+            rows_D += [r.embedding for r in stream if r.embedding is not None]
+        if len(rows_D) != len(requests):
+            raise EngineClosed("the model was closed while it was embedding; load it again to go on")
+        found = [normalized(row_D) if normalize else row_D for row_D in rows_D]
+        return np.stack(found) if is_batch(text) else found[0]
+
     def _run(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests as one batch. What is wrong with one is raised, and the others are cancelled."""
+        return [stream.result() for stream in self._streams(requests)]
+
+    def _streams(self, requests: Sequence[Request]) -> list[Stream]:
         streams: list[Stream] = []
         for i, request in enumerate(requests):
             try:
@@ -271,7 +306,7 @@ class LLM:
                 if len(requests) == 1:
                     raise
                 raise type(error)(f"prompt {i}: {error}") from None
-        return [stream.result() for stream in streams]
+        return streams
 
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
@@ -322,65 +357,6 @@ class LLM:
         if tools is not None:
             raise BadInput("tools need messages to answer, got a text to continue; pass a list of messages")
         return self.text_request(prompt, params, special=special)
-
-    def text_request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        special: bool = False,
-        is_scored: bool = False,
-    ) -> Request:
-        """What generate() (or with `is_scored`, score()) makes of a prompt, for submit()."""
-        if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
-            raise BadValue(f"a prompt must be a text or a list of token ids, got a {type(prompt).__name__}")
-        ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
-        return self._request_of(ids, params, continuing=True, is_scored=is_scored)
-
-    def chat_request(
-        self,
-        messages: str | Sequence[Message],
-        params: SamplingParams,
-        *,
-        tools: Tools | None = None,
-        continue_final_message: bool = False,
-    ) -> Request:
-        """What chat() makes of a conversation, for submit(). With `continue_final_message`, the last message
-        is the assistant's, and the answer goes on where it ends.
-        """
-        from puna.text.chat import encode_chat
-
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
-            if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-                raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
-        options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
-        options["continue_final_message"] = is_begun = continue_final_message
-        if not has_parts(turns):
-            ids = encode_chat(self.tokenizer, turns, **options)
-            return self._request_of(ids, params, continuing=is_begun)
-        from puna.llm.images import place, take_images
-
-        plain, images = take_images(turns, self.config, self.path.stem)
-        patches = self.config.vision.tokens_per_tile if self.config.vision else None
-        ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
-        ids, placed = place(self.config, self.tokenizer, ids, images)
-        return self._request_of(ids, params, continuing=is_begun, images=placed)
-
-    def _request_of(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        *,
-        continuing: bool,
-        is_scored: bool = False,
-        images: Sequence[PlacedImage] = (),
-    ) -> Request:
-        from puna.llm.answer import TimedText
-
-        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
-        end_ids = self.tokenizer.end_ids
-        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)
 
     def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """`params` or the defaults, with `options` in their place and a seed."""

@@ -83,7 +83,12 @@ class Weights:
 
 
 def decoder(ops: Any, cfg: ModelConfig, w: Weights, with_images: bool = False) -> Any:
-    """Logits [R, V] of the rows that the step wants.
+    """Logits [R, V] of the rows that the step wants."""
+    return ops.linear(hidden(ops, cfg, w, with_images), w.output)
+
+
+def hidden(ops: Any, cfg: ModelConfig, w: Weights, with_images: bool = False) -> Any:
+    """What logits are made of: the last layer's outputs after the final norm [R, D].
 
     A step in which no token sees an image leaves cross-attention layers out: they would add zero.
     """
@@ -97,7 +102,7 @@ def decoder(ops: Any, cfg: ModelConfig, w: Weights, with_images: bool = False) -
         h_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
         x_TD = ops.add(x_TD, feed_forward(ops, cfg, layer, h_TD))
     x_RD = ops.select(x_TD)
-    return ops.linear(ops.rms_norm(x_RD, w.norm, cfg.norm_eps), w.output)
+    return ops.rms_norm(x_RD, w.norm, cfg.norm_eps)
 
 
 def attention(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any, h_TD: Any) -> Any:

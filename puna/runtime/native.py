@@ -20,7 +20,7 @@ from puna.model.rope import RopeTable
 from puna.model.sizes import local_layers, local_positions, local_window
 from puna.runtime.cpu import default_threads
 from puna.runtime.images import IMAGE_BYTES, max_images
-from puna.runtime.passes import assign_buffers, fuse
+from puna.runtime.passes import assign_buffers, fuse, without_output
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
 from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.recode import kernel_kind, recode
@@ -72,7 +72,7 @@ class NativeExecutor:
         image_bytes: int = IMAGE_BYTES,
     ) -> None:
         _check(cfg, target, cache_type)
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size, self.embedding_dim = cfg.vocab_size, cfg.dim
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.max_images = max_images(cfg)
         self.context_length = cfg.context_length
@@ -85,9 +85,7 @@ class NativeExecutor:
         n_local = -(-local_positions(window, cache_tokens, max_tokens) // BLOCK_TOKENS)
         if n_local < self.n_blocks:
             self.n_local_blocks, self.local_window = n_local, window
-        plans = [fuse(record(cfg, refs, rope))]
-        if cfg.cross_attention:
-            plans.append(fuse(record(cfg, refs, rope, with_images=True)))
+        plans = _plans(cfg, refs, rope)
         sizes = (
             max_tokens,
             max_logits,
@@ -125,6 +123,14 @@ class NativeExecutor:
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.step."""
+        return self._run(batch, 0, self.vocab_size)
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """See core.Executor.embed."""
+        return self._run(batch, len(self._results) // 2, self.embedding_dim)
+
+    def _run(self, batch: Batch, first: int, n_columns: int) -> NDArray[np.float32]:
+        """The result of plan `first`, or of the one after it where tokens see images."""
         if self._plan is None:
             raise EngineClosed("the executor is closed: make a new LLM")
         tokens, chunks, blocks = array("i"), array("i"), array("i")
@@ -140,21 +146,23 @@ class NativeExecutor:
                 blocks.extend(c.local_blocks)
             tables = np.frombuffer(tables, np.int32)
         arrays = [*(np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)), tables]
-        if self._images is not None:
-            return self._step_with_images(batch, arrays)
-        logits: NDArray[np.float32] = self._plan.step(self._results[0], self.vocab_size, *arrays)
-        return logits
-
-    def _step_with_images(self, batch: Batch, arrays: list[Any]) -> NDArray[np.float32]:
-        images, given, seen = self._images.of(batch)
-        number = int(bool(seen))
-        more = (number, given, seen)
-        logits: NDArray[np.float32] = self._plan.step(self._results[number], self.vocab_size, *arrays, *more)
+        images, given, seen = self._images.of(batch) if self._images is not None else (None, [], [])
+        number = first + bool(seen)
+        more = (*arrays, number, given, seen)
+        rows: NDArray[np.float32] = self._plan.step(self._results[number], n_columns, *more)
         del images  # `given` and `seen` point into them
-        return logits
+        return rows
 
     def close(self) -> None:
         self._plan = self._images = None
+
+
+def _plans(cfg: ModelConfig, refs: Mapping[str, WeightRef], rope: RopeTable) -> list[Plan]:
+    """Of logits, and with cross-attention of logits where tokens see images; then both of hidden states."""
+    plans = [fuse(record(cfg, refs, rope))]
+    if cfg.cross_attention:
+        plans.append(fuse(record(cfg, refs, rope, with_images=True)))
+    return [*plans, *map(without_output, plans)]
 
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:

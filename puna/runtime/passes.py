@@ -23,6 +23,14 @@ def fuse(plan: Plan) -> Plan:
     return plan
 
 
+def without_output(plan: Plan) -> Plan:
+    """A fused plan up to what the output matrix multiplies: it ends in that."""
+    (normed,) = plan.nodes[-1].ins
+    assert plan.nodes[-1].op == "linear"
+    assert plan.nodes[-1].outs == (plan.result,)
+    return replace(plan, nodes=plan.nodes[:-1], result=normed)
+
+
 def select_early(plan: Plan) -> Plan:
     """Drop rows whose logits nobody wants as soon as no later row needs them: after the last attention."""
     at = next(i for i, node in enumerate(plan.nodes) if node.op == "select")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import Batch, Image
-from puna.model.block import decoder
+from puna.model.block import decoder, hidden
 from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import rope_table
@@ -38,7 +39,7 @@ class ReferenceExecutor:
     ) -> None:
         self.n_blocks = n_blocks
         self.block_size = block_size
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size, self.embedding_dim = cfg.vocab_size, cfg.dim
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.n_local_blocks = self.local_window = 0  # one block holds all layers
         self.context_length = context_length or cfg.context_length
@@ -52,12 +53,18 @@ class ReferenceExecutor:
         return self._images.n_positions(image)
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
+        return self._run(batch, decoder)
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        return self._run(batch, hidden)
+
+    def _run(self, batch: Batch, compute: Callable[..., Any]) -> NDArray[np.float32]:
         ends = [chunk.start + len(chunk.tokens) for chunk in batch.chunks]
         assert max(ends) <= self.context_length, (ends, self.context_length)
         images = self._images.of(batch)
         ops = NumpyOps(Step.of(batch, self._cache, images))
-        logits_RV: NDArray[np.float32] = decoder(ops, self._cfg, self._weights, bool(images.seen))
-        return logits_RV
+        rows: NDArray[np.float32] = compute(ops, self._cfg, self._weights, bool(images.seen))
+        return rows
 
     def _encode(self, image: Image) -> Encoded:
         from puna.ops.reference_vision import NumpyVisionOps  # with what it needs: most models see nothing

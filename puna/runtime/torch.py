@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from puna.core import BadValue, Batch, EngineClosed, Image, closest
-from puna.model.block import decoder
+from puna.model.block import decoder, hidden
 from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import RopeTable
@@ -100,7 +100,7 @@ class TorchExecutor:
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size, self.embedding_dim = cfg.vocab_size, cfg.dim
         self.n_token_ids = cfg.vocab_size + cfg.n_image_embeddings
         self.context_length = cfg.context_length
         self.n_blocks = -(-cache_tokens // BLOCK_TOKENS)
@@ -150,9 +150,7 @@ class TorchExecutor:
     @torch.inference_mode()
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See core.Executor.step; rows depend on the rest of the batch in their last bits."""
-        if self._weights is None:
-            raise EngineClosed("the executor is closed: make a new LLM")
-        images = self._images.of(batch)
+        images = self._images_of(batch)
         size = self._decode.size_of(batch) if self._decode is not None else None
         if self._decode is not None and size is not None:
             logits_RV = self._decode.run(batch, size)
@@ -161,14 +159,27 @@ class TorchExecutor:
         logits: NDArray[np.float32] = logits_RV.float().cpu().numpy()
         return logits
 
-    def _forward(self, step: Step) -> torch.Tensor:
-        """Logits [R, V]."""
+    @torch.inference_mode()
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """See core.Executor.embed; rows depend on the rest of the batch in their last bits."""
+        images = self._images_of(batch)
+        rows: NDArray[np.float32] = (
+            self._forward(Step.of(batch, self._cache, images), hidden).float().cpu().numpy()
+        )
+        return rows
+
+    def _images_of(self, batch: Batch) -> Any:
+        if self._weights is None:
+            raise EngineClosed("the executor is closed: make a new LLM")
+        return self._images.of(batch)
+
+    def _forward(self, step: Step, compute: Callable[..., torch.Tensor] = decoder) -> torch.Tensor:
+        """Logits [R, V], or what else is computed."""
         ops = TorchOps(step, self.dtype)
         if self._ranks is not None:
             ops = ShardedOps(step, self.dtype)
             ops.ranks = self._ranks
-        logits_RV: torch.Tensor = decoder(ops, self._cfg, self._weights, bool(step.images.seen))
-        return logits_RV
+        return compute(ops, self._cfg, self._weights, bool(step.images.seen))
 
     def _encode(self, image: Image) -> Encoded:
         from puna.ops.torch_vision import TorchVisionOps

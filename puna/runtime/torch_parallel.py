@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, Literal
 from weakref import finalize
 
 import numpy as np
@@ -226,7 +226,8 @@ class ParallelExecutor:
             )
             self._meet(group)
             stack.pop_all()
-        self.vocab_size, self.context_length = cfg.vocab_size, cfg.context_length
+        self.vocab_size, self.embedding_dim = cfg.vocab_size, cfg.dim
+        self.context_length = cfg.context_length
         self.n_token_ids, self.n_blocks = self._executor.n_token_ids, self._executor.n_blocks
         self.n_local_blocks, self.local_window = self._executor.n_local_blocks, self._executor.local_window
         self.max_images = self._executor.max_images
@@ -234,13 +235,21 @@ class ParallelExecutor:
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """See TorchExecutor.step. Raises WorkFailed once a rank is gone, and EngineClosed from then on."""
+        return self._run("step", batch)
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """See TorchExecutor.embed, and step()."""
+        return self._run("embed", batch)
+
+    def _run(self, method: Literal["step", "embed"], batch: Batch) -> NDArray[np.float32]:
         if self._error or not self._finalizer.alive:
             raise EngineClosed(f"{self._error or 'the executor is closed'}; load the model again to go on")
         try:
-            message = pickle.dumps(batch)
+            message = pickle.dumps((method, batch))
             for worker in self._workers:
                 worker.send(message)
-            return self._executor.step(batch)
+            rows: NDArray[np.float32] = getattr(self._executor, method)(batch)
+            return rows
         except (RuntimeError, OSError) as error:
             reason = self._reason()
             self._finalizer()

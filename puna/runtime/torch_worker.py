@@ -1,7 +1,8 @@
 """The process of one rank: `python -m puna.runtime.torch_worker`, started by torch_parallel.py.
 
-Reads pickles from stdin: first its Part, then the batch of every step. Writes JSON lines to stdout:
-`{"ready": true}` once its part is loaded, or `{"error": …}` before it ends. The end of stdin is its own.
+Reads pickles from stdin: first its Part, then of every step the method and its batch. Writes JSON lines to
+stdout: `{"ready": true}` once its part is loaded, or `{"error": …}` before it ends. The end of stdin is its
+own.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def run(part: Part) -> None:
     group.join()
     while True:
         try:
-            batch = pickle.load(sys.stdin.buffer)
+            method, batch = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        executor.step(batch)
+        getattr(executor, method)(batch)
 
 
 def main() -> int:

@@ -6,7 +6,8 @@ generation.py  answers as they come, in no API's words
 sse.py         answers on the wire                errors.py   what went wrong, as statuses
 structured.py  what answers are held to           guard.py    limits of what a request may be
 tenants/       keys, limits, ledger               storage/    the database under them
-openai/        OpenAI's API                       native/     what it has no words for
+openai/        OpenAI's API                       ollama/     Ollama's
+native/        what they have no words for        embeddings.py, infill.py  what they share
 
 Never sees a tensor: a model is the protocol of served.py.
 """

@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import PunaError
-from puna.server import guard
+from puna.server import guard, ollama
 from puna.server.anthropic import messages
 from puna.server.batches.runner import Runner
 from puna.server.calls import Service
@@ -25,21 +25,26 @@ from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.llama_api import routes as llama_api
 from puna.server.native import admin, operations, tokens
-from puna.server.openai import batches, chat, completions, files, models
+from puna.server.openai import batches, chat, completions, embeddings, files, models, moderations
 from puna.server.openai.responses import conversations
 from puna.server.openai.responses import routes as responses
 from puna.server.page import routes as page
 from puna.server.replies import dumps
-from puna.server.served import Models
+from puna.server.served import Library, Models
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
 
 _log = logging.getLogger("puna.server")
 
 
-def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> FastAPI:
-    """The ASGI application that serves `served` to those whom `accounts` lets in."""
-    service = Service(config, served, accounts)
+def create_app(
+    config: ServerConfig, served: Models, accounts: Accounts, library: Library | None = None
+) -> FastAPI:
+    """The ASGI application that serves `served` to those whom `accounts` lets in.
+
+    With a `library`, its operators may change what models are on this machine.
+    """
+    service = Service(config, served, accounts, library)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -62,11 +67,13 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
     )
     app.state.service = service
     app.state.runner = runner = Runner(app, service)
-    parts = (chat, completions, responses, conversations, files, models, messages, llama_api, tokens)
-    routers = [part.routes(service) for part in (*parts, operations, admin, page)]
+    openai = (chat, completions, responses, conversations, files, embeddings, moderations, models)
+    others = (messages, llama_api, *ollama.PARTS, tokens, operations, admin, page)
+    routers = [part.routes(service) for part in (*openai, *others)]
     paths = frozenset(getattr(route, "path", "") for router in routers for route in router.routes)
     for router in (*routers, batches.routes(service, runner, paths)):
         app.include_router(router)
+    service.dialects.add("/api", ollama.error_body)
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)
     if config.cors_origin:

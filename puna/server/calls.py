@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +27,7 @@ from puna.server.figures import Figures
 from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.metrics import Metrics
 from puna.server.rates import Rates
-from puna.server.served import Models, ModelUse, ServedModel
+from puna.server.served import Library, Models, ModelUse, ServedModel
 from puna.server.sse import when_gone
 from puna.server.storage.database import data_folder
 from puna.server.storage.files import Files
@@ -48,8 +48,11 @@ LARGE = 20_000  # characters that take longer to encode than others should wait
 class Service:
     """What the routes share: models, accounts, metrics, and the calls in flight."""
 
-    def __init__(self, config: ServerConfig, models: Models, accounts: Accounts) -> None:
+    def __init__(
+        self, config: ServerConfig, models: Models, accounts: Accounts, library: Library | None = None
+    ) -> None:
         self.config = config
+        self.library = library  # None: nobody may change what is on this machine
         self.models = models
         self.accounts = accounts
         self.metrics = Metrics()
@@ -116,11 +119,13 @@ class Service:
         account = self.authenticate(http)
         self.check_room()
         account.check_model(model)
+        began_at = perf_counter()
         try:
             use = await self.models.use(model)
         except PunaError as error:
             raise from_puna(error, "model") from None
         call = Call(self, endpoint, account, use, line_of(http))
+        call.load_s = call.began_at - began_at
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
@@ -180,6 +185,16 @@ def check_length(model: ServedModel, request: Request, param: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of a call: in the queue, computing its prompts, and from the first token to the last."""
+
+    total_s: float
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
 class Call:
     """One request of a client that is being answered."""
 
@@ -201,6 +216,7 @@ class Call:
         self.is_started = False
         self.trace_headers: Mapping[str, str] = {}
         self.began_at = perf_counter()
+        self.load_s = 0.0  # that it waited for its model
         self._prompts: list[list[Generation]] = []
         self._service = service
         self._use = use
@@ -232,6 +248,8 @@ class Call:
         self._timer = asyncio.get_running_loop().call_later(config.timeout, self._expire)
 
     def _most_tokens(self, request: Request) -> int:
+        if request.pooling is not None:
+            return 0
         n_max = request.params.max_tokens
         return self.served.context - len(request.prompt) if n_max is None else n_max
 
@@ -355,11 +373,21 @@ class Call:
         if self._lease is not None:
             self._lease.settle(n_prompt, n_output)
 
-    def _usage(self, status: str) -> Usage:
+    def timing(self) -> Timing:
+        """How long what has been done so far took."""
         first = min((g.first_at for g in self.generations if g.first_at is not None), default=None)
         last = max((g.last_at for g in self.generations if g.last_at is not None), default=None)
         admitted = min((g.admitted_at for g in self.generations if g.admitted_at is not None), default=None)
         now = perf_counter()
+        return Timing(
+            total_s=now - self.began_at,
+            queue_s=(admitted or now) - self.began_at,
+            prefill_s=(first or now) - admitted if admitted else 0.0,
+            decode_s=last - first if first and last else 0.0,
+        )
+
+    def _usage(self, status: str) -> Usage:
+        timing = self.timing()
         finishes = sorted({g.finish or "none" for g in self.generations})
         return Usage(
             request_id=self.id,
@@ -371,9 +399,9 @@ class Call:
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
             output_tokens=self.n_output,
-            queue_s=(admitted or now) - self.began_at,
-            prefill_s=(first or now) - admitted if admitted else 0.0,
-            decode_s=last - first if first and last else 0.0,
+            queue_s=timing.queue_s,
+            prefill_s=timing.prefill_s,
+            decode_s=timing.decode_s,
             status=status,
             finish_reason=",".join(finishes),
         )

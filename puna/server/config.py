@@ -39,6 +39,7 @@ class ServerConfig:
     grace: float = option(30.0, "seconds that requests have to finish after SIGTERM", "SECONDS")
     cors_origin: tuple[str, ...] = option((), "origin whose pages may call; may be repeated", "ORIGIN")
     image_host: tuple[str, ...] = option((), "host whose images may be fetched; may be repeated", "HOST")
+    allow_pull: bool = option(False, "let admins pull and delete models over HTTP on any address")
     tls_cert: str = option("", "certificate chain (PEM) to serve HTTPS with", "FILE")
     tls_key: str = option("", "its private key (PEM)", "FILE")
 

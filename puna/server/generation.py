@@ -10,11 +10,15 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from puna.core import PunaError, Request, StepResult, TokenLogprob
 from puna.server.served import ResultStream
 from puna.text.tools import ToolCall, ToolCallParser
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Finish = Literal["stop", "length", "tool_calls", "cancelled"]
 
@@ -48,8 +52,10 @@ class Generation:
         self.request: Request = stream.request
         self.stream = stream
         self.n_output = 0  # tokens, with the one that ended it
+        self.token_ids: list[int] = []  # these tokens
         self.n_cached = 0
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.embedding: NDArray[np.float32] | None = None  # once it is there, where one was asked for
         self.began_at = perf_counter()
         self.admitted_at: float | None = None
         self.first_at: float | None = None
@@ -75,9 +81,13 @@ class Generation:
     def _take(self, result: StepResult) -> Sequence[Piece]:
         """Count a result, and say what is new in it, if anything is."""
         n_new = len(result.token_ids) + (isinstance(result.stop, int))
+        self.token_ids += result.token_ids
+        if isinstance(result.stop, int):
+            self.token_ids.append(result.stop)
         self.n_cached = result.n_cached
         if self.kept is not None:
             self.kept.append(result.text)
+        self.embedding = result.embedding
         if result.prompt_logprobs:
             self.prompt_logprobs += result.prompt_logprobs
         if result.admitted_at is not None:

@@ -1,12 +1,13 @@
-"""What the server asks of a model and of whoever keeps the models; llm.LLM and llm.models fulfil it."""
+"""What the server asks of a model and of whoever keeps the models; llm.LLM, llm.models and llm.library fulfil
+it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from puna.core import Request, SamplingParams, StepResult
+from puna.core import Pooling, Request, SamplingParams, StepResult
 from puna.engine.stats import EngineStats
 from puna.text.tokenizer import Tokenizer
 
@@ -23,9 +24,12 @@ class ResultStream(Protocol):
     def close(self) -> None: ...  # cancel the request unless it has ended
 
 
-class Vocabulary(Protocol):
+class Shape(Protocol):
     @property
     def vocab_size(self) -> int: ...  # logits of a row
+
+    @property
+    def dim(self) -> int: ...  # numbers of an embedding
 
 
 class Speed(Protocol):
@@ -46,7 +50,7 @@ class ServedModel(Protocol):
     chat_format: str | None  # how prompts are built; None: by the file's template
 
     @property
-    def config(self) -> Vocabulary: ...
+    def config(self) -> Shape: ...
 
     def chat_request(
         self,
@@ -55,10 +59,21 @@ class ServedModel(Protocol):
         *,
         tools: Sequence[Any] | None = None,
         continue_final_message: bool = False,
+        after: Sequence[int] = (),
     ) -> Request:
-        """A conversation as the model reads it; `continue_final_message` says that the last message is an
-        answer that goes on. Raises BadInput for what it cannot be put to.
+        """A conversation as the model reads it, or with `after` what goes on from the ids of one;
+        `continue_final_message` says that the last message is an answer that goes on.
+
+        Raises BadInput for what it cannot be put to.
         """
+        ...
+
+    def embed_request(self, prompt: str | Sequence[int], pooling: Pooling | None = None) -> Request:
+        """A text whose embedding is asked for. Raises BadValue for a pooling that is not done."""
+        ...
+
+    def infill_request(self, prefix: str, suffix: str, params: SamplingParams) -> Request:
+        """What is to be written between two texts. Raises BadValue for a model that cannot."""
         ...
 
     def text_request(
@@ -94,6 +109,21 @@ class ModelCard:
     context: int  # tokens of a prompt and its answer
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the files of a model say of it."""
+
+    format: str  # gguf, or that of a folder: hf, meta
+    family: str  # the architecture, as GGUF names it
+    n_parameters: int
+    quantization: str  # of most of its weights
+    sha256: str  # of its file, or of the list of its files
+    template: str  # the file's chat template; empty where there is none
+    licence: str  # empty where it names none
+    capabilities: tuple[str, ...]  # completion, tools, vision, insert, embedding
+    metadata: Mapping[str, Any]  # what else the file says, without vocabularies
+
+
 class Models(Protocol):
     """The models of a server, by the names that requests use."""
 
@@ -106,6 +136,9 @@ class Models(Protocol):
 
     def loaded(self) -> Mapping[str, ServedModel]:
         """Those in memory, for their figures: nothing keeps them there."""
+
+    async def facts(self, name: str) -> ModelFacts:
+        """What the files of a model say. Raises UnknownModel."""
         ...
 
     async def use(self, name: str) -> ModelUse:
@@ -125,3 +158,22 @@ class ModelUse(Protocol):
     def __enter__(self) -> ServedModel: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class Library(Protocol):
+    """The models of a machine, from which those of a server are taken. Every method may take long."""
+
+    def pull(self, model: str, progress: Callable[[str, int, int | None], None]) -> None:
+        """Bring a model of the catalog or of a remote source. `progress` gets what is done, and bytes.
+
+        Raises UnknownModel, BadInput, DownloadFailed or DiskFull, and whatever `progress` raises.
+        """
+        ...
+
+    def copy(self, source: str, destination: str) -> None:
+        """Another name for a model. Raises UnknownModel or BadInput."""
+        ...
+
+    def remove(self, model: str) -> None:
+        """Forget a name, and the files that no other name stands for. Raises UnknownModel."""
+        ...

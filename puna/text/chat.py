@@ -137,6 +137,33 @@ def check_final(messages: Sequence[Message]) -> None:
         raise BadInput(f"an answer that goes on must have a text that it begins with, found {content!r:.80}")
 
 
+def encode_further(
+    tokenizer: Tokenizer,
+    done: Sequence[int],
+    messages: Sequence[Message],
+    *,
+    tools: Tools | None = None,
+    chat_format: str | None = None,
+) -> list[int]:
+    """`done`, the ids of a conversation that ends with an answer, and those of `messages` that go on from it.
+
+    What a prompt says once, at its beginning, is not said again: the new ids are what the messages add to a
+    conversation that has an answer already. An answer that was cut short is ended first. Raises what
+    encode_chat does, and BadInput for prompts in which no token ends an answer.
+    """
+    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    options: dict[str, Any] = {"tools": tools, "chat_format": chat_format}
+    head = encode_chat(tokenizer, before, add_generation_prompt=False, **options)
+    whole = encode_chat(tokenizer, [*before, *messages], **options)
+    ends = [i for i, token in enumerate(head) if token in tokenizer.end_ids]
+    if not done or not ends or whole[: ends[-1] + 1] != head[: ends[-1] + 1]:
+        raise BadInput(
+            "prompts of this model cannot go on from token ids, since no token ends an answer in them; give "
+            "the whole conversation as messages"
+        )
+    return [*done, *whole[ends[-1] + (done[-1] in tokenizer.end_ids) :]]
+
+
 def _parts(message: Any) -> Sequence[Any]:
     """The parts of a message's content; none of a text."""
     content = message.get("content") if isinstance(message, Mapping) else None

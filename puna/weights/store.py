@@ -118,12 +118,12 @@ def home() -> Path:
     return user_data_path("puna", appauthor=False)
 
 
-def _silent(what: str, done: int, total: int | None) -> None:
-    """The Progress of those who do not care."""
+def _nothing(*_: object) -> None:
+    """For those who do not care for progress; the store is locked for moments, nothing to say of that."""
 
 
 def pull(
-    model: str, progress: Progress = _silent, *, name: str | None = None, mmproj: bool = True
+    model: str, progress: Progress = _nothing, *, name: str | None = None, mmproj: bool = True
 ) -> StoredModel:
     """Bring a model into the store, unless it is there already.
 
@@ -186,6 +186,15 @@ def list_models() -> list[StoredModel]:
     return [stored for path in sorted((home() / "models").glob("*.json")) if (stored := _read(path))]
 
 
+def copy(model: str, name: str) -> StoredModel:
+    """Another name for a stored model; no byte is copied. Raises UnknownModel, or BadInput for the name."""
+    with disk_errors(home(), None), locked(_lock("store"), _nothing):
+        stored = require(model)
+        name = name.lower()
+        _check_name(name, stored.source)
+        return _write(replace(stored, name=name))
+
+
 def remove(model: str) -> int:
     """Forget a stored model -> the bytes freed: 0 while another name stands for the same files."""
     with disk_errors(home(), None), locked(_lock("store"), _nothing):
@@ -203,7 +212,7 @@ def remove_partial() -> int:
     return freed
 
 
-def verify(model: str, progress: Progress = _silent) -> StoredModel:
+def verify(model: str, progress: Progress = _nothing) -> StoredModel:
     """Read every byte of a stored model; BadFile names the first file that is not what was pulled."""
     stored = require(model)
     for file in stored.files:
@@ -380,10 +389,6 @@ def _lock(key: str) -> Path:
 
 def _folders(kind: str) -> list[Path]:
     return sorted(path for path in (home() / kind).glob("*") if path.is_dir())
-
-
-def _nothing() -> None:
-    """The store is locked for moments only: nothing to say while waiting."""
 
 
 def _give_up() -> None:

@@ -25,11 +25,15 @@ def adjusted(
     x_V = logits_V.astype(np.float64)
     for token, bias in p.logit_bias.items():
         x_V[token] += bias
-    for token in {*prompt, *output}:
+    seen: Sequence[int] = [*prompt, *output]
+    counted = output
+    if p.penalty_window is not None:
+        seen = counted = seen[max(0, len(seen) - p.penalty_window) :]
+    for token in set(seen):
         x_V[token] = (
             x_V[token] / p.repetition_penalty if x_V[token] > 0 else x_V[token] * p.repetition_penalty
         )
-    for token, n in Counter(output).items():
+    for token, n in Counter(counted).items():
         x_V[token] -= p.frequency_penalty * n + p.presence_penalty
     if len(output) < p.min_tokens:
         x_V[list(ends)] = -np.inf

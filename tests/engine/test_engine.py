@@ -18,8 +18,9 @@ from puna.core import (
     SamplingParams,
     StepResult,
 )
+from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine, completion
+from puna.engine.engine import Engine
 from puna.engine.mock import MockExecutor
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)

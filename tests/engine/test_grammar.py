@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from text.vocabularies import small_sentencepiece, smollm2, smollm2_tokenizer
 
 from puna.core import BadValue, Batch, Completion, PunaError, Request, SamplingParams, StepResult, Unsupported
+from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine, completion
+from puna.engine.engine import Engine
 from puna.engine.grammar import MAX_TEXT, GrammarCompiler
 from puna.engine.grammar_state import Grammar
 from puna.engine.mock import MockExecutor

@@ -10,8 +10,9 @@ from engine import slow_engine
 from numpy.typing import NDArray
 
 from puna.core import BadValue, Batch, Image, PlacedImage, Request, SamplingParams
+from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine, completion
+from puna.engine.engine import Engine
 from puna.engine.mock import MockExecutor
 from puna.engine.prefix import marks
 

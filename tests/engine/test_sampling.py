@@ -51,6 +51,7 @@ def random_params(rng: Random) -> SamplingParams:
         repetition_penalty=rng.choice([1.0, 1.0, 1.2, 0.8]),
         frequency_penalty=rng.choice([0.0, 0.0, 0.5, -0.5]),
         presence_penalty=rng.choice([0.0, 0.0, 1.0]),
+        penalty_window=rng.choice([None, None, 0, 1, 4, 12, 100]),
         temperature=rng.choice([0.0, 0.2, 0.7, 1.0, 1.9]),
         top_k=rng.choice([0, 0, 1, 7, 100]),
         top_p=rng.choice([1.0, 1.0, 0.95, 0.5, 0.01]),

@@ -15,8 +15,9 @@ from engine import slow_engine
 from numpy.typing import NDArray
 
 from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob
+from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine, completion
+from puna.engine.engine import Engine
 from puna.engine.mock import MockExecutor
 
 VOCAB, END = 8, 6
@@ -33,6 +34,7 @@ PROMPTS = [
     [7, 2, 5, 4, 1, 6, 6, 6, 6, 2, 0, 4, 0],
     [1, 2, 3] * 5,
 ]
+EMBEDDING = SamplingParams()
 CONTEXT = 24
 
 
@@ -50,14 +52,14 @@ class Model(MockExecutor):
         super().__init__(VOCAB, CONTEXT, n_blocks, block_size, n_local_blocks, window)
         self.max_rows = rng.choice([1, 3, 8, 12, 20])
         self.engine: Engine | None = None
+        self.seen: list[int] = []  # chunks of the step
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
+    def _run(self, batch: Batch, n_columns: int) -> NDArray[np.float32]:
         assert self.engine
         assert sum(len(chunk.tokens) for chunk in batch.chunks) <= self.max_tokens
         assert sum(chunk.n_logits for chunk in batch.chunks) <= self.max_rows
-        oldest = next(iter(self.engine._live.values()))
-        assert any(chunk is oldest.chunk for chunk in batch.chunks)
-        return super().step(batch)
+        self.seen += [id(chunk) for chunk in batch.chunks]
+        return super()._run(batch, n_columns)
 
 
 @cache
@@ -87,12 +89,16 @@ def draw_request(rng: Random) -> tuple[Request, int]:
     if rng.random() < 0.3:
         prompt = [*prompt, rng.randrange(3)]
     i_params = rng.randrange(len(PARAMS))
+    if rng.random() < 0.2:
+        return Request(prompt, EMBEDDING, pooling=rng.choice(["last", "mean"])), 0
     end_ids = frozenset({END}) if rng.random() < 0.5 else frozenset()
     return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.3), i_params
 
 
 def compare(request: Request, i_params: int, results: list[StepResult], engine: Engine) -> None:
     window = engine._scheduler.blocks.window
+    if request.pooling is not None:
+        return compare_embedding(request, results[-1], window)
     answer = expected(tuple(request.prompt), request.end_ids, i_params, window)
     room = max(1, engine.capacity - len(request.prompt))
     done = completion(request, results)
@@ -106,6 +112,23 @@ def compare(request: Request, i_params: int, results: list[StepResult], engine: 
         assert (done.finish_reason, done.stop) == (answer.finish_reason, answer.stop)
     compare_logprobs(done.logprobs, answer.logprobs[: len(done.token_ids)])
     compare_logprobs(done.prompt_logprobs, answer.prompt_logprobs)
+
+
+def compare_embedding(request: Request, last: StepResult, window: int) -> None:
+    if last.finish_reason == "cancelled":
+        assert last.embedding is None
+        return
+    rows_RD = rows(tuple(request.prompt), window)
+    expected_D = rows_RD[-1] if request.pooling == "last" else rows_RD.mean(axis=0, dtype=np.float64)
+    assert (last.finish_reason, last.token_ids) == ("stop", [])
+    assert last.embedding is not None
+    np.testing.assert_allclose(last.embedding, expected_D, rtol=1e-6)
+
+
+@cache
+def rows(prompt: tuple[int, ...], window: int) -> NDArray[np.float32]:
+    model = MockExecutor(VOCAB, local_window=window)
+    return np.stack([model.logits(prompt[:n])[: model.embedding_dim] for n in range(1, len(prompt) + 1)])
 
 
 def compare_logprobs(found: tuple[TokenLogprob, ...] | None, expected: list[float]) -> None:
@@ -133,8 +156,10 @@ def run_trace(seed: int) -> None:
             results[request.id] = []
         if kinds and rng.random() < p_cancel:
             engine.cancel(rng.choice(list(kinds)))
+        oldest, model.seen = next(iter(engine._live.values()), None), []
         for result in engine.step():
             results[result.request_id].append(result)
+        assert oldest is None or id(oldest.chunk) in model.seen
         check_books(engine)
     for request_id, (request, i_params) in kinds.items():
         compare(request, i_params, results[request_id], engine)

@@ -39,6 +39,13 @@ class Oracle:
             self._known[key] = log_softmax(logits.numpy())
         return self._known[key]
 
+    def hidden(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The last layer's outputs after the final norm [T, D]."""
+        with torch.inference_mode():
+            rows = self._hf.model(torch.tensor([list(tokens)]), use_cache=False).last_hidden_state[0]
+        found: NDArray[np.float32] = rows.numpy()
+        return found
+
     def stored(self) -> dict[str, RawTensor]:
         """The weights as tensors of an F32 file."""
 

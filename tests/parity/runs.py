@@ -51,6 +51,18 @@ def _rows(ex: Any, tokens: list[int], step: int) -> Iterator[Any]:
         yield logits.copy()
 
 
+def embed(oracle: Oracle, executor: str, step: int) -> Any:
+    """What would be multiplied by the output matrix, for all tokens of the prompt [T, D]."""
+    with closing(_executor(oracle, executor, oracle.config)) as ex:
+        tokens, rows = oracle.tokens, []
+        blocks = range(1, 1 + -(-len(tokens) // ex.block_size))
+        for start in range(0, len(tokens), step):
+            part = tokens[start : start + step]
+            rows.append(ex.embed(Batch([Chunk(part, start, blocks, len(part))])).copy())
+            assert rows[-1].shape == (len(part), ex.embedding_dim)
+    return np.concatenate(rows)
+
+
 def _executor(oracle: Oracle, kind: str, config: ModelConfig) -> Any:
     context = max(CONTEXT, config.context_length) if oracle.feature.n_tokens < LONG else CONTEXT
     rope, room = rope_table(config, context), CONTEXT + 64

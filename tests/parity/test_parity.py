@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from parity.features import FEATURES
 from parity.oracle import oracle
-from parity.runs import EXECUTORS, N_GREEDY, compare
+from parity.runs import EXECUTORS, N_GREEDY, compare, embed
 
 LOGPROB = 1e-4  # absolute, natural
 
@@ -34,6 +34,17 @@ def test_the_comparison_notices_what_is_left_out(name: str) -> None:
     known = oracle(name)
     without = replace(known.config, **known.feature.without)
     assert compare(known, "torch", config=without).max_error > 100 * LOGPROB
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("name", ["gqa", "tied", "experts"])
+def test_rows_before_the_output_matrix_equal_transformers(name: str, executor: str) -> None:
+    known = oracle(name)
+    expected = known.hidden(known.tokens)
+    error = np.abs(embed(known, executor, 512) - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert error.max() <= 1e-4
+    if executor == "native":
+        np.testing.assert_array_equal(embed(known, executor, 512), embed(known, executor, 37))
 
 
 @pytest.mark.parametrize("name", ["gqa", "rope_llama3_8", "experts", "chunk_8192"])

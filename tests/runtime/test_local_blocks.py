@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from puna.core import Batch, Chunk, Executor, Request, SamplingParams
+from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine, completion
+from puna.engine.engine import Engine
 from puna.model.config import ExpertsConfig, ModelConfig, QueryTemperature
 from puna.model.rope import rope_table
 from puna.model.sizes import local_positions

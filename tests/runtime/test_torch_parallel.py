@@ -59,6 +59,8 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
     for batch in (Batch([Chunk(ids[:95], 0, [4, 0, 2], 95)]), Batch([Chunk(ids[95:], 95, [4, 0, 2], 1)])):
         got, expected = log_softmax(ex.step(batch)), log_softmax(one.step(batch))
         np.testing.assert_allclose(got, expected, rtol=0, atol=LOGPROB)
+    batch = Batch([Chunk(ids[:95], 0, [4, 0, 2], 95)])
+    np.testing.assert_allclose(ex.embed(batch), one.embed(batch), rtol=0, atol=1e-4)
     os.kill(ex._workers[0]._process.pid, signal.SIGKILL)
     with pytest.raises(WorkFailed, match=r"rank 1 ended with status -9, so that .* load the model again"):
         ex.step(Batch([Chunk(ids[:95], 0, [4, 0, 2], 1)]))

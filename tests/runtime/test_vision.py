@@ -24,8 +24,9 @@ from runtime.tiny_vision import (
 )
 
 from puna.core import BadValue, Batch, Chunk, Image, Request, SamplingParams
+from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
-from puna.engine.engine import Engine, completion
+from puna.engine.engine import Engine
 from puna.runtime.images import Encoded, ImageStore
 
 LOGPROB = 1e-4  # absolute, natural

@@ -194,6 +194,24 @@ def test_infill(case: dict[str, Any]) -> None:
     assert tokenizer.decode(suffix, continuing=True) == case["suffix"]
 
 
+@pytest.mark.parametrize("prefix", ["def f(x):\n    return ", "the ", " a", "x = 'ß☺'"])
+@pytest.mark.parametrize("suffix", [" house", "  \n\nprint(f(1))", " "])
+def test_infill_is_transformers(prefix: str, suffix: str) -> None:
+    """For suffixes with a space; before others transformers puts one, which Meta's codellama does not."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.tokenization_utils_base import generate_merges
+
+    names = [f"\u2581<{name}>" for name in ("PRE", "MID", "SUF", "EOT")]
+    pieces = json.loads((GOLDEN / "spm_small.json").read_text(encoding="utf-8"))["pieces"]
+    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    merges = generate_merges(dict(vocab), {piece: score for piece, score, _ in pieces})
+    vocab |= {name: len(vocab) + i for i, name in enumerate(names)}
+    theirs = transformers.CodeLlamaTokenizer(vocab=vocab, merges=merges)
+    tokenizer = llama2(*names)
+    assert infill(tokenizer, prefix, suffix) == theirs(f"{prefix}<FILL_ME>{suffix}")["input_ids"]
+    assert tokenizer.id("\u2581<EOT>") in tokenizer.end_ids
+
+
 def test_infill_tokens_by_their_roles() -> None:
     """A file may call the tokens ordinary ones, and name them by role or not at all."""
     names = ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>")

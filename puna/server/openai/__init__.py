@@ -2,6 +2,7 @@
 
 fields.py    what requests share, and which unknown fields are errors
 chat.py      /v1/chat/completions           completions.py   /v1/completions
+embeddings.py  /v1/embeddings               moderations.py   /v1/moderations
 models.py    /v1/models                     wire.py          what answers share
 messages.py  turns and tools                formats.py       response_format
 """

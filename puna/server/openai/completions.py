@@ -15,6 +15,7 @@ from puna.core import Request, SamplingParams, TokenLogprob
 from puna.server.calls import LARGE, Call, Choices, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Whole
+from puna.server.infill import infill
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
@@ -27,6 +28,7 @@ class CompletionRequest(Sampling):
     harmless: ClassVar[tuple[str, ...]] = (*Sampling.harmless, "best_of")
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    suffix: str | None = None  # the answer stands between each prompt and this
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = 16  # OpenAI's default; 0 with echo scores the prompt
@@ -58,11 +60,15 @@ def routes(service: Service) -> APIRouter:
 
 def _check(service: Service, body: CompletionRequest) -> None:
     n, prompts = body.n or 1, body.prompts
-    if not prompts or not all(prompts):
+    if not prompts or not (body.suffix or all(prompts)):
         raise bad("prompt", "prompt must have at least one token, found an empty one")
     most = service.config.max_choices
     if n * len(prompts) > most:
         raise bad("n", f"prompts times n must be at most {most}, got {len(prompts)} times {n}")
+    if body.suffix and not isinstance(prompts[0], str):
+        raise bad("suffix", "suffix needs a prompt of text, found token ids; write their tokens out yourself")
+    if body.suffix and body.echo:
+        raise bad("echo", "echo and suffix cannot be had together; take one of them out")
     if body.max_tokens == 0 and not body.echo:
         raise bad("max_tokens", "max_tokens must be at least 1 without echo, got 0")
     if body.echo and body.stream and body.logprobs is not None:
@@ -81,7 +87,10 @@ async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -
         for prompt in body.prompts:
 
             def request(chosen: SamplingParams, prompt: str | list[int] = prompt) -> Request:
-                made = model.text_request(prompt, chosen, is_scored=is_scored)
+                if body.suffix and isinstance(prompt, str):
+                    made = infill(model, prompt, body.suffix, chosen)
+                else:
+                    made = model.text_request(prompt, chosen, is_scored=is_scored)
                 if grammar is not None:
                     made.grammar = grammar.start()
                 return made

@@ -1,0 +1,115 @@
+"""What a model makes of prompts: requests for its engine, by whoever runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from puna.core import BadInput, BadValue, PlacedImage, Pooling, Request, SamplingParams
+from puna.llm.prompts import Message, Prompt, has_parts
+
+if TYPE_CHECKING:
+    from puna.model.config import ModelConfig
+    from puna.text.chat import Tools
+    from puna.text.tokenizer import Tokenizer
+
+_EMBEDDING = SamplingParams(temperature=0)  # nothing is sampled
+
+
+class Requests:
+    """The half of LLM that runs nothing. Every method is safe from any thread."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    path: Path
+    chat_format: str | None
+    pooling: str  # of embeddings where nobody says; as the file has it, which may be one that is not done
+
+    def text_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        special: bool = False,
+        is_scored: bool = False,
+    ) -> Request:
+        """What generate() (or with `is_scored`, score()) makes of a prompt, for submit()."""
+        if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
+            raise BadValue(f"a prompt must be a text or a list of token ids, got a {type(prompt).__name__}")
+        ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
+        return self._request_of(ids, params, continuing=True, is_scored=is_scored)
+
+    def chat_request(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Tools | None = None,
+        continue_final_message: bool = False,
+        after: Sequence[int] = (),
+    ) -> Request:
+        """What chat() makes of a conversation, for submit(); of one that goes on from ids, with `after`. With
+        `continue_final_message`, the last message is the assistant's, and the answer goes on where it ends.
+        """
+        from puna.text.chat import encode_chat, encode_further
+
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
+            if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+                raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
+        options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
+        if after:
+            if has_parts(turns):
+                raise BadInput("images need the whole conversation as messages, token ids before it are none")
+            if continue_final_message:
+                raise BadInput("what goes on from token ids ends with a question, not with an answer begun")
+            ids = encode_further(self.tokenizer, after, turns, **options)
+            return self._request_of(ids, params, continuing=False)
+        options["continue_final_message"] = is_begun = continue_final_message
+        if not has_parts(turns):
+            ids = encode_chat(self.tokenizer, turns, **options)
+            return self._request_of(ids, params, continuing=is_begun)
+        from puna.llm.images import place, take_images
+
+        plain, images = take_images(turns, self.config, self.path.stem)
+        patches = self.config.vision.tokens_per_tile if self.config.vision else None
+        ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
+        ids, placed = place(self.config, self.tokenizer, ids, images)
+        return self._request_of(ids, params, continuing=is_begun, images=placed)
+
+    def infill_request(self, prefix: str, suffix: str, params: SamplingParams) -> Request:
+        """What the model is asked to write between two texts (Code Llama 7B and 13B), for submit().
+
+        Raises BadValue where the vocabulary has no tokens for that.
+        """
+        from puna.text.formats.inst import infill
+
+        return self._request_of(infill(self.tokenizer, prefix, suffix), params, continuing=True)
+
+    def embed_request(
+        self, prompt: Prompt, pooling: Pooling | None = None, *, special: bool = False
+    ) -> Request:
+        """What embed() makes of a prompt, for submit(). Raises BadValue for a pooling that is not done."""
+        chosen = pooling or self.pooling
+        if chosen not in ("last", "mean"):
+            where = "pooling" if pooling else "the pooling of this model's embeddings"
+            raise BadValue(f"{where} must be last or mean, got {chosen!r}; choose one of them")
+        request = self.text_request(prompt, _EMBEDDING, special=special)
+        request.pooling, request.sink = cast(Pooling, chosen), None
+        return request
+
+    def _request_of(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        *,
+        continuing: bool,
+        is_scored: bool = False,
+        images: Sequence[PlacedImage] = (),
+    ) -> Request:
+        from puna.llm.answer import TimedText
+
+        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
+        end_ids = self.tokenizer.end_ids
+        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)

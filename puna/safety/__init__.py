@@ -1,0 +1,1 @@
+"""Safety: what guard models say of texts. Pure: it asks no model itself."""

@@ -1,0 +1,126 @@
+"""What models there are: /api/tags, /api/show, /api/ps, /api/version."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from puna.core import PunaError
+from puna.server.calls import Service
+from puna.server.errors import bad, from_puna
+from puna.server.ollama import wire
+from puna.server.ollama.fields import Asked, Named
+from puna.server.served import ModelCard, ModelFacts
+
+
+class ShowRequest(Named):
+    verbose: bool | None = None  # nothing is left out either way
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["Ollama"])
+
+    @router.head("/", include_in_schema=False)
+    async def alive() -> Response:
+        """How Ollama's command line finds out that a server is there."""
+        return Response()
+
+    @router.get("/api/version")
+    async def server_version() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": version("puna")}
+
+    @router.get("/api/tags")
+    async def tags(http: HttpRequest) -> dict[str, Any]:
+        """The models that requests may name."""
+        service.authenticate(http)
+        return {"models": [await _listed(service, card) for card in service.models.cards()]}
+
+    @router.get("/api/ps")
+    async def running(http: HttpRequest) -> dict[str, Any]:
+        """The models in memory."""
+        service.authenticate(http)
+        more = {"expires_at": wire.FOREVER, "size_vram": 0}
+        return {
+            "models": [
+                {**await _listed(service, card), **more, "context_length": card.context}
+                for card in service.models.cards()
+            ]
+        }
+
+    @router.post("/api/show")
+    async def show(body: ShowRequest, http: HttpRequest) -> dict[str, Any]:
+        """What the files of a model say of it."""
+        service.authenticate(http)
+        return await _shown(service, body.name)
+
+    return router
+
+
+async def _listed(service: Service, card: ModelCard) -> dict[str, Any]:
+    facts = await service.models.facts(card.name)
+    return {
+        "name": card.name,
+        "model": card.name,
+        "modified_at": wire.moment(card.created),
+        "size": card.size,
+        "digest": facts.sha256,
+        "details": details(facts),
+    }
+
+
+async def _shown(service: Service, name: str) -> dict[str, Any]:
+    try:
+        facts = await service.models.facts(name)
+    except PunaError as error:
+        raise from_puna(error, "model") from None
+    card = next(card for card in service.models.cards() if card.name == name)
+    with await service.models.use(name) as model:
+        params = model.default_params
+    return {
+        "license": facts.licence,
+        "modelfile": f"FROM {name}\n",
+        "parameters": f"temperature {params.temperature:g}\ntop_p {params.top_p:g}",
+        "template": facts.template,
+        "details": details(facts),
+        "model_info": dict(facts.metadata),
+        "capabilities": list(facts.capabilities),
+        "modified_at": wire.moment(card.created),
+    }
+
+
+async def loaded(service: Service, http: HttpRequest, body: Asked) -> dict[str, Any]:
+    """The answer to a request without a prompt: the model is in memory, as it asks. Raises ApiError."""
+    account = service.authenticate(http)
+    account.check_model(body.name)
+    if str(body.keep_alive) in ("0", "0.0", "0s"):
+        raise bad("keep_alive", "this server keeps its models in memory until it is stopped; stop it instead")
+    try:
+        with await service.models.use(body.name):
+            pass
+    except PunaError as error:
+        raise from_puna(error, "model") from None
+    return {"model": body.name, "created_at": wire.moment(), "done": True, "done_reason": "load"}
+
+
+def details(facts: ModelFacts) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": facts.format,
+        "family": facts.family,
+        "families": [facts.family],
+        "parameter_size": _rounded(facts.n_parameters),
+        "quantization_level": facts.quantization,
+    }
+
+
+def _rounded(n: int) -> str:
+    """8.0B, 134.52M: as Ollama writes numbers of parameters."""
+    for unit, name, digits in ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 2)):
+        if n >= unit:
+            return f"{n / unit:.{digits}f}{name}"
+    return str(n)

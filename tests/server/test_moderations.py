@@ -1,0 +1,97 @@
+"""Moderations by OpenAI's client: a random model is held to a guard's answers, its numbers are checked."""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Any
+
+import openai
+import pytest
+from llm.tiny_llm import write_tiny_llm
+from safety import guards
+from server.conftest import Running, Start
+
+from puna.core import SamplingParams
+from puna.safety.taxonomy import OPENAI, openai_names, slug
+from puna.server.config import ServerConfig
+from puna.server.structured import compiled
+
+TEXTS = ["An alpaca.", "I", "Zug", "???", "0" * 40, "the other day", "ÄÖÜ", "x = 1", "Q", "no no no", "~"]
+
+
+@pytest.fixture(scope="module")
+def judge(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Running:
+    folder = tmp_path_factory.mktemp("guard")
+    # a model of two layers looks at the end: with the text there, it says this and that
+    template = guards.GUARD_3 + "{{ messages[-1]['content'] }}"
+    path = write_tiny_llm(folder / "guard.gguf", template=template, context=2048)
+    return start(ServerConfig(port=0), path=path)
+
+
+def test_texts_are_judged(judge: Running) -> None:
+    found = judge.openai().moderations.create(input=TEXTS)
+    assert found.model == "tiny"
+    assert len(found.results) == len(TEXTS)
+    codes = {f"S{i + 1}": slug(name) for i, name in enumerate(guards.S3)}
+    for text, result in zip(TEXTS, found.results, strict=True):
+        said = answer(judge, text)
+        named = {codes[code] for code in said.partition("\n")[2].split(",") if code}
+        categories = result.categories.model_dump(by_alias=True)
+        assert result.flagged == said.startswith("unsafe")
+        assert {name for name, flag in categories.items() if flag} == named | openai_names(named)
+        assert set(categories) == {*OPENAI, *codes.values()}
+        expected = probability(judge, text)
+        assert result.model_extra is not None
+        assert result.model_extra["unsafe_score"] == pytest.approx(expected, rel=1e-6)
+        scores = result.category_scores.model_dump(by_alias=True)
+        assert {name for name, score in scores.items() if score} == {n for n in categories if categories[n]}
+    assert {result.flagged for result in found.results} == {True, False}
+
+
+def answer(judge: Running, text: str) -> str:
+    """What the model says, greedily, of what a guard may say."""
+    pattern = r"[ \n]{0,2}(safe|unsafe\nS([1-9]|1[0-4])(,S([1-9]|1[0-4])){0,13})"
+    request = judge.llm.chat_request(text, SamplingParams(temperature=0, max_tokens=200))
+    request.grammar = compiled(judge.llm, "regex", pattern).start()
+    said: str = judge.llm._engine.stream(request).result().text
+    return said.lstrip(" \n")
+
+
+def probability(judge: Running, text: str) -> float:
+    """Of "u" against "s", each scored as the end of a prompt, behind the white space that the model wrote."""
+    request = judge.llm.chat_request(text, SamplingParams(temperature=0, max_tokens=3))
+    request.grammar = compiled(judge.llm, "regex", r"[ \n]{0,2}(s|u)").start()
+    said = judge.llm._engine.stream(request).result().token_ids
+    prompt = [*request.prompt, *said[:-1]]
+    ids = [judge.llm.tokenizer.encode(letter)[0] for letter in "su"]
+    safe, unsafe = (exp(scored[-1].logprob) for scored in judge.llm.score([[*prompt, i] for i in ids]))
+    return unsafe / (safe + unsafe)
+
+
+def test_any_name_of_openais_asks_for_the_guard(judge: Running) -> None:
+    client = judge.openai()
+    expected = client.moderations.create(input=TEXTS[0]).results
+    for model in ("omni-moderation-latest", "text-moderation-stable", "tiny"):
+        assert client.moderations.create(input=TEXTS[0], model=model).results == expected
+    parts: Any = [{"type": "text", "text": TEXTS[0]}]  # they are one message
+    assert client.moderations.create(input=parts).results == expected
+    parts.append({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}})
+    with pytest.raises(openai.BadRequestError, match="judges texts only"):
+        client.moderations.create(input=parts)
+
+
+def test_without_a_guard_the_answer_says_what_to_serve(server: Running) -> None:
+    for model in (openai.omit, "omni-moderation-latest"):
+        with pytest.raises(openai.NotFoundError, match="moderations need a guard model"):
+            server.openai().moderations.create(input="x", model=model)
+    with pytest.raises(openai.NotFoundError, match="tiny is no guard model"):
+        server.openai().moderations.create(input="x", model="tiny")
+    with pytest.raises(openai.NotFoundError, match="there is no model 'big'"):
+        server.openai().moderations.create(input="x", model="big")
+
+
+@pytest.mark.parametrize("given", ["", [], ["x", ""], ["x"] * 129, 5])
+def test_what_is_wrong_is_said(judge: Running, given: Any) -> None:
+    reply = judge.post("/v1/moderations", {"input": given})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
+    assert not judge.service.calls
