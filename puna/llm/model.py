@@ -282,13 +282,12 @@ class LLM:
 
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
-        from puna.llm.images import begun
+        from puna.llm.answer import begun
 
         return begun(self._engine.astream, request)
 
     def _answer(self, request: Request) -> Answer:
-        from puna.llm.answer import Answer
-        from puna.llm.images import begun
+        from puna.llm.answer import Answer, begun
 
         return Answer(self, begun(self._engine.stream, request))
 
