@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from puna.core import Completion, Request, StepResult
+from puna.core import Completion, PromptTooLong, Request, StepResult
 from puna.engine.completion import completion
 from puna.text.stream import TextStream
 
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 
     from puna.engine.bridge import AsyncStream, Stream
     from puna.llm.model import LLM
+
+_Begun = TypeVar("_Begun")
+
+
+def begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
+    """What `start` makes of a request; a prompt that is too long is told how much of it is images."""
+    try:
+        return start(request)
+    except PromptTooLong as error:
+        if not request.images:
+            raise
+        from puna.llm.images import explained  # which those without pictures do not need
+
+        raise explained(error, request) from None
 
 
 class TimedText(TextStream):

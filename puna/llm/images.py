@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from puna.core import BadFile, BadInput, Image, PlacedImage, PromptTooLong, Request
 from puna.model.config import ModelConfig
@@ -12,7 +12,6 @@ from puna.runtime.images import MAX_SEEN
 from puna.text.tokenizer import Tokenizer
 
 _TYPES = ("image", "image_url")
-_Begun = TypeVar("_Begun")
 
 
 def take_images(
@@ -102,14 +101,6 @@ def place(
             ids[places[0]] = config.vocab_size
     placed = tuple(PlacedImage(*pair) for pair in zip(images, positions, strict=True))
     return ids, placed
-
-
-def begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
-    """What `start` makes of a request; a prompt that is too long is told how much of it is images."""
-    try:
-        return start(request)
-    except PromptTooLong as error:
-        raise (explained(error, request) if request.images else error) from None
 
 
 def explained(error: PromptTooLong, request: Request) -> PromptTooLong:

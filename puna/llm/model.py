@@ -310,7 +310,7 @@ class LLM(Requests):
 
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
-        from puna.llm.images import begun
+        from puna.llm.answer import begun
 
         return begun(self._engine.astream, request)
 
@@ -319,8 +319,7 @@ class LLM(Requests):
         return self._engine.stats()
 
     def _answer(self, request: Request) -> Answer:
-        from puna.llm.answer import Answer
-        from puna.llm.images import begun
+        from puna.llm.answer import Answer, begun
 
         return Answer(self, begun(self._engine.stream, request))
 
