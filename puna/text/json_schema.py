@@ -59,9 +59,7 @@ def _without_unused(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     used = dict(schema)
     for key in ("$defs", "definitions"):
         if isinstance(schema.get(key), Mapping):
-            parts = tuple(
-                reference.split("/")[2] for reference in references if reference.startswith(f"#/{key}/")
-            )
+            parts = {reference.split("/")[2] for reference in references if reference.startswith(f"#/{key}/")}
             used[key] = {
                 name: part
                 for name, part in schema[key].items()
