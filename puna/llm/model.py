@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
+from secrets import randbits
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
 
@@ -352,14 +353,15 @@ class LLM:
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
         options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
         if not has_parts(turns):
-            return self._request_of(encode_chat(self.tokenizer, turns, **options), params, continuing=False)
+            ids = encode_chat(self.tokenizer, turns, **options)
+            return self._request_of(ids, params, continuing=False, tools=tools)
         from puna.llm.images import place, take_images
 
         plain, images = take_images(turns, self.config, self.path.stem)
         patches = self.config.vision.tokens_per_tile if self.config.vision else None
         ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
         ids, placed = place(self.config, self.tokenizer, ids, images)
-        return self._request_of(ids, params, continuing=False, images=placed)
+        return self._request_of(ids, params, continuing=False, images=placed, tools=tools)
 
     def _request_of(
         self,
@@ -369,19 +371,20 @@ class LLM:
         continuing: bool,
         is_scored: bool = False,
         images: Sequence[PlacedImage] = (),
+        tools: Tools | None = None,
     ) -> Request:
-        from puna.llm.answer import TimedText
+        from puna.llm.answer import text_sink
 
-        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
-        end_ids = self.tokenizer.end_ids
-        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)
+        sink = text_sink(self.tokenizer, params.stop, continuing=continuing, has_tools=bool(tools))
+        ends = self.tokenizer.end_ids
+        return Request(ids, params, ends, prompt_logprobs=is_scored, sink=sink, images=images)
 
     def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """`params` or the defaults, with `options` in their place and a seed."""
         chosen = sampling_params(options, params or DEFAULT_PARAMS)
         if chosen.seed is not None:
             return chosen
-        return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
+        return replace(chosen, seed=next(self._seeds) if self._seeds else randbits(32))
 
 
 def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
@@ -394,7 +397,3 @@ def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
         from puna.llm.images import explained
 
         raise explained(error, request) from None
-
-
-def _random_seed() -> int:
-    return int.from_bytes(os.urandom(4), "little")

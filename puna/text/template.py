@@ -24,7 +24,7 @@ _REMEDY = "use puna run --raw, or a file with a good template"
 # A conversation of this many bytes is small. Templates of the family render one in some milliseconds; one
 # that takes longer than the second number of seconds is at fault itself, whoever sent the conversation.
 _SMALL = 1 << 16
-_SMALL_SECONDS = 0.25
+_SMALL_SECONDS = 0.1
 
 
 @cache
