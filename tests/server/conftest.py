@@ -67,9 +67,9 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Starts servers with a configuration of their own; all stop at the end of the module."""
     begun: list[tuple[Running, threading.Thread]] = []
 
-    def run(config: ServerConfig, accounts: Accounts | None = None) -> Running:
+    def run(config: ServerConfig, accounts: Accounts | None = None, path: Path = tiny_path) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
-        llm = LLM(tiny_path, threads=1, batch=64)
+        llm = LLM(path, threads=1, batch=64)
         app = create_app(config, LoadedModels({"tiny": llm}), own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
