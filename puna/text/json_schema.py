@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from puna.core import BadValue, Unsupported
 from puna.text.schema import conditions, names
 from puna.text.schema.document import Document, Schema
-from puna.text.schema.formats import KNOWN, NAMED, NARROWER, PATTERNS
+from puna.text.schema.formats import KNOWN, NARROWER, PATTERNS
 
 _LARGEST = 2**53  # whole numbers up to here are exact as floats, which grammars compute with
 _ONE = ("items", "additionalItems", "additionalProperties")  # keywords whose value is a schema

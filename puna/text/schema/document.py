@@ -128,6 +128,10 @@ def _draft(root: Schema) -> int:
     """4, 6, 7, 2019 or 2020, as validators choose one by $schema: the newest where it names none."""
     named = root.get("$schema") if isinstance(root, Mapping) else None
     text = str(named).rstrip("#")
+    if "draft-03/" in text:
+        raise Unsupported(
+            f"JSON schemas must be of draft 4 or later, found {text!r:.80}; bring it up to date"
+        )
     known = {
         "http://json-schema.org/draft-04/schema": 4, "http://json-schema.org/draft-06/schema": 6,
         "http://json-schema.org/draft-07/schema": 7,
