@@ -38,6 +38,10 @@ class _Open:
     texts: frozenset[str] = frozenset()  # as they are written, where they are few and listed
     name: str | None = None  # of the member whose value is next
 
+    @property
+    def has_zero(self) -> bool:
+        return _comparable(0) in self.seen
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -139,6 +143,15 @@ class Reading:
         return next((o for o in found if o.seen or o.place.texts), None)
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the item can only be one that the list has: no whole number goes on after a 0."""
+        around = self.open[-1] if self.open else None
+        if around is None or not around.is_list or not around.has_zero:
+            return False
+        is_zero = self.value is not None and self.item in (b"0", b"-0")
+        return is_zero and not around.place.item(around.n_items).has_fractions
+
+    @property
     def left(self) -> list[bytes] | None:
         """What the item being written may be, where the list is of a few: none of those it has already."""
         around = self.open[-1] if self.open else None
@@ -182,7 +195,8 @@ class Repeats:
         candidates = mask if left is not None else mask & self._completing(reading, unique)[: len(mask)]
         for token_id in np.flatnonzero(np.unpackbits(candidates, bitorder="little")).tolist():
             piece = self._tokens[token_id]
-            if not (_leads_on(reading, piece, left) and reading.after(piece) is not None):
+            after = reading.after(piece) if _leads_on(reading, piece, left) else None
+            if after is None or after.is_stuck:
                 mask[token_id >> 3] &= ~np.uint8(1 << (token_id & 7))
 
     def _completing(self, reading: Reading, unique: _Open) -> NDArray[np.uint8]:
@@ -203,7 +217,8 @@ class Repeats:
 
     @cached_property
     def _with_ends(self) -> NDArray[np.uint8]:
-        return self._mask(rb"[,\]} \t\r\n]")
+        """Inside of a number: those that complete it, or that it can end with."""
+        return self._mask(rb"[,\]} \t\r\n]|0$")
 
     @cached_property
     def _with_quotes(self) -> NDArray[np.uint8]:
@@ -212,7 +227,7 @@ class Repeats:
     @cached_property
     def _with_whole_items(self) -> NDArray[np.uint8]:
         """Behind another item: those that begin one, and complete it."""
-        return self._mask(rb'[^, \t\r\n].*[",\]} \t\r\n]')
+        return self._mask(rb'[^, \t\r\n].*[",\]} \t\r\n]|0$')
 
     @cached_property
     def _with_more_items(self) -> NDArray[np.uint8]:

@@ -61,6 +61,8 @@ class Places:
             return [json.dumps(value, ensure_ascii=False) for value in simple] if is_whole else None
         if node.get("type") == "boolean":
             return ["true", "false"]
+        if node.get("type") == "integer" and (found := _few_integers(node)) is not None:
+            return found
         if node.get("type") == "null":
             return ["null"]
         if "$ref" in node:
@@ -85,6 +87,7 @@ class Place:
         self._children: dict[str | int, Place] = {}
         self.is_unique = any(node.get("uniqueItems") is True for node in nodes)
         self.texts = self._texts() if self.is_unique else None
+        self.has_fractions = any(node.get("type") != "integer" for node in nodes)  # its values may go on
 
     def _texts(self) -> frozenset[str] | None:
         found: set[str] = set()
@@ -139,6 +142,18 @@ def without_unique(places: Places, node: Any) -> Any:
         if texts is not None:
             made["maxItems"] = min(len(set(texts)), node.get("maxItems", len(texts)))
     return made
+
+
+def _few_integers(node: Mapping[str, Any]) -> list[str] | None:
+    """All whole numbers between two limits, or more than there are where they are to be multiples."""
+    low = node.get("minimum", node.get("exclusiveMinimum"))
+    high = node.get("maximum", node.get("exclusiveMaximum"))
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in (low, high)):
+        return None
+    if high - low >= _MOST_TEXTS or "multipleOf" in node:
+        return None
+    first, last = low + ("minimum" not in node), high - ("maximum" not in node)
+    return [str(n) for n in range(first, last + 1)]
 
 
 _VALUES = frozenset(("const", "enum", "required", "type"))
