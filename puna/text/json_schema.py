@@ -13,7 +13,7 @@ Source: JSON Schema, drafts 4 to 2020-12; llguidance's docs/json_schema.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from puna.core import BadValue, Unsupported
@@ -80,7 +80,7 @@ class _Writer:
         if target is self._document.root:
             return "#"
         if id(target) not in self._names:
-            wanted = _NAME.sub("-", str(node[keyword]).rpartition("/")[2]) or "part"
+            wanted = _NAME.sub("-", re.split("[/#]", str(node[keyword]))[-1]) or "part"
             name, n = wanted, 1
             while name in self._used:
                 name, n = f"{wanted}-{n}", n + 1
@@ -119,14 +119,10 @@ class _Writer:
                 self._add_unique(copied, node, at)
         return self._with_choices(copied, node, where)
 
-    def _all_named(self, value: Any, where: str) -> Any:
-        if not isinstance(value, Mapping):
-            return value  # the compiler says what is wrong with it
+    def _all_named(self, value: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {name: self._copy(part, f"{where}/{name}") for name, part in value.items()}
 
-    def _all(self, value: Any, where: str) -> Any:
-        if not isinstance(value, list | tuple):
-            return value
+    def _all(self, value: Sequence[Any], where: str) -> list[Any]:
         return [self._copy(part, f"{where}/{i}") for i, part in enumerate(value)]
 
     def _with_other_words(self, node: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -155,26 +151,23 @@ class _Writer:
         if "contains" in node and node.get("minContains") != 0:
             more.append(self._or_refuse(names.contained(node), where, "contains"))
         found = list(conditions.conditions_of(node))
-        listed = node.get("allOf")
-        if isinstance(listed, list | tuple):
-            kept = []
-            for i, part in enumerate(listed):
-                only = conditions.only_conditions(part)
-                if only is None:
-                    kept.append(copied["allOf"][i])
-                else:
-                    found += only
-            copied["allOf"] = kept
+        kept = []
+        for i, part in enumerate(node.get("allOf", ())):
+            only = conditions.only_conditions(part)
+            if only is None:
+                kept.append(copied["allOf"][i])
+            else:
+                found += only
         more += conditions.decided(document, found)
         if "pattern" in node and node.get("format") in PATTERNS and "pattern" in copied:
             more.append({"pattern": PATTERNS[node["format"]]})
-        if isinstance(node.get("oneOf"), list | tuple):
+        if "oneOf" in node:
             options = conditions.exclusive(document, node["oneOf"])
             if node["oneOf"] and not options:
                 raise _refusal(where, "oneOf")
             more.append({"anyOf": options})
-        made = [self._copy(part, where) for part in more]
-        parts = [*copied.pop("allOf", []), *made]
+        copied.pop("allOf", None)
+        parts = kept + [self._copy(part, where) for part in more]
         return {**copied, "allOf": parts} if parts else copied
 
     def _add_unique(self, copied: dict[str, Any], node: Mapping[str, Any], where: str) -> None:

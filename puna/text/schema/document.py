@@ -7,6 +7,7 @@ References lead to places inside the document only; nothing is fetched. Source: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import UnionType
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -33,6 +34,7 @@ class Document:
         self.root = root
         self.draft = _draft(root)
         self.n_proofs = 0  # comparisons of two schemas so far (disjoint.py)
+        self._checked: set[int] = set()
         self._bases: dict[int, str] = {}
         self._named: dict[str, Any] = {_ROOT: root}
         self._dynamic: dict[str, list[Any]] = {}
@@ -42,10 +44,13 @@ class Document:
         """A node without what its draft does not know, with lists of items under their newest names.
 
         Beside $ref, drafts up to 7 look at nothing. Every keyword left is one of 2020-12, and so are those of
-        nodes that are not of the document.
+        nodes that are not of the document. Raises BadValue for a keyword with a value that it cannot have.
         """
         if id(node) not in self._bases:
             return node
+        if id(node) not in self._checked:
+            _check_shape(node)
+            self._checked.add(id(node))
         if self.draft <= 7 and isinstance(node.get("$ref"), str):
             return {"$ref": node["$ref"]}
         dropped = _LATER.get(self.draft, frozenset[str]())
@@ -122,6 +127,45 @@ class Document:
         if isinstance(node.get("$dynamicAnchor"), str):
             self._dynamic.setdefault(node["$dynamicAnchor"], []).append(node)
         return base
+
+
+_SHAPES: dict[str, tuple[str, type | UnionType]] = {
+    **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum"), ("a list", list | tuple)),
+    **dict.fromkeys(
+        ("properties", "patternProperties", "dependentRequired", "dependentSchemas", "dependencies"),
+        ("an object", Mapping),
+    ),
+    **dict.fromkeys(("pattern", "format", "$ref", "$dynamicRef", "$recursiveRef"), ("a text", str)),
+    **dict.fromkeys(("minimum", "maximum", "multipleOf"), ("a number", int | float)),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), ("a number", int | float)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), ("a whole number", int | float)),
+    **dict.fromkeys(("minProperties", "maxProperties"), ("a whole number", int | float)),
+    "required": ("a list", list | tuple),
+    "type": ("a name or a list of them", str | list | tuple),
+    "uniqueItems": ("true or false", bool),
+    **dict.fromkeys(
+        ("not", "if", "then", "else", "contains", "propertyNames", "unevaluatedProperties",
+         "additionalProperties", "additionalItems"),
+        ("a schema", Mapping | bool),
+    ),
+    "items": ("a schema or a list of them", Mapping | bool | list | tuple),
+}  # fmt: skip
+
+
+def _check_shape(node: Mapping[str, Any]) -> None:
+    for key, (wanted, kinds) in _SHAPES.items():
+        value = node.get(key)
+        if key in node and not isinstance(value, kinds):
+            raise BadValue(f"{key} must be {wanted}, found {value!r:.80}")
+        if (
+            wanted == "a whole number"
+            and value is not None
+            and (isinstance(value, bool) or value != int(value))
+        ):
+            raise BadValue(f"{key} must be {wanted}, found {value!r:.80}")
+        texts = value if key in ("required", "type") and isinstance(value, list | tuple) else ()
+        if not all(isinstance(text, str) for text in texts):
+            raise BadValue(f"{key} must be a list of names, found {value!r:.80}")
 
 
 def _draft(root: Schema) -> int:
