@@ -132,7 +132,7 @@ class GrammarState:
 
     def _read(self, reading: Reading, token_id: int) -> Reading | None:
         assert self._grammar.repeats is not None
-        return self._grammar.repeats.token(reading, token_id)
+        return self._grammar.repeats.after(reading, token_id)
 
     def _step(self, token_id: int) -> bool:
         """Take a token of a draft, unless there is none to follow it."""

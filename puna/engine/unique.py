@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -175,28 +174,40 @@ def _comparable(value: Any) -> Any:
 
 
 class Repeats:
-    """Which tokens repeat an item. `tokens` are the bytes of each token of a vocabulary."""
+    """Which tokens repeat an item. `tokens` are the bytes of each token of a vocabulary.
+
+    Takes some tenths of a second to make: which tokens can complete an item where is found out once.
+    """
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self._tokens = tokens
+        self._with_brackets = self._mask(rb"[\]}]")
+        self._with_quotes = self._mask(rb'"')
+        # Inside of a number: those that complete it, or that it can end with.
+        self._with_ends = self._mask(rb"[,\]} \t\r\n]|0$")
+        # Behind another item: those that begin one, and complete it.
+        self._with_whole_items = self._mask(rb'[^, \t\r\n].*[",\]} \t\r\n]|0$')
+        # Inside of a text that no item begins with: those that complete it and one more.
+        self._with_more_items = self._mask(rb'".*[^, \t\r\n].*[",\]} \t\r\n]')
 
     def start(self, places: Places) -> Reading:
         return Reading(places.root)
 
-    def token(self, reading: Reading, token_id: int) -> Reading | None:
-        return reading.after(self._tokens[token_id])
+    def after(self, reading: Reading, token_id: int) -> Reading | None:
+        """Read a token; None for one that `bar` takes out."""
+        piece = self._tokens[token_id]
+        after = reading.after(piece) if _leads_on(reading, piece, reading.left) else None
+        return None if after is None or after.is_stuck else after
 
     def bar(self, reading: Reading, mask: NDArray[np.uint8]) -> None:
         """Take tokens out of a mask that would repeat an item, or lead to none that is left."""
         unique = reading.unique
         if unique is None:
             return
-        left = reading.left
-        candidates = mask if left is not None else mask & self._completing(reading, unique)[: len(mask)]
+        is_listed = reading.left is not None
+        candidates = mask if is_listed else mask & self._completing(reading, unique)[: len(mask)]
         for token_id in np.flatnonzero(np.unpackbits(candidates, bitorder="little")).tolist():
-            piece = self._tokens[token_id]
-            after = reading.after(piece) if _leads_on(reading, piece, left) else None
-            if after is None or after.is_stuck:
+            if self.after(reading, token_id) is None:
                 mask[token_id >> 3] &= ~np.uint8(1 << (token_id & 7))
 
     def _completing(self, reading: Reading, unique: _Open) -> NDArray[np.uint8]:
@@ -210,29 +221,6 @@ class Repeats:
         written = reading.item.decode("utf-8", "ignore")
         is_like_one = any(text.startswith(written) for text in unique.texts)
         return self._with_quotes if is_like_one else self._with_more_items
-
-    @cached_property
-    def _with_brackets(self) -> NDArray[np.uint8]:
-        return self._mask(rb"[\]}]")
-
-    @cached_property
-    def _with_ends(self) -> NDArray[np.uint8]:
-        """Inside of a number: those that complete it, or that it can end with."""
-        return self._mask(rb"[,\]} \t\r\n]|0$")
-
-    @cached_property
-    def _with_quotes(self) -> NDArray[np.uint8]:
-        return self._mask(rb'"')
-
-    @cached_property
-    def _with_whole_items(self) -> NDArray[np.uint8]:
-        """Behind another item: those that begin one, and complete it."""
-        return self._mask(rb'[^, \t\r\n].*[",\]} \t\r\n]|0$')
-
-    @cached_property
-    def _with_more_items(self) -> NDArray[np.uint8]:
-        """Inside of a text that no item begins with: those that complete it and one more."""
-        return self._mask(rb'".*[^, \t\r\n].*[",\]} \t\r\n]')
 
     def _mask(self, pattern: bytes) -> NDArray[np.uint8]:
         found = re.compile(pattern, re.DOTALL)

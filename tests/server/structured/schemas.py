@@ -1,7 +1,7 @@
 """JSON schemas of our own: 200 that together use every keyword that answers can be held to.
 
-`schemas(n)` is a function of n. Each schema is an object of a few properties, whose schemas are drawn from the
-makers below, up to three deep; each maker is one keyword, or a few that belong together, in the way that
+`schemas(n)` is a function of n. Each schema is an object of a few properties, whose schemas are drawn from
+the makers below, up to three deep; each maker is one keyword, or a few that belong together, in the way that
 schemas of applications use them. All can be fulfilled.
 """
 
@@ -22,7 +22,8 @@ FORMATS = (
     "idn-email", "idn-hostname",
 )  # fmt: skip
 PATTERNS = (
-    "^[a-z]{2,5}$", "b+", "^(foo|bar)?$", "^\\d{3}-\\d{2}$", "[A-F0-9]{2}$", "^é+", "^[^\\s]+$", "^\\w+\\.py$",
+    "^[a-z]{2,5}$", "b+", "^(foo|bar)?$", "^\\d{3}-\\d{2}$", "[A-F0-9]{2}$", "^é+", "^[^\\s]+$",
+    "^\\w+\\.py$",
 )  # fmt: skip
 
 
@@ -30,7 +31,8 @@ def text(rng: random.Random, depth: int) -> Schema:
     least = rng.randrange(3)
     return rng.choice(
         [
-            {"type": "string"}, {"type": "string", "minLength": least, "maxLength": least + rng.randrange(1, 9)},
+            {"type": "string"},
+            {"type": "string", "minLength": least, "maxLength": least + rng.randrange(1, 9)},
             {"type": "string", "pattern": rng.choice(PATTERNS)},
             {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 6},
         ]
@@ -138,8 +140,9 @@ def alternatives(rng: random.Random, depth: int) -> Schema:
     ]
     return rng.choice(
         [
-            {"anyOf": [a, b]}, {"oneOf": kinds}, {"allOf": [{"type": "integer"}, {"minimum": 3}, {"maximum": 80}]},
-            {"oneOf": [{"type": "string", "maxLength": 4}, {"type": "integer"}, {"type": "array", "maxItems": 1}]},
+            {"anyOf": [a, b]}, {"oneOf": kinds},
+            {"allOf": [{"type": "integer"}, {"minimum": 3}, {"maximum": 80}]},
+            {"oneOf": [{"type": "string", "maxLength": 4}, {"type": "integer"}, {"type": "null"}]},
             {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 9}]},
             {"oneOf": [{"type": "object", "required": [name]} for name in ("one", "other")]},
             {"allOf": [{"type": "object", "properties": {"a": a}, "required": ["a"]},
@@ -163,7 +166,8 @@ def conditional(rng: random.Random, depth: int) -> Schema:
     return rng.choice(
         [
             {**base, "if": test, "then": {"required": ["n"]}},
-            {**base, "if": {**test, "required": ["mode"]}, "then": {"required": ["n"]}, "else": {"required": ["why"]}},
+            {**base, "if": {**test, "required": ["mode"]}, "then": {"required": ["n"]},
+             "else": {"required": ["why"]}},
             {**base, "if": {"required": ["n"]}, "then": {"properties": {"n": {"minimum": 5}}}},
             {**base, "allOf": [
                 {"if": {"properties": {"mode": {"const": mode}}}, "then": {"required": [wanted]}}
