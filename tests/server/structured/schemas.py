@@ -242,3 +242,10 @@ def schemas(n: int) -> list[Schema]:
         }
         made.append({"$schema": "https://json-schema.org/draft/2020-12/schema", **top})
     return made
+
+
+def has_keyword(value: Any, name: str) -> bool:
+    """Whether a schema has a keyword anywhere; names of properties are taken for some."""
+    if isinstance(value, list):
+        return any(has_keyword(item, name) for item in value)
+    return isinstance(value, dict) and (name in value or any(has_keyword(v, name) for v in value.values()))
