@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from puna.core import Request, SamplingParams
 from puna.engine.grammar import Grammar
-from puna.server.calls import LARGE, Call, Choices, Service, choices
+from puna.server.calls import Call, Choices, Service, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
 from puna.server.images import resolved
@@ -28,8 +28,6 @@ from puna.server.openai.messages import (
     Turn,
     as_text_reads,
     definition,
-    has_images,
-    n_characters,
 )
 from puna.server.served import ServedModel
 from puna.server.structured import calls_only
@@ -117,8 +115,8 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
 
         return [choices(request(params), n, request)]
 
-    is_slow = bool(body.response_format or tools) or has_images(turns) or n_characters(turns) > LARGE
-    return await service.begin(http, "chat", body.model, make, is_slow=is_slow, tools=tools)
+    # A template is somebody's program, which may take its time: the event loop does not wait for it.
+    return await service.begin(http, "chat", body.model, make, is_slow=True, tools=tools)
 
 
 def _grammar(body: ChatRequest, model: ServedModel) -> Grammar | None:
