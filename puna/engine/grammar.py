@@ -95,6 +95,7 @@ class GrammarCompiler:
         places = Places(known) if has_unique(known) else None
         text = _dumped(without_unique(places, known) if places else known if known is not True else {})
         spacing = {"whitespace_flexible": True} if any_whitespace else _JSON_OPTIONS
+        _check_length(text, "JSON schema, in the words of grammars,")
         options = cast("JsonCompileOptions", {**spacing, **_STRICT})
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)

@@ -180,7 +180,7 @@ class _Writer:
 
 def _refusal(where: str, *keywords: str) -> Unsupported:
     return Unsupported(
-        f"{where}: answers cannot be held to every keyword of JSON Schema, found "
+        f"{where:.200}: answers cannot be held to every keyword of JSON Schema, found "
         f"{', '.join(map(repr, keywords))}; take it out or say it in other words"
     )
 

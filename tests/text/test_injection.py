@@ -103,11 +103,12 @@ def test_what_is_written_makes_no_control_tokens(name: str) -> None:
             return "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 5)))
 
         try:
-            assert control(name, ids_of(name, write)) == expected
-        except BadInput as error:  # Llama 2's marks are text, which the format's own messages must not have
-            assert "must not have the format's own mark" in str(error)
+            found = ids_of(name, write)
+        except BadInput:  # Llama 2's marks are text, which its messages must not have
             n_refused += 1
-    assert n_refused == 0 or name in ("llama2", "codellama")
+            continue
+        assert control(name, found) == expected
+    assert n_refused == 0 or (name in ("llama2", "codellama") and n_refused < 40)
 
 
 @pytest.mark.parametrize("text", [f"a {mark} b" for mark in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.core import BadValue, Unsupported
+from puna.core import BadInput, BadValue, Unsupported
 from puna.text.json_schema import prepared
 from puna.text.schema.disjoint import are_disjoint
 from puna.text.schema.document import _SHAPES, Document
@@ -116,6 +116,33 @@ def test_deep_nesting_is_refused() -> None:
         prepared(schema)
 
 
+def many_ways(n: int) -> dict[str, Any]:
+    """References that lead to the same place in 10 to the n ways."""
+    parts = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 10} for i in range(n)}
+    return {**parts, f"a{n}": {"const": "x"}}
+
+
+def inside_each_other(depth: int) -> Any:
+    schema: Any = {"const": "x"}
+    for _ in range(depth):
+        schema = {"oneOf": [{"properties": {f"p{i}": schema}, "required": [f"q{i}"]} for i in range(3)]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"not": {"$ref": "#/$defs/a0"}, "$defs": many_ways(20)},
+        {"oneOf": [{"$ref": "#/$defs/a0"}, {"$ref": "#/$defs/a1"}], "$defs": many_ways(20)},
+        inside_each_other(9),
+        {"oneOf": [{"properties": {"k": {"enum": ["a"] * 50}}, "required": [f"r{i}"]} for i in range(150)]},
+    ],
+)
+def test_what_would_take_too_long_to_write_is_refused(schema: Any) -> None:
+    with pytest.raises(BadInput, match=r"combinations of|'oneOf'"):
+        prepared(schema)
+
+
 NAMES = st.sampled_from("abc")
 LEAVES = (
     {}, True, False, {"type": "integer", "title": "t"}, {"const": "a"}, {"enum": ["a", 1, None]},
@@ -163,7 +190,7 @@ VALUES = st.recursive(
 SHARED = {"$defs": {"shared": {"type": "string", "maxLength": 1}}}
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(SCHEMAS, st.lists(VALUES, min_size=8, max_size=8))
 def test_nothing_more_is_allowed(schema: Any, values: list[Any]) -> None:
     """jsonschema is the judge: what is valid under the schema that is written is so under the given one."""
@@ -186,7 +213,7 @@ def test_what_is_outside_a_schema_is_not_valid_under_it(schema: Any, value: Any)
         assert not (judge({**other, **SHARED}).is_valid(value) and judge(whole).is_valid(value))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(SCHEMAS, SCHEMAS, st.lists(VALUES, min_size=8, max_size=8))
 def test_no_value_is_valid_under_disjoint_schemas(first: Any, second: Any, values: list[Any]) -> None:
     whole = {"allOf": [first, second], **SHARED}

@@ -16,6 +16,7 @@ from puna.text.schema.negation import TYPES, Alternatives, conjunction, other_te
 
 _HARMLESS = frozenset(("title", "description", "$comment", "default", "examples", "$id"))
 _MOST_BRANCHES = 200  # of a oneOf, which are compared with each other
+_MOST_OVERLAPS = 500  # of which two are not disjoint, so that one is written without the other
 
 
 def denied(document: Document, node: Any) -> Schema | None:
@@ -145,14 +146,18 @@ def exclusive(document: Document, branches: Sequence[Any]) -> list[Any]:
     """
     if len(branches) > _MOST_BRANCHES:
         return []
+    beside = [
+        [j for j, other in enumerate(branches) if i != j and not are_disjoint(document, branch, other)]
+        for i, branch in enumerate(branches)
+    ]
+    if sum(map(len, beside)) > _MOST_OVERLAPS:
+        return []
+    without = [outside(document, branch) if beside[i] else [] for i, branch in enumerate(branches)]
     made: list[Any] = []
-    for i, branch in enumerate(branches):
-        others = [
-            other for j, other in enumerate(branches) if i != j and not are_disjoint(document, branch, other)
-        ]
-        if not others:
+    for branch, others in zip(branches, beside, strict=True):
+        if others:
+            excluded = conjunction([without[j] for j in others])
+            made += [{"allOf": [branch, *excluded]}] if excluded else []
+        else:
             made.append(branch)
-            continue
-        without = conjunction([outside(document, other) for other in others])
-        made += [{"allOf": [branch, *without]}] if without else []
     return made

@@ -15,6 +15,7 @@ from puna.core import BadValue, Unsupported
 
 Schema = Mapping[str, Any] | bool
 _ROOT = "https://schema.invalid/"  # what a document without a name is called
+_MOST_STEPS = 80_000  # two seconds
 _DATA = frozenset(("enum", "const", "default", "examples"))  # hold values, in which nothing is a schema
 # Keywords that came later: validators of the draft do not look at them.
 _LATER = {
@@ -33,6 +34,7 @@ class Document:
     def __init__(self, root: Schema) -> None:
         self.root = root
         self.draft = _draft(root)
+        self.n_steps = 0  # nodes looked at so far, many of them several times
         self.n_proofs = 0  # comparisons of two schemas so far (disjoint.py)
         self._checked: set[int] = set()
         self._bases: dict[int, str] = {}
@@ -46,6 +48,12 @@ class Document:
         Beside $ref, drafts up to 7 look at nothing. Every keyword left is one of 2020-12, and so are those of
         nodes that are not of the document. Raises BadValue for a keyword with a value that it cannot have.
         """
+        self.n_steps += 1
+        if self.n_steps > _MOST_STEPS:
+            raise BadValue(
+                "a JSON schema must not have so many combinations of not, if, oneOf and references inside "
+                "each other; simplify it"
+            )
         if id(node) not in self._bases:
             return node
         if id(node) not in self._checked:
