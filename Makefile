@@ -2,6 +2,7 @@
 # make test    the whole test suite, linters and types
 # make bench   this machine's limits and the model's share of them
 # make test-peers   compare with llama.cpp and transformers, built into an environment of their own
+# make test-schemas  answers under the real schemas of schemastore, by noise and by the default model
 # make sanitize     the kernels and readers under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/ops/*)
 
-.PHONY: chat test bench test-peers sanitize clean
+.PHONY: chat test bench test-peers test-schemas sanitize clean
 chat: $(VENV)/installed
 	@$(BIN)/puna chat --yes $(MODEL)
 
@@ -27,6 +28,10 @@ test: $(VENV)/tested-with
 test-peers: .venv-peers/installed
 	.venv-peers/bin/puna pull smollm2
 	.venv-peers/bin/pytest -m peers
+
+test-schemas: $(VENV)/tested-with
+	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas
+	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas --seeds 1 --model smollm2
 
 sanitize: $(VENV)/tested-with
 	PYTHON=$(BIN)/python tests/fuzz/sanitize.sh

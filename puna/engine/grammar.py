@@ -24,7 +24,9 @@ from puna.core import BadValue, Unsupported
 from puna.engine.deep import on_deep_stack
 from puna.engine.grammar_state import Grammar, explanation
 from puna.engine.trials import Trials
+from puna.engine.unique import Repeats
 from puna.text.json_schema import prepared
+from puna.text.schema.places import Places, has_unique, without_unique
 from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ _MAX_KEPT = 64  # compiled grammars
 _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
 _LONGEST_FORCED = 256  # characters of a forced text that are divided into tokens at a time
 _LIMITS: dict[str, Any] = {
-    "max_items_in_row": 2_000,
-    "initial_lexer_fuel": 200_000,  # also bounds the longest forced text: half a second, not several
+    "max_items_in_row": 10_000,  # a schema of 400 properties that may all be left out has 5,331
+    # Also bounds the longest forced text: less than a second, not several. Three strict tools need 300,000.
+    "initial_lexer_fuel": 400_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_lexer_states": 50_000,
@@ -70,7 +73,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
         self._tokenizer = tokenizer
         self._n_vocab = n_vocab
-        self._kept: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], Grammar] = OrderedDict()
         self._lock = Lock()
         self._build_lock = Lock()
         special = (tokenizer.token_bytes(i) for i in sorted(tokenizer.special_ids))
@@ -88,16 +91,20 @@ class GrammarCompiler:
         if not isinstance(schema, Mapping) and schema is not True:
             raise BadValue(f"a JSON schema must be an object or a bool, found a {type(schema).__name__}")
         _check_length(_dumped(schema), "JSON schema")
-        known = prepared(schema)
-        text = _dumped(known if isinstance(known, Mapping) else {})
+        known = prepared(schema, keeps_unique=True)
+        places = Places(known) if has_unique(known) else None
+        text = _dumped(without_unique(places, known) if places else known if known is not True else {})
         spacing = {"whitespace_flexible": True} if any_whitespace else _JSON_OPTIONS
+        _check_length(text, "JSON schema, in the words of grammars,")
         options = cast("JsonCompileOptions", {**spacing, **_STRICT})
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
         except ValueError as error:  # nests deeper than llguidance reads
             _check(str(error), "JSON schema")
             raise
-        return self._compiled("JSON schema", grammar)
+        if places is None:
+            return self._compiled("JSON schema", grammar)
+        return self._compiled("JSON schema", grammar, _dumped(known), places)
 
     def json_object(self) -> Grammar:
         """Any JSON object."""
@@ -128,20 +135,21 @@ class GrammarCompiler:
             raise BadValue(f"choices must be a list of one or more texts, found {choices!r:.80}")
         return self.lark("start: " + "\n  | ".join(_lark_string(choice) for choice in choices))
 
-    def _compiled(self, kind: str, grammar: str) -> Grammar:
-        key = (kind, grammar)
+    def _compiled(self, kind: str, grammar: str, variant: str = "", places: Places | None = None) -> Grammar:
+        """`places` are lists that are unique, beside the grammar; `variant` tells them apart."""
+        key = (kind, grammar, variant)
         with self._lock:
             if (found := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return found
-        made = self._compile(kind, grammar)
+        made = self._compile(kind, grammar, places)
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
         return made
 
-    def _compile(self, kind: str, grammar: str) -> Grammar:
+    def _compile(self, kind: str, grammar: str, places: Places | None) -> Grammar:
         from llguidance import LLMatcher
 
         if not self._trials.is_bounded(grammar):
@@ -151,7 +159,8 @@ class GrammarCompiler:
         def anew() -> LLMatcher:
             return on_deep_stack(lambda: LLMatcher(vocabulary, grammar, log_level=0, limits=self._limits))
 
-        compiled = Grammar(anew, -(-self._n_vocab // 32) * 4)
+        unique = None if places is None else (self._repeats, places)
+        compiled = Grammar(anew, -(-self._n_vocab // 32) * 4, unique)
         state = compiled.start()
         _check(state.problem, kind)
         for warning in state.warnings:
@@ -177,6 +186,10 @@ class GrammarCompiler:
         from llguidance import LLParserLimits
 
         return LLParserLimits(**_LIMITS)
+
+    @cached_property
+    def _repeats(self) -> Repeats:
+        return Repeats(_Words(self._tokenizer, self._n_vocab).tokens)
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.engine.unique import Reading, Repeats
+from puna.text.schema.places import Places
+
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
@@ -21,11 +24,16 @@ class Grammar:
 
     Answers share a lexer, which remembers for all of them what it has found out. Where one answer exceeds a
     limit, that lexer is of no more use to the others; `anew` gives matchers with lexers of their own.
+    `unique` are lists that no grammar can hold to being unique: what bars tokens, and the lists' places.
     """
 
-    def __init__(self, anew: Callable[[], LLMatcher], n_bytes: int) -> None:
+    def __init__(
+        self, anew: Callable[[], LLMatcher], n_bytes: int, unique: tuple[Repeats, Places] | None = None
+    ) -> None:
         self.anew = anew
         self.n_bytes = n_bytes  # of a mask
+        self.repeats = None if unique is None else unique[0]
+        self.reading = None if unique is None else unique[0].start(unique[1])
         self._matcher = anew()  # never advanced
         self._lock = Lock()
 
@@ -50,6 +58,7 @@ class GrammarState:
         self._masks = np.zeros((1, grammar.n_bytes), np.uint8)
         self._taken: list[int] = []
         self._n_retries = 0
+        self._reading = grammar.reading
 
     @property
     def may_end(self) -> bool:
@@ -85,28 +94,45 @@ class GrammarState:
         return bool(self._masks[0].any())
 
     def n_possible(self, draft: Sequence[int], /) -> int:
-        return int(self._matcher.validate_tokens(list(draft)))
+        n = int(self._matcher.validate_tokens(list(draft)))
+        reading = self._reading
+        for i, token_id in enumerate(draft[:n]):
+            if reading is not None and (reading := self._read(reading, token_id)) is None:
+                return i
+        return n
 
     def forced(self) -> Sequence[int]:
         return self._matcher.compute_ff_tokens()
 
     def accept(self, token_id: int, /) -> None:
         self._taken.append(token_id)
+        if self._reading is not None:
+            self._reading = self._read(self._reading, token_id)
+            assert self._reading is not None, "a token that the mask had barred"
         if not self._matcher.consume_token(token_id):
             self._retry()
 
     def _walk(self, draft: Sequence[int]) -> int:
         """Fill in the masks along a draft, and go back; returns how much of the draft was taken."""
-        n_taken = 0
+        n_taken, reading = 0, self._reading
         for i in range(1 + len(draft)):
-            if i and not self._step(draft[i - 1]):
-                self._masks[i : 1 + len(draft)] = 0
-                break
+            if i:
+                token_id = draft[i - 1]
+                is_repeated = reading is not None and (reading := self._read(reading, token_id)) is None
+                if is_repeated or not self._step(token_id):
+                    self._masks[i : 1 + len(draft)] = 0
+                    break
             n_taken = i
             self._fill(self._masks[i])
+            if reading is not None and self._grammar.repeats is not None:
+                self._grammar.repeats.bar(reading, self._masks[i])
         if n_taken:
             self._matcher.rollback(n_taken)
         return n_taken
+
+    def _read(self, reading: Reading, token_id: int) -> Reading | None:
+        assert self._grammar.repeats is not None
+        return self._grammar.repeats.after(reading, token_id)
 
     def _step(self, token_id: int) -> bool:
         """Take a token of a draft, unless there is none to follow it."""

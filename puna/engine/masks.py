@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import ceil, log
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.sequence import Sequence
+
+_SMALLEST = 1e-6  # seconds; costs are counted by factors of 1.5 above it
+_FACTOR = log(1.5)
 
 
 @dataclass(slots=True)
@@ -24,6 +28,25 @@ class GrammarStats:
     n_masks: int = 0
     computing: float = 0.0  # seconds, in the thread beside
     waited: float = 0.0  # seconds that steps came later for it
+    slowest: float = 0.0  # seconds of one mask
+    n_by_cost: list[int] = field(default_factory=lambda: [0] * 48)
+
+    def count(self, n: int, seconds: float) -> None:
+        """`n` masks of one answer, for the next token and those after guesses, took that long together."""
+        self.n_masks += n
+        self.computing += seconds
+        self.slowest = max(self.slowest, seconds / n)
+        place = ceil(log(max(seconds / n / _SMALLEST, 1)) / _FACTOR)
+        self.n_by_cost[min(place, len(self.n_by_cost) - 1)] += n
+
+    def quantile(self, share: float) -> float:
+        """Seconds that a mask takes at most, for that share of them; up to a factor of 1.5 too much."""
+        n_wanted, n_seen = share * self.n_masks, 0
+        for place, n in enumerate(self.n_by_cost):
+            n_seen += n
+            if n_seen >= n_wanted and n_seen:
+                return float(min(_SMALLEST * 1.5**place, self.slowest))
+        return 0.0
 
 
 class MaskWorker:
@@ -59,14 +82,13 @@ class MaskWorker:
             self._pool.shutdown()
 
     def _compute(self, work: list[Sequence]) -> None:
-        started = perf_counter()
         self._masks = {}
         for seq in work:
             grammar = seq.request.grammar
             assert grammar is not None
+            started = perf_counter()
             self._masks[seq.request.id] = grammar.masks(seq.draft)
-            self.stats.n_masks += 1 + len(seq.draft)
-        self.stats.computing += perf_counter() - started
+            self.stats.count(1 + len(seq.draft), perf_counter() - started)
 
 
 def _is_decided(seq: Sequence) -> bool:

@@ -1,21 +1,18 @@
-"""Compiles grammars of strangers once, in a process that may die of them.
+"""Compiles grammars of strangers once, in a process that may die of them (puna/text/confined.py).
 
-Run as a script, with llguidance and nothing of Puna. Input is a line of JSON with the names of the model's
-control tokens, and then one line of JSON for each grammar; the answer is a byte for each, whatever the
-compiler says of it, as that is asked again where it counts. A grammar that takes too long, or too much memory
-or stack, ends the process instead.
+It is told the names of the model's control tokens and the limits of the parser, and then one grammar after
+another; the answer is true for each, whatever the compiler says of it, as that is asked again where it
+counts. A grammar that takes too long, or too much memory or stack, ends the process instead.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
 import threading
 from collections.abc import Callable
-from math import ceil
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from puna.text.confined import first_line, serve
 
 _SECONDS = 2  # of CPU time; the system counts whole ones
 _MEMORY = 64 << 20  # bytes for one grammar
@@ -47,36 +44,17 @@ def _on_deep_stack(work: Callable[[], None]) -> None:
     thread.join()
 
 
-def _limit_memory() -> None:
-    """Bound what is taken from now on: writable memory, not the addresses that allocators reserve."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            used = int(file.read().split()[5]) * resource.getpagesize()
-    except OSError:  # no such file on this system: then only time is bounded
-        return
-    _limit(resource.RLIMIT_DATA, used + _STACK + _MEMORY)
-
-
-def _limit(kind: int, most: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
 def main() -> None:
-    names, limits = json.loads(sys.stdin.buffer.readline())
+    names, limits = first_line()
     vocabulary = LLTokenizer(TokenizerWrapper(_Bytes(names)), eos_token=[256])
     bounded = LLParserLimits(**limits)
     threading.stack_size(_STACK)
-    _limit(resource.RLIMIT_CORE, 0)
-    while line := sys.stdin.buffer.readline():
-        grammar = json.loads(line)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = ceil(used.ru_utime + used.ru_stime) + _SECONDS
-        _limit(resource.RLIMIT_CPU, seconds)
-        _limit_memory()
-        _on_deep_stack(lambda: _try(vocabulary, bounded, grammar))  # noqa: B023 - done before the next
-        sys.stdout.buffer.write(b".")
-        sys.stdout.buffer.flush()
+
+    def answer(grammar: str) -> bool:
+        _on_deep_stack(lambda: _try(vocabulary, bounded, grammar))
+        return True
+
+    serve(answer, _SECONDS, lambda _: _STACK + _MEMORY)
 
 
 if __name__ == "__main__":

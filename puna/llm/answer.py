@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from puna.engine.bridge import AsyncStream, Stream
     from puna.llm.model import LLM
+    from puna.text.tokenizer import Tokenizer
 
 _Begun = TypeVar("_Begun")
 
@@ -44,6 +45,18 @@ class TimedText(TextStream):
         if self.first_at is None:
             self.first_at = self.last_at
         return super().push(token_id)
+
+
+def text_sink(
+    tokenizer: Tokenizer, stop: Sequence[str], *, continuing: bool, has_tools: bool = False
+) -> TimedText:
+    """Where the text of an answer comes from. Control tokens are left out, but where tools may be called,
+    those that calls stand behind or between belong to what is read.
+    """
+    from puna.text.call_grammar import tag_ids
+
+    shown = tag_ids(tokenizer) if has_tools else frozenset[int]()
+    return TimedText(tokenizer, stop, skip_special=True, shown=shown, continuing=continuing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
+from secrets import randbits
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never, Self, overload
 
@@ -362,8 +363,4 @@ class LLM(Requests):
         chosen = sampling_params(options, params or DEFAULT_PARAMS)
         if chosen.seed is not None:
             return chosen
-        return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
-
-
-def _random_seed() -> int:
-    return int.from_bytes(os.urandom(4), "little")
+        return replace(chosen, seed=next(self._seeds) if self._seeds else randbits(32))

@@ -65,18 +65,18 @@ class Requests:
             if continue_final_message:
                 raise BadInput("what goes on from token ids ends with a question, not with an answer begun")
             ids = encode_further(self.tokenizer, after, turns, **options)
-            return self._request_of(ids, params, continuing=False)
+            return self._request_of(ids, params, continuing=False, tools=tools)
         options["continue_final_message"] = is_begun = continue_final_message
         if not has_parts(turns):
             ids = encode_chat(self.tokenizer, turns, **options)
-            return self._request_of(ids, params, continuing=is_begun)
+            return self._request_of(ids, params, continuing=is_begun, tools=tools)
         from puna.llm.images import place, take_images
 
         plain, images = take_images(turns, self.config, self.path.stem)
         patches = self.config.vision.tokens_per_tile if self.config.vision else None
         ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
         ids, placed = place(self.config, self.tokenizer, ids, images)
-        return self._request_of(ids, params, continuing=is_begun, images=placed)
+        return self._request_of(ids, params, continuing=is_begun, images=placed, tools=tools)
 
     def infill_request(self, prefix: str, suffix: str, params: SamplingParams) -> Request:
         """What the model is asked to write between two texts (Code Llama 7B and 13B), for submit().
@@ -107,9 +107,10 @@ class Requests:
         continuing: bool,
         is_scored: bool = False,
         images: Sequence[PlacedImage] = (),
+        tools: Tools | None = None,
     ) -> Request:
-        from puna.llm.answer import TimedText
+        from puna.llm.answer import text_sink
 
-        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
+        sink = text_sink(self.tokenizer, params.stop, continuing=continuing, has_tools=bool(tools))
         end_ids = self.tokenizer.end_ids
         return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)

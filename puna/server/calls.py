@@ -112,7 +112,8 @@ class Service:
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
-        `is_slow` says that `make` may take longer than others should wait. Without `parallel`, answers end
+        `is_slow` says that `make` may take longer than others should wait, as a chat template may, which is
+        somebody's program. Without `parallel`, answers end
         with their first call of one of the `tools`. `param` is the field that is at fault where the prompt
         is. Raises ApiError.
         """

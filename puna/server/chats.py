@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 
 from puna.core import Request, SamplingParams
 from puna.engine.grammar import Grammar
-from puna.server.calls import LARGE, Call, Choices, Service, choices
+from puna.server.calls import Call, Choices, Service, choices
 from puna.server.images import resolved, uploaded
 from puna.server.served import ServedModel
 from puna.server.structured import calls_only
@@ -61,12 +61,6 @@ class Chat:
         files = uploaded(service.files, service.authenticate(http).tenant)
         return replace(self, turns=await resolved(service.config.image_host, self.turns, files))
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether to make the request may take longer than others should wait."""
-        has_grammar = self.form is not None or bool(self.use.tools and self.use.may_call)
-        return has_grammar or has_images(self.turns) or n_characters(self.turns) > LARGE
-
     def request(self, model: ServedModel, params: SamplingParams) -> Request:
         """The prompt, for one choice. Raises BadInput."""
         return model.chat_request(
@@ -100,7 +94,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         endpoint,
         chat.model,
         lambda model: [chat.choices(model)],
-        is_slow=chat.is_slow,
+        is_slow=True,  # a template is somebody's program: the event loop does not wait for it
         tools=chat.use.shown,
         parallel=chat.use.parallel,
     )
@@ -113,20 +107,10 @@ async def n_prompt_tokens(service: Service, http: HttpRequest, chat: Chat) -> in
     def count(model: ServedModel) -> int:
         return len(chat.request(model, chat.sampling(model.default_params)).prompt)
 
-    return await service.ask(http, chat.model, count, is_slow=chat.is_slow)
+    return await service.ask(http, chat.model, count, is_slow=True)
 
 
 def as_templates_know(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool in OpenAI's form, with all that templates read of it and nothing else."""
     function = {name: value for name, value in tool["function"].items() if name != "strict"}
     return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
-
-
-def has_images(turns: Turns) -> bool:
-    """Whether there are pictures to decode."""
-    return any(isinstance(turn["content"], list) for turn in turns)
-
-
-def n_characters(turns: Turns) -> int:
-    """Of all texts that are the whole content of a turn."""
-    return sum(len(turn["content"]) for turn in turns if isinstance(turn["content"], str))

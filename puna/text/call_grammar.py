@@ -21,6 +21,7 @@ from puna.text.formats.base import ToolStyle
 from puna.text.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
 _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPACED = {
     "item_separator": ", ",
@@ -41,6 +42,11 @@ _BY_ARGUMENT = {
 _WITH_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _WITH_SCHEMA_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _WITH_SCHEMA = ("items", "additionalProperties", "additionalItems")
+
+
+def tag_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Control tokens of a vocabulary that calls stand behind or between: hidden, they could not be read."""
+    return frozenset(tokenizer.id(tag) for tag in _TAGS if tokenizer.has(tag))
 
 
 def call_style(tokenizer: Tokenizer, chat_format: str | None = None) -> ToolStyle:

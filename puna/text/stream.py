@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from puna.text.tokenizer import Tokenizer
 
@@ -16,7 +16,7 @@ class TextStream:
 
     The first stop string is the one that is complete first as characters come, the longest of those that end
     together; so it does not depend on how the text is cut into tokens. `stopped` names it once it was met,
-    and nothing comes after. The other arguments are those of Tokenizer.decode.
+    and nothing comes after. The other arguments are those of Tokenizer.speller.
     """
 
     def __init__(
@@ -25,10 +25,11 @@ class TextStream:
         stop: Sequence[str] = (),
         *,
         skip_special: bool = False,
+        shown: Set[int] = frozenset(),
         continuing: bool = False,
     ) -> None:
         self.stopped: str | None = None
-        self._spell = tokenizer.speller(skip_special=skip_special, continuing=continuing)
+        self._spell = tokenizer.speller(skip_special=skip_special, shown=shown, continuing=continuing)
         self._decode = _new_decoder("replace").decode
         self._stops = tuple(stop)
         self._held = ""  # text that may be the beginning of a stop string

@@ -1,41 +1,49 @@
-"""Chat templates: the Jinja programs that model files carry, run as transformers runs them, in a sandbox.
+"""Chat templates: the Jinja programs that model files carry, rendered beside this process (rendering.py).
 
-What a template may use was fixed by transformers (apply_chat_template); files are written against it.
+What a template may use was fixed by transformers (apply_chat_template); files are written against it. They
+are programs of strangers: one that takes too long, or too much memory, ends the process that renders it, and
+the request that asked for it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import cache
+from typing import Any
 
-from puna.core import BadFile, BadInput
+from puna.core import BadFile, BadInput, PunaError
+from puna.text.confined import Confined
 
-if TYPE_CHECKING:
-    from jinja2.ext import Extension
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
+LONGEST_SOURCE = 1 << 20  # characters
+_SECONDS = 1  # of CPU time; the system counts whole ones, so up to twice that
+_MEMORY = 64 << 20  # bytes, and _MORE for each byte of the conversation
+_MORE = 32
+_REMEDY = "use puna run --raw, or a file with a good template"
+# A conversation of this many bytes is small. Templates of the family render one in some milliseconds; one
+# that takes longer than the second number of seconds is at fault itself, whoever sent the conversation.
+_SMALL = 1 << 16
+_SMALL_SECONDS = 0.1
 
-# What expressions can raise on data that a template did not expect: adding None, missing keys, 1 / 0.
-_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+@cache
+def _renderer(is_small: bool) -> Confined:
+    """Large conversations have a process of their own: nobody with a small one waits for them."""
+    return Confined("puna.text.rendering", [_SECONDS, _MEMORY, _MORE])
 
 
 class ChatTemplate:
-    """A compiled template. Raises BadFile where the source is no Jinja."""
+    """A template. Raises BadFile where its source is too long."""
 
     def __init__(self, source: str) -> None:
-        from jinja2 import TemplateSyntaxError
-
-        try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
+        self._source = source
+        self._fault: str | None = None  # why it is not rendered any more
+        if len(source) > LONGEST_SOURCE:
             raise BadFile(
-                f"the file's chat template must be Jinja, line {error.lineno} is not: {error.message}; use "
-                "puna run --raw, or a file with a good template"
-            ) from None
+                f"the file's chat template must have {LONGEST_SOURCE} characters at most, found "
+                f"{len(source)}; {_REMEDY}"
+            )
 
     def render(
         self,
@@ -50,99 +58,50 @@ class ChatTemplate:
 
         `date` is what the template learns when it asks for today's; None is now. `variables` are further ones
         that the template knows. Everything has to be plain data (as JSON has it). Raises BadInput where the
-        template refuses the messages or fails on them.
+        template refuses the messages or fails on them, or takes too long for so many; BadFile where it is no
+        Jinja, or takes too long for any.
         """
-        from jinja2 import TemplateError
+        if self._fault is not None:
+            raise BadFile(self._fault)
+        known = {
+            **(variables or {}),
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        today = (date or datetime.now()).isoformat()
+        return self._ask({"source": self._source, "variables": known, "today": today})
 
-        today = date or datetime.now()
-        try:
-            return self._template.render(
-                {
-                    **(variables or {}),
-                    "messages": messages,
-                    "tools": tools,
-                    "add_generation_prompt": add_generation_prompt,
-                    "strftime_now": today.strftime,
-                }
+    def _ask(self, question: Mapping[str, Any]) -> str:
+        text = json.dumps(question)
+        is_small = len(text) - len(self._source) <= _SMALL
+        answer = _renderer(is_small).ask(text)
+        if answer is None:
+            raise self._too_much(is_small)
+        if "syntax" in answer:
+            raise BadFile(
+                f"the file's chat template must be Jinja, line {answer['line']} is not: {answer['syntax']}; "
+                f"{_REMEDY}"
             )
-        except (TemplateError, *_FAILURES) as error:
+        if "refused" in answer:
             raise BadInput(
-                f"the model's chat template cannot take these messages: {error}; change them, or use "
-                "puna run --raw"
-            ) from None
+                f"the model's chat template cannot take these messages: {answer['refused']}; change them, or "
+                "use puna run --raw"
+            )
+        if is_small and answer["seconds"] > _SMALL_SECONDS:
+            raise self._too_much(is_small)
+        rendered: str = answer["text"]
+        return rendered
 
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation(), loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    # Jinja's own hand out classes, which are a way out of the sandbox.
-    environment.globals["dict"] = _new_dict
-    environment.globals["namespace"] = _new_namespace
-    del environment.globals["lipsum"]
-    return environment
-
-
-def _generation() -> type[Extension]:
-    from jinja2.ext import Extension
-    from jinja2.nodes import CallBlock
-
-    class Generation(Extension):
-        """{% generation %}…{% endgeneration %} marks answers for training; here it is its content."""
-
-        tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
-
-        def parse(self, parser: Parser) -> Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
-
-        def content(self, caller: Callable[[], str]) -> str:
-            return caller()
-
-    return Generation
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """transformers' filter: unlike Jinja's own it does not escape for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
-def _new_namespace(**values: Any) -> Namespace:
-    """A namespace without underscored names, by which Python's own attributes could be reached."""
-    from jinja2.exceptions import SecurityError
-    from jinja2.utils import Namespace
-
-    class Plain(Namespace):
-        def __setitem__(self, name: str, value: Any) -> None:
-            if name.startswith("_"):
-                raise SecurityError(f"a namespace may not have the name {name!r}")
-            super().__setitem__(name, value)
-
-    namespace = Plain()
-    for name, value in values.items():
-        namespace[name] = value
-    return namespace
+    def _too_much(self, is_small: bool) -> PunaError:
+        bounds = f"{_SECONDS} second and {_MEMORY >> 20} MB"
+        if not is_small:
+            return BadInput(
+                f"the model's chat template must be rendered in {bounds}, for this conversation it is not; "
+                "shorten it, or use puna run --raw"
+            )
+        self._fault = (
+            f"the file's chat template must be rendered in {bounds} at most, and a short conversation in "
+            f"{_SMALL_SECONDS} seconds, this one is not; {_REMEDY}"
+        )
+        return BadFile(self._fault)

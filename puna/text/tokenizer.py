@@ -5,7 +5,7 @@ Knows nothing of chat formats (chat.py) and of answers that grow token by token 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,14 @@ class Tokenizer:
         spell = self.speller(skip_special=skip_special, continuing=continuing)
         return b"".join(map(spell, ids)).decode("utf-8", "replace")
 
-    def speller(self, *, skip_special: bool = False, continuing: bool = False) -> Callable[[int], bytes]:
-        """A function to call with each id of a text in turn; it gives the bytes that the id adds to it."""
-        hidden = self.special_ids if skip_special else frozenset[int]()
+    def speller(
+        self, *, skip_special: bool = False, shown: Set[int] = frozenset(), continuing: bool = False
+    ) -> Callable[[int], bytes]:
+        """A function to call with each id of a text in turn; it gives the bytes that the id adds to it.
+
+        Special tokens that are `shown` are not skipped.
+        """
+        hidden = self.special_ids - shown if skip_special else frozenset[int]()
         at_start = self._strips_space and not continuing
 
         def spell(token_id: int) -> bytes:

@@ -12,13 +12,10 @@ call that is malformed or cut off, with nothing lost. Knows nothing of tokens: i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from puna.core import BadInput
 from puna.text.literals import (
     NotACall,
     Wait,
@@ -26,12 +23,25 @@ from puna.text.literals import (
     check_first_key,
     end_of_group,
     json_value,
-    keywords,
-    plain,
+)
+from puna.text.tool_call import (
+    BUILTIN_TOOLS,
+    CODE_INTERPRETER,
+    ToolCall,
+    call_of,
+    call_with_keywords,
+    calls_of_json,
+    tool_names,
 )
 
-BUILTIN_TOOLS = ("brave_search", "wolfram_alpha", "photogen", "code_interpreter")
-CODE_INTERPRETER = "code_interpreter"
+__all__ = [
+    "BUILTIN_TOOLS",
+    "CODE_INTERPRETER",
+    "ToolCall",
+    "ToolCallParser",
+    "parse_tool_calls",
+    "tool_names",
+]
 
 _TAGS = ("<|python_tag|>", "<|python_start|>")
 # What ends a block after a tag, be it that the tokens at an answer's end are shown as text.
@@ -40,38 +50,9 @@ _LONGEST_END = len("<|python_end|>")
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _SEPARATORS = re.compile(r"[\s;,]*")  # between calls of one answer
 _SPACE = re.compile(r"\s*")
+_QUOTES = "'\""  # of Python's strings
 _WINDOW = 4096  # characters in which it shows whether JSON may be a call
-_ARGUMENTS = ("parameters", "arguments")
 _JSON_VALUE = re.compile(r'\s*["{\[\d-]')  # what a list in JSON may begin with
-_UNESCAPED = re.compile(r'\s*query\s*=\s*"(.*)"\s*', re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call of a tool that exists; `arguments` are plain data by name."""
-
-    name: str
-    arguments: Mapping[str, Any]
-
-    @property
-    def arguments_json(self) -> str:
-        """As the APIs of OpenAI's kind carry them."""
-        return json.dumps(self.arguments, ensure_ascii=False)
-
-
-def tool_names(tools: Iterable[str | Mapping[str, Any]]) -> frozenset[str]:
-    """Names of tools, given by name or by definition ({"name": …}, or that under "function").
-
-    Raises BadInput for a definition without a name.
-    """
-    names = []
-    for tool in tools:
-        inner = tool.get("function", tool) if isinstance(tool, Mapping) else {"name": tool}
-        name = inner.get("name") if isinstance(inner, Mapping) else None
-        if not isinstance(name, str) or not name:
-            raise BadInput(f'a tool must be a name or {{"name": …, "parameters": …}}, found {tool!r:.80}')
-        names.append(name)
-    return frozenset(names)
 
 
 def parse_tool_calls(
@@ -109,7 +90,7 @@ class ToolCallParser:
         self._last = ""  # the character before it
         self._between = True  # before any text, or after a call
         self._had_call = False
-        self._skipping = False  # inside JSON that is no call: nothing in it is one
+        self._skipping = ""  # quotes of strings inside brackets that are no call: nothing in them is one
         self._restart()
 
     def _restart(self) -> None:
@@ -126,8 +107,8 @@ class ToolCallParser:
     def flush(self) -> list[str | ToolCall]:
         """The answer has ended: gives the rest."""
         events = self._take(ended=True)
-        if not (self._had_call and self._between):  # else what is left only separated calls
-            self._give(events, len(self._text))
+        if not (self._had_call and self._between and self._is_gap(len(self._text))):
+            self._give(events, len(self._text))  # else what is left only separated calls
         return _joined(events)
 
     def _take(self, *, ended: bool) -> list[str | ToolCall]:
@@ -187,22 +168,41 @@ class ToolCallParser:
         self._restart()
 
     def _refuse(self, events: list[str | ToolCall], start: int, found: str) -> None:
-        """What begins at `start` is text: all of a JSON value, else its first character."""
+        """What begins at `start` is text: all of a JSON value or of a call cut off, else one character.
+
+        What stands inside such a call may be anybody's words; they must not become calls by its end missing.
+        """
         rest = self._text[start + 1 :]
-        self._skipping = (found == "{" and rest.lstrip()[:1] == '"') or (
-            found == "[" and _JSON_VALUE.match(rest) is not None
-        )
-        self._give(events, start + (0 if self._skipping else 1))
+        n = 1
+        if (found == "{" and rest.lstrip()[:1] == '"') or (found == "[" and _JSON_VALUE.match(rest)):
+            n, self._skipping = 0, '"'
+        elif found == "[" and self._begins_call(start + 1):
+            n, self._skipping = 0, _QUOTES
+        elif found.endswith("("):
+            n, self._skipping = len(found) - 1, _QUOTES
+        elif found in _TAGS and (opening := self._begins_call(start + len(found))):
+            n, self._skipping = opening - start, _QUOTES
+        self._give(events, start + n)
         self._restart()
 
+    def _begins_call(self, at: int) -> int | None:
+        """Where the bracket opens of a call f(… that begins at a place, or after white space there."""
+        at = after(_SPACE, self._text, at)
+        name = self._name_at(self._text, at)
+        return None if name is None else at + len(name)
+
+    def _name_at(self, text: str, at: int) -> str | None:
+        """The longest name of a tool that is called at a place."""
+        return max((n for n in self._names if text.startswith(f"{n}(", at)), key=len, default=None)
+
     def _skip(self, events: list[str | ToolCall]) -> None:
-        end = self._end_of(0, '"')
-        self._skipping = end is None
+        end = self._end_of(0, self._skipping)
         if end is None:
             stack = self._stack
             self._give(events, self._read)
             self._stack = stack
             raise Wait
+        self._skipping = ""
         self._give(events, end)
 
     def _end_of(self, start: int, quotes: str) -> int | None:
@@ -241,27 +241,7 @@ class ToolCallParser:
     def _json(self, start: int) -> tuple[int, list[ToolCall]]:
         check_first_key(self._text[start + 1 : start + _WINDOW], self._names)
         end = self._closed(start, '"')
-        return end, self._of_json(json_value(self._text[start:end]))
-
-    def _of_json(self, value: Any) -> list[ToolCall]:
-        if isinstance(value, list) and value:
-            return [call for item in value for call in self._of_json(item)]
-        if not isinstance(value, dict):
-            raise NotACall
-        inner = value.get("function")
-        if isinstance(inner, dict):
-            value = inner
-        name = value.get("name", inner)
-        given = [value[key] for key in _ARGUMENTS if key in value]
-        if not given:
-            raise NotACall
-        arguments = json_value(given[0]) if isinstance(given[0], str) else given[0]
-        return [self._call(name, arguments)]
-
-    def _call(self, name: Any, arguments: Any) -> ToolCall:
-        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
-            raise NotACall
-        return ToolCall(name, plain(arguments))
+        return end, calls_of_json(json_value(self._text[start:end]), self._names)
 
     def _list(self, start: int) -> tuple[int, list[ToolCall]]:
         rest = self._text[start + 1 : start + _WINDOW].lstrip()
@@ -270,12 +250,12 @@ class ToolCallParser:
         if rest[0] == "{":
             check_first_key(rest[1:], self._names)
             end = self._closed(start, '"')
-            return end, self._of_json(json_value(self._text[start:end]))
+            return end, calls_of_json(json_value(self._text[start:end]), self._names)
         if not any(rest.startswith(f"{name}(") for name in self._names):
             if any(f"{name}(".startswith(rest) for name in self._names):
                 raise Wait
             raise NotACall
-        end = self._closed(start, "'\"")
+        end = self._closed(start, _QUOTES)
         return end, self._sequence(self._text[start + 1 : end - 1])
 
     def _function(self, start: int, ended: bool) -> tuple[int, list[ToolCall]]:
@@ -290,9 +270,9 @@ class ToolCallParser:
         if self._text[at : at + 1] == "{":
             end = self._closed(at, '"')
             arguments = json_value(self._text[at:end])
-            return self._function_end(end, ended), [self._call(name, arguments)]
+            return self._function_end(end, ended), [call_of(name, arguments, self._names)]
         if self._text.startswith(_FUNCTION_END, at):
-            return at + len(_FUNCTION_END), [self._call(name, {})]
+            return at + len(_FUNCTION_END), [call_of(name, {}, self._names)]
         if _FUNCTION_END.startswith(self._text[at:]):
             raise Wait
         raise NotACall
@@ -308,18 +288,8 @@ class ToolCallParser:
 
     def _called(self, start: int, name: str, method: str) -> tuple[int, list[ToolCall]]:
         opening = start + len(name + method)
-        end = self._closed(opening, "'\"")
-        return end, [self._with_arguments(name, self._text[opening + 1 : end - 1])]
-
-    def _with_arguments(self, name: str, arguments: str) -> ToolCall:
-        try:
-            return self._call(name, keywords(arguments))
-        except NotACall:
-            # Meta renders a query between quotes as it is.
-            query = _UNESCAPED.fullmatch(arguments)
-            if query is None or name not in BUILTIN_TOOLS:
-                raise
-            return self._call(name, {"query": query[1]})
+        end = self._closed(opening, _QUOTES)
+        return end, [call_with_keywords(name, self._text[opening + 1 : end - 1], self._names)]
 
     def _tagged(self, start: int, length: int, ended: bool) -> tuple[int, list[ToolCall]]:
         """All after a tag, which is known at its end: calls, or else code."""
@@ -335,7 +305,7 @@ class ToolCallParser:
         except NotACall:
             if not self._is_code(block):
                 return self._call_after_tag(body, ended)
-            return end, [self._call(CODE_INTERPRETER, {"code": block})]
+            return end, [call_of(CODE_INTERPRETER, {"code": block}, self._names)]
 
     def _is_code(self, block: str) -> bool:
         """Whether that is Python for the interpreter, and no call in JSON that is malformed or cut off."""
@@ -368,12 +338,12 @@ class ToolCallParser:
         parser = ToolCallParser(self._names) if or_list else None
         at = after(_SEPARATORS, text, 0)
         while at < len(text):
-            name = max((n for n in self._names if text.startswith(f"{n}(", at)), key=len, default=None)
+            name = self._name_at(text, at)
             if name is not None:
-                end, _ = end_of_group(text, at + len(name), [], "'\"")
+                end, _ = end_of_group(text, at + len(name), [], _QUOTES)
                 if end is None:
                     raise NotACall
-                calls.append(self._with_arguments(name, text[at + len(name) + 1 : end - 1]))
+                calls.append(call_with_keywords(name, text[at + len(name) + 1 : end - 1], self._names))
             elif parser is not None and (found := self._start.match(text, at)) and found.group() not in _TAGS:
                 parser._text = text
                 parser._restart()

@@ -78,12 +78,12 @@ def test_what_cannot_be_compiled_at_a_bounded_cost_is_refused(schema: Any) -> No
 def test_trials_end_with_their_owner_and_begin_again() -> None:
     trials = Trials(["<|end|>", "<|other|>"], {"initial_lexer_fuel": 100_000})
     assert trials.is_bounded('start: <|other|> "a"')
-    first = trials._process
+    first = trials._confined._process
     assert first
     first.kill()
     assert not trials.is_bounded('start: "b"')  # nobody knows
     assert trials.is_bounded('start: "b"')
-    second = trials._process
+    second = trials._confined._process
     assert second
     del trials
     assert second.wait(10) < 0

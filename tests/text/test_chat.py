@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from text.vocabularies import (
 from puna.core import BadFile, BadInput
 from puna.text.chat import encode_chat, render_chat
 from puna.text.formats import build_prompt
+from puna.text.template import _renderer
 from puna.text.tokenizer import Tokenizer
 
 LLAMA3_NAMES = [
@@ -309,3 +311,48 @@ def test_a_template_that_is_no_jinja() -> None:
 def test_the_sandbox(template: str) -> None:
     with pytest.raises(BadInput, match="cannot take these messages"):
         encode_chat(llama3(template), say("Hi"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 10 ** (10 ** 8) }}",  # while it is compiled: Jinja computes what is constant
+        "{{ 'a' * 10 ** 10 }}",
+        "{% set n = messages | length * 10 %}{{ 'a' * n ** 10 }}",
+        "{{ 'a'.ljust(10 ** 10) }}",
+        "{{ '%10000000000d' % 3 }}",
+        "{{ messages | tojson(indent=10 ** 10) }}",
+        "{% set x = namespace(a='aaaaaaaa') %}{% for i in range(40) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
+    ],
+)
+def test_a_template_that_takes_too_much_ends_alone(template: str) -> None:
+    """Each would hold up the process for ever, or take its memory."""
+    for _ in range(2):  # the second time nothing is tried
+        with pytest.raises(BadFile, match="must be rendered in 1 second and 64 MB"):
+            encode_chat(llama3(template), say("Hi"))
+    assert encode_chat(llama3("{{ bos_token }}{{ messages[0].content }}"), say("Hi"))
+
+
+def test_a_template_that_takes_too_much_of_a_long_conversation() -> None:
+    """Then it is the conversation that is refused: others can still use the template."""
+    loops = "{% for a in messages %}{% for b in messages %}{{ a.content }}{% endfor %}{% endfor %}"
+    tokenizer = llama3("{{ bos_token }}" + loops)
+    with pytest.raises(BadInput, match="for this conversation it is not; shorten it"):
+        encode_chat(tokenizer, say(*["much to say"] * 9001))
+    assert encode_chat(tokenizer, say("Hi"))
+
+
+def test_a_source_that_is_too_long_or_too_deep_is_refused() -> None:
+    with pytest.raises(BadFile, match="1048576 characters at most"):
+        encode_chat(llama3(" " * 2_000_000), say("Hi"))
+    with pytest.raises(BadFile, match="must be"):
+        encode_chat(llama3("{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}"), say("Hi"))
+
+
+def test_rendering_needs_no_place_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file beside the user is not imported by the process that renders."""
+    (tmp_path / "jinja2.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    _renderer.cache_clear()
+    assert encode_chat(llama3("{{ bos_token }}{{ messages[0].content }}"), say("Hi"))

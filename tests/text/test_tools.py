@@ -82,6 +82,7 @@ G = ("g", {})
         ("Sure.\n[f(a=1)]", "Sure.\n", [F1]),
         ("Sure: <function=g></function> Done.", "Sure:  Done.", [G]),
         ('{"name": "g", "parameters": {}}, and that is it', ", and that is it", [G]),
+        ("<function=g></function>\n<fu", "\n<fu", [G]),
     ],
 )  # fmt: skip
 def test_calls(text: str, content: str, calls: list[Any]) -> None:

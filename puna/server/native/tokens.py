@@ -12,7 +12,6 @@ from starlette.requests import Request as HttpRequest
 
 from puna.core import SamplingParams
 from puna.server.calls import LARGE, Service
-from puna.server.chats import has_images, n_characters
 from puna.server.openai import wire
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
@@ -79,8 +78,8 @@ def routes(service: Service) -> APIRouter:
             ids = list(model.chat_request(turns, model.default_params, tools=tools).prompt)
             return {"prompt": model.tokenizer.decode(ids), "tokens": ids}
 
-        size = LARGE + 1 if has_images(turns) else n_characters(turns)
-        return await ask(http, body.model, apply, size, "messages")
+        # A template is somebody's program: the event loop does not wait for it.
+        return await ask(http, body.model, apply, LARGE + 1, "messages")
 
     @router.post("/score")
     async def score(body: Score, http: HttpRequest) -> dict[str, Any]:

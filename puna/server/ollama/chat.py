@@ -10,13 +10,12 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from puna.server.calls import LARGE, Call, Choices, Service
+from puna.server.calls import Call, Choices, Service
 from puna.server.generation import Piece, Whole
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, picture
 from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
-from puna.server.openai.messages import has_images, n_characters
 from puna.server.served import ServedModel
 
 
@@ -94,8 +93,7 @@ async def _begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call
         request = model.chat_request(turns, body.sampling(model), tools=tools)
         return [[body.finished(request, model, grammar)]]
 
-    is_slow = body.is_held or bool(tools) or has_images(turns) or n_characters(turns) > LARGE
-    return await service.begin(http, "api/chat", body.name, make, is_slow=is_slow, tools=tools)
+    return await service.begin(http, "api/chat", body.name, make, is_slow=True, tools=tools)
 
 
 def _turn(i: int, message: Message) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.core import Request
-from puna.server.calls import LARGE, Call, Choices, Service
+from puna.server.calls import Call, Choices, Service
 from puna.server.errors import bad
 from puna.server.generation import Piece, Whole
 from puna.server.infill import infill
@@ -103,8 +103,7 @@ async def _begin(service: Service, body: GenerateRequest, http: HttpRequest) -> 
     def make(model: ServedModel) -> list[Choices]:
         return [[body.request(model)]]
 
-    is_slow = body.is_held or bool(body.images) or len(body.prompt) > LARGE
-    return await service.begin(http, "api/generate", body.name, make, is_slow=is_slow, param="prompt")
+    return await service.begin(http, "api/generate", body.name, make, is_slow=True, param="prompt")
 
 
 def _said(body: GenerateRequest, call: Call, piece: Piece | Whole) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from puna.server.chats import ToolUse, as_templates_know
-from puna.server.chats import has_images as has_images
-from puna.server.chats import n_characters as n_characters
 from puna.server.openai.fields import Body
 
 

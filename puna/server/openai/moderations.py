@@ -13,7 +13,7 @@ from starlette.responses import Response
 from puna.core import PunaError, SamplingParams
 from puna.safety.guard import Guard, Verdict, guard_of, is_guard, verdict
 from puna.safety.taxonomy import OPENAI, openai_names
-from puna.server.calls import LARGE, Choices, Service
+from puna.server.calls import Choices, Service
 from puna.server.errors import ApiError, bad, from_results, not_found
 from puna.server.images import resolved
 from puna.server.openai import wire
@@ -62,8 +62,7 @@ def routes(service: Service) -> APIRouter:
             return [_requests(model, content) for content in contents]
 
         name = await _guard_name(service, body.model)
-        is_slow = not isinstance(inputs[0], str) or sum(map(len, inputs)) > LARGE
-        call = await service.begin(http, "moderations", name, make, is_slow=is_slow, param="input")
+        call = await service.begin(http, "moderations", name, make, is_slow=True, param="input")
         guard = _guard(call.served)
         answers = await call.answers(http)
         try:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.core import Request, SamplingParams
-from puna.server.calls import LARGE, Service
+from puna.server.calls import Service
 from puna.server.errors import bad, not_found
 from puna.server.images import resolved, uploaded
-from puna.server.openai.messages import has_images, n_characters
 from puna.server.openai.responses.items import (
     Item,
     check_results,
@@ -30,11 +29,6 @@ from puna.server.tenants.accounts import Account
 class Reading:
     given: list[Item]  # by this request
     turns: list[Mapping[str, Any]]  # all of it, as chat templates read it
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether turning it into a prompt may take longer than others should wait."""
-        return has_images(self.turns) or n_characters(self.turns) > LARGE
 
     def request(self, body: Context, model: ServedModel, params: SamplingParams) -> Request:
         tools = [tool.definition() for tool in body.usable_tools] or None

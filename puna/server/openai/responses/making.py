@@ -135,10 +135,9 @@ async def begin(service: Service, body: ResponseRequest, http: HttpRequest) -> M
         return [[made]]
 
     tools = [tool.definition() for tool in body.usable_tools] or None
-    is_slow = bool(body.text or tools) or reading.is_slow
     try:
         call = await service.begin(
-            http, "responses", body.model, make, is_slow=is_slow, tools=tools, param="input"
+            http, "responses", body.model, make, is_slow=True, tools=tools, param="input"
         )
     except ApiError as error:
         if error.param == "max_tokens":

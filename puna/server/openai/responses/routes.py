@@ -55,11 +55,7 @@ def routes(service: Service) -> APIRouter:
         try:
             with await service.models.use(body.model) as model:
                 params = model.default_params
-                request = (
-                    await asyncio.to_thread(reading.request, body, model, params)
-                    if reading.is_slow
-                    else reading.request(body, model, params)
-                )
+                request = await asyncio.to_thread(reading.request, body, model, params)
         except PunaError as error:
             raise from_puna(error, "input") from None
         found = {"object": "response.input_tokens", "input_tokens": len(request.prompt)}
