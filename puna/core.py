@@ -252,6 +252,8 @@ class Request:
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
+    priority: int = 0  # from -1000 to 1000: higher goes first; set by whoever knows what the caller may
+    tenant: str = ""  # requests of one tenant share what all tenants of a priority have equal parts of
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 

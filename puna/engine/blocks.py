@@ -32,6 +32,10 @@ class BlockPool:
     def n_free(self) -> int:
         return len(self._blank) + len(self._idle)
 
+    @property
+    def n_idle(self) -> int:
+        return len(self._idle)
+
     def is_free(self, block: int) -> bool:
         return not self._n_holders[block]
 
@@ -88,6 +92,16 @@ class BlockManager:
     @property
     def n_free(self) -> int:
         return self._pool.n_free
+
+    def figures(self) -> dict[str, int]:
+        """What stats.EngineStats says of blocks. Safe in any thread."""
+        pool = self._pool
+        return {
+            "kv_blocks": pool.n_blocks,
+            "kv_blocks_used": pool.n_blocks - pool.n_free,
+            "kv_blocks_cached": pool.n_idle,
+            "kv_block_tokens": self.block_size,
+        }
 
     @property
     def n_free_local(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from puna.core import BadValue, Completion, EngineClosed, PunaError, Request, StepResult, WorkFailed
 from puna.engine.engine import Engine, completion
+from puna.engine.stats import EngineStats
 
 if TYPE_CHECKING:
     import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy
@@ -141,6 +143,11 @@ class EngineThread:
         """End a request after the current step; its last result says so. Unknown ids are ignored."""
         # takes no lock: the garbage collector may call this at any moment, and the queue allows that
         self._commands.put(partial(self._engine.cancel, request_id))
+
+    def stats(self) -> EngineStats:
+        """Figures of the engine. Takes no lock, and no step waits for it."""
+        found = self._engine.stats()
+        return replace(found, waiting=max(found.waiting, len(self._inboxes) - found.running))
 
     def close(self, *, drain: bool = False) -> None:
         """Take no more requests, cancel those there are (or, to drain, finish them), and close the engine."""

@@ -13,7 +13,6 @@ import os
 from array import array
 from collections.abc import Iterable
 from math import isfinite, isnan
-from operator import index
 from time import perf_counter
 
 import numpy as np
@@ -26,19 +25,20 @@ from puna.core import (
     Completion,
     EngineClosed,
     Executor,
-    PromptTooLong,
     Request,
     StepResult,
     TokenLogprob,
     WorkFailed,
 )
 from puna.engine.blocks import BlockManager
+from puna.engine.checks import check_request, check_whole
 from puna.engine.config import EngineConfig
 from puna.engine.masks import GrammarStats, MaskWorker
 from puna.engine.sampling import Sampler, SamplingState
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Sequence
 from puna.engine.speculate import NO_GUESS, Guesser
+from puna.engine.stats import EngineStats, snapshot
 
 
 class Engine:
@@ -55,6 +55,7 @@ class Engine:
             n_step=config.max_step_tokens if executor.local_window else 0,
         )
         self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size), executor.max_images)
+        self._counters = self._scheduler.counters
         self._sampler = Sampler(executor.vocab_size)
         self._masks = MaskWorker()
         self._live: dict[int, Sequence] = {}  # by request id
@@ -71,6 +72,10 @@ class Engine:
     def grammar_stats(self) -> GrammarStats:
         """What holding answers to grammars has cost so far."""
         return self._masks.stats
+
+    def stats(self) -> EngineStats:
+        """Figures of now and since the beginning. Safe in any thread."""
+        return snapshot(self._counters, self._masks.stats, **self._scheduler.figures())
 
     def submit(self, request: Request) -> None:
         """Queue a request; its results come out of step(). Raises what check() does."""
@@ -93,45 +98,10 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise what is wrong with a request: PromptTooLong, BadValue or EngineClosed. Safe in any thread."""
-        n_prompt, n_vocab, params = len(request.prompt), self._executor.vocab_size, request.params
-        _check_whole(request.prompt)
+        check_whole(request.prompt)
         if self._is_closed:
             raise EngineClosed("the engine is closed; load the model again to go on")
-        if n_prompt > self.capacity:
-            raise PromptTooLong(
-                f"the prompt has {n_prompt} tokens, but the context holds {self.capacity}; "
-                "shorten the prompt, or load the model with a larger context"
-            )
-        if not n_prompt:
-            raise BadValue("the prompt must have at least one token, got none")
-        named_ids = {
-            "prompt": (request.prompt, self._executor.n_token_ids),
-            "logit_bias": (params.logit_bias, n_vocab),
-            "stop_ids": (params.stop_ids, n_vocab),
-        }
-        for name, (ids, n_ids) in named_ids.items():
-            if ids and not 0 <= min(ids) <= max(ids) < n_ids:
-                found = f"{min(ids)} to {max(ids)}"
-                raise BadValue(f"{name} must be token ids from 0 to {n_ids - 1}, got {found}")
-        self._check_images(request)
-        if params.stop and request.sink is None:
-            raise BadValue("stop strings need a request with a text sink, got none; use stop_ids or give one")
-
-    def _check_images(self, request: Request) -> None:
-        last = -1
-        for placed in request.images:
-            expected, positions = self._executor.n_image_positions(placed.image), placed.positions
-            if len(positions) != expected:
-                raise BadValue(f"this image takes {expected} positions of the prompt, got {len(positions)}")
-            for position in positions:
-                if not isinstance(position, int):
-                    raise BadValue(f"positions of images must be whole numbers, got {position!r} among them")
-                if not last < position < len(request.prompt):
-                    raise BadValue(
-                        f"positions of images must rise and lie within the prompt of {len(request.prompt)} "
-                        f"tokens, got {position} after {last}"
-                    )
-                last = position
+        check_request(request, self._executor, self.capacity)
 
     def cancel(self, request_id: int) -> None:
         """End a request between steps; its last result says so. Nothing happens if it has ended already."""
@@ -144,6 +114,7 @@ class Engine:
 
     def step(self) -> list[StepResult]:
         """Run one step of whatever is due; returns what became known, per request."""
+        began_at = perf_counter()
         self._guess()
         scheduled = self._scheduler.schedule()
         if scheduled:
@@ -153,6 +124,8 @@ class Engine:
                 self._collect(scheduled, logits_RV)
             except Exception as error:  # the other requests, and those to come, may still be answered
                 self._fail_step(scheduled, error)
+            self._counters.steps += 1
+            self._counters.step_seconds += perf_counter() - began_at
         results, self._results = self._results, []
         return results
 
@@ -182,6 +155,7 @@ class Engine:
 
     def _fail_step(self, scheduled: list[Sequence], error: Exception) -> None:
         """End the requests of a step that did not succeed. Nothing it wrote to the cache is kept."""
+        self._counters.failed_steps += 1
         for seq in scheduled:
             if self._live.get(seq.request.id) is seq:
                 result = self._new_result(seq)
@@ -283,6 +257,8 @@ class Engine:
             n_right += 1
         if draft and not seq.is_forced:
             seq.guesser.learn(len(draft), n_right)
+        self._counters.proposed_tokens += len(draft)
+        self._counters.accepted_tokens += n_right
         seq.draft = NO_GUESS
         self._scheduler.advance(seq, n_known + n_right)
         if result.finish_reason is not None:
@@ -292,6 +268,7 @@ class Engine:
         """Add a chosen token to a sequence and to its result, and see whether it is the last one."""
         params, sink = seq.request.params, seq.request.sink
         seq.tokens.append(token)
+        self._counters.generated_tokens += 1
         if seq.sampling.is_adjusted:
             seq.sampling.note(token)
         if token in seq.stop_ids and len(seq.tokens) - seq.n_prompt > params.min_tokens:
@@ -372,12 +349,3 @@ def completion(request: Request, results: Iterable[StepResult]) -> Completion:
 def _is_plain(seq: Sequence) -> bool:
     """Whether the largest logit is all that is wanted."""
     return seq.sampling.is_plain and not seq.n_to_score and seq.request.grammar is None
-
-
-def _check_whole(ids: Iterable[int]) -> None:
-    """One token id that is none would stop the engine for everybody."""
-    for i in ids:
-        try:
-            index(i)
-        except TypeError:
-            raise BadValue(f"a prompt must be a text or a list of token ids, got {i!r} among them") from None

@@ -17,6 +17,7 @@ from collections import deque
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
 from puna.engine.sequence import Sequence
+from puna.engine.stats import Counters
 
 
 class Scheduler:
@@ -40,14 +41,27 @@ class Scheduler:
         )
         self._max_images = max_images
         self.blocks = blocks
+        self.counters = Counters()
         self.running: list[Sequence] = []  # oldest first
         self.waiting: deque[Sequence] = deque()  # oldest first, all younger than the running ones
         self._admission_is_futile = False  # the first waiting one did not fit, and nothing has ended since
-        self._n_tokens_left = 0  # of the step being scheduled
+        self._n_tokens_left = self._max_tokens  # of the step being scheduled
+        self._n_scheduled = 0  # sequences of the last step
         self._n_rows_left = 0  # likewise, of the spare rows
 
     def add(self, seq: Sequence) -> None:
         self.waiting.append(seq)
+
+    def figures(self) -> dict[str, int]:
+        """What stats.EngineStats says of the moment. Safe in any thread."""
+        return {
+            "running": len(self.running),
+            "waiting": len(self.waiting),
+            "waiting_tenants": len({seq.request.tenant for seq in tuple(self.waiting)}),
+            "last_step_tokens": self._max_tokens - self._n_tokens_left,
+            "last_step_sequences": self._n_scheduled,
+            **self.blocks.figures(),
+        }
 
     def remove(self, seq: Sequence) -> None:
         """`seq` is finished or cancelled; between steps only."""
@@ -72,7 +86,14 @@ class Scheduler:
         if self.waiting and len(self.running) == n_running:  # else blocks are short: the preempted one waits
             self._admit(scheduled)
         assert scheduled or not (self.running or self.waiting)
+        self._count(scheduled)
         return scheduled
+
+    def _count(self, scheduled: list[Sequence]) -> None:
+        n_tokens = self._max_tokens - self._n_tokens_left
+        self._n_scheduled = len(scheduled)
+        self.counters.step_tokens += n_tokens
+        self.counters.step_sequences += len(scheduled)
 
     def advance(self, seq: Sequence, n_computed: int) -> None:
         """The step is done, and the first n_computed positions of `seq` are good."""
@@ -136,6 +157,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self.blocks.release(victim)
+        self.counters.preemptions += 1
         del victim.draft[:]
         self.waiting.appendleft(victim)
         self._admission_is_futile = False
@@ -151,6 +173,7 @@ class Scheduler:
             n_logits = max(0, end - first)
             self._n_rows_left -= max(0, n_logits - 1)
         if end > seq.n_computed:
+            self.counters.prefill_tokens += end - seq.n_computed
             self.blocks.grow(seq, 0, self.blocks.missing_local(seq, end))
             self._run(seq, end, n_logits, scheduled)
 
@@ -172,6 +195,8 @@ class Scheduler:
                 return
             if seq.n_cached is None:
                 seq.n_cached = seq.n_computed
+                self.counters.prefix_queries += seq.n_prompt
+                self.counters.prefix_hits += seq.n_cached
             self.running.append(self.waiting.popleft())
             self._prefill(seq, scheduled)
 

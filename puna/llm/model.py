@@ -29,6 +29,7 @@ from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_con
 
 if TYPE_CHECKING:
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
+    from puna.engine.stats import EngineStats
     from puna.llm.answer import Answer, AsyncAnswer
     from puna.llm.load import Progress
     from puna.model.config import ModelConfig
@@ -90,19 +91,9 @@ class LLM:
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
-            context,
-            cache_type,
-            threads,
-            batch,
-            seed,
-            speculate,
-            backend,
-            device,
-            mmproj,
-            chat_format,
-            weights,
-            tensor_parallel,
-        )
+            context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
+            weights, tensor_parallel,
+        )  # fmt: skip
         from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
@@ -286,6 +277,10 @@ class LLM:
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
         return _begun(self._engine.astream, request)
+
+    def stats(self) -> EngineStats:
+        """What the engine does now and has done so far."""
+        return self._engine.stats()
 
     def _answer(self, request: Request) -> Answer:
         from puna.llm.answer import Answer

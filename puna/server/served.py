@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from puna.core import Request, SamplingParams, StepResult
+from puna.engine.stats import EngineStats
 from puna.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -58,6 +59,10 @@ class ServedModel(Protocol):
 
     def submit(self, request: Request) -> ResultStream:
         """Start a request. Raises PromptTooLong, BadValue or EngineClosed."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Figures of its engine. Waits for nothing."""
         ...
 
 
