@@ -28,6 +28,7 @@ from puna.server.sse import when_gone
 from puna.server.tenants.accounts import Account, Accounts
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
+from puna.server.tiers import Asked, Tier, priority_of, tier_of
 
 Tools = Sequence[str | Mapping[str, Any]]
 Choices = Sequence[Request]  # the answers to one prompt that were asked for
@@ -77,20 +78,22 @@ class Service:
         is_slow: bool = False,
         tools: Tools | None = None,
         param: str = "messages",
+        tier: Asked | None = None,
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
         `is_slow` says that `make` may take longer than others should wait. `param` is the field that is at
-        fault where the prompt is. Raises ApiError.
+        fault where the prompt is, `tier` how urgent the request calls itself. Raises ApiError.
         """
         account = self.authenticate(http)
+        priority = priority_of(tier, account.priority)
         self.check_room()
         account.check_model(model)
         try:
             use = await self.models.use(model)
         except PunaError as error:
             raise from_puna(error, "model") from None
-        call = Call(self, endpoint, account, use)
+        call = Call(self, endpoint, account, use, priority)
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
@@ -130,11 +133,14 @@ def check_length(model: ServedModel, request: Request, param: str) -> None:
 class Call:
     """One request of a client that is being answered."""
 
-    def __init__(self, service: Service, endpoint: str, account: Account, use: ModelUse) -> None:
+    def __init__(
+        self, service: Service, endpoint: str, account: Account, use: ModelUse, priority: int = 0
+    ) -> None:
         self.id = uuid4().hex
         self.created = int(datetime.now(UTC).timestamp())
         self.endpoint = endpoint
         self.account = account
+        self.priority = priority
         self.model = use.name
         self.served = use.model
         self.generations: list[Generation] = []  # all choices of the first prompt, then of the next
@@ -157,6 +163,7 @@ class Call:
         for requests in prompts:
             self._prompts.append([])
             for request in requests:
+                request.priority, request.tenant = self.priority, self.account.tenant
                 generation = Generation(self.served.submit(request), tools)
                 self._prompts[-1].append(generation)
                 self.generations.append(generation)
@@ -167,6 +174,11 @@ class Call:
     def _most_tokens(self, request: Request) -> int:
         n_max = request.params.max_tokens
         return self.served.context - len(request.prompt) if n_max is None else n_max
+
+    @property
+    def tier(self) -> Tier:
+        """The service tier that it is served in."""
+        return tier_of(self.priority)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with
-and without blocks of their own for local layers.
+and without blocks of their own for local layers, of one tenant or of several with priorities.
 
 Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
-twice, and the oldest request moves on in every step.
+twice, and of one tenant the oldest request moves on in every step.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ CONTEXT = 24
 
 
 class Model(MockExecutor):
-    """Also checks each batch against the limits, and that the oldest request is in it."""
+    """Also checks each batch against the limits, and that the oldest request is in it where all are equal."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, is_mixed: bool) -> None:
         block_size = rng.randint(1, 4)
         n_blocks = -(-rng.choice([18, 18, 28, 60]) // block_size)
         self.max_tokens = rng.choice([1, 3, 5, 8, 12, 12, 20, 50])
@@ -49,6 +49,7 @@ class Model(MockExecutor):
         )
         super().__init__(VOCAB, CONTEXT, n_blocks, block_size, n_local_blocks, window)
         self.max_rows = rng.choice([1, 3, 8, 12, 20])
+        self.is_mixed = is_mixed
         self.engine: Engine | None = None
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
@@ -56,7 +57,7 @@ class Model(MockExecutor):
         assert sum(len(chunk.tokens) for chunk in batch.chunks) <= self.max_tokens
         assert sum(chunk.n_logits for chunk in batch.chunks) <= self.max_rows
         oldest = next(iter(self.engine._live.values()))
-        assert any(chunk is oldest.chunk for chunk in batch.chunks)
+        assert self.is_mixed or any(chunk is oldest.chunk for chunk in batch.chunks)
         return super().step(batch)
 
 
@@ -79,7 +80,7 @@ def check_books(engine: Engine) -> None:
                 held[block] += 1
         assert held == pool._n_holders
         assert sorted([*pool._blank, *pool._idle]) == [b for b, n in enumerate(held) if not n]
-        assert not any(getattr(seq, table) for seq in engine._scheduler.waiting)
+        assert not any(getattr(seq, table) for seq in engine._scheduler.queue.in_order())
 
 
 def draw_request(rng: Random) -> tuple[Request, int]:
@@ -116,9 +117,13 @@ def compare_logprobs(found: tuple[TokenLogprob, ...] | None, expected: list[floa
 
 def run_trace(seed: int) -> None:
     rng = Random(seed)
-    model = Model(rng)
+    model = Model(rng, is_mixed := rng.random() < 0.4)
     config = EngineConfig(
-        model.max_tokens, rng.randint(1, 6), model.max_rows * 4 * VOCAB, rng.choice([0, 2, 8])
+        model.max_tokens,
+        rng.randint(1, 6),
+        model.max_rows * 4 * VOCAB,
+        rng.choice([0, 2, 8]),
+        rng.choice([1, 5, 50]),
     )
     model.engine = engine = Engine(model, config)
     to_come = [draw_request(rng) for _ in range(rng.randint(1, 6))]
@@ -128,6 +133,8 @@ def run_trace(seed: int) -> None:
     while to_come or engine.is_busy:
         while to_come and rng.random() < p_arrival:
             request, i_params = to_come.pop()
+            if is_mixed:
+                request.tenant, request.priority = rng.choice("abc"), rng.choice([0, 0, 0, 1, -1])
             engine.submit(request)
             kinds[request.id] = request, i_params
             results[request.id] = []

@@ -118,7 +118,8 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
         return [choices(request(params), n, request)]
 
     is_slow = bool(body.response_format or tools) or has_images(turns) or n_characters(turns) > LARGE
-    return await service.begin(http, "chat", body.model, make, is_slow=is_slow, tools=tools)
+    tier = body.service_tier
+    return await service.begin(http, "chat", body.model, make, is_slow=is_slow, tools=tools, tier=tier)
 
 
 def _grammar(body: ChatRequest, model: ServedModel) -> Grammar | None:
@@ -166,7 +167,7 @@ def _completion(call: Call, body: ChatRequest, found: Sequence[Whole]) -> dict[s
             for i, answer in enumerate(found)
         ],
         "usage": wire.usage(call),
-        "service_tier": "default",
+        "service_tier": call.tier,
         "system_fingerprint": None,
     }
 
@@ -175,7 +176,7 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
     """Chunks of the stream; written by hand where there is one for each token."""
     head = (
         f'data: {{"id":"chatcmpl-{call.id}","object":"chat.completion.chunk","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":null,'
+        f'"model":{wire.dumps(call.model).decode()},"service_tier":"{call.tier}","system_fingerprint":null,'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
     begun: set[int] = set()

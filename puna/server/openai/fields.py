@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from puna.core import SamplingParams, closest
+from puna.server.tiers import Asked
 
 
 class Body(BaseModel):
@@ -49,8 +50,8 @@ class Sampling(Body):
     """The fields of sampling; those after `seed` are other engines' (vLLM, llama.cpp)."""
 
     harmless: ClassVar[tuple[str, ...]] = (
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-                "prompt_cache_retention")  # fmt: skip
+        "user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    )  # fmt: skip
 
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = None
@@ -71,6 +72,7 @@ class Sampling(Body):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    service_tier: Asked | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Sampling:
