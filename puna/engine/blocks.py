@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from puna.engine.prefix import ROOT, LocalPrefixes, PrefixCache, marks
 from puna.engine.sequence import Sequence
@@ -72,6 +73,14 @@ class BlockPool:
             self._blank.append(block)
 
 
+@dataclass(slots=True)
+class Held:
+    """Blocks that belong to no sequence, but must stay as they are."""
+
+    blocks: list[int]
+    local_blocks: list[int]  # that go with the last ones of `blocks`
+
+
 class BlockManager:
     """Gives sequences blocks of `block_size` positions: `n_blocks` in all and, with a `window`, as many of
     their own for layers whose attention goes back to a multiple of `window` only.
@@ -87,6 +96,7 @@ class BlockManager:
         self.window = window
         self._prefix = PrefixCache(block_size)
         self._local_prefix = LocalPrefixes()
+        self.n_transfers = 0  # that hold blocks: until they let go, not even a sequence alone may fit
         self._pool = BlockPool(n_blocks, self._prefix)
         self._local = BlockPool(n_local_blocks, self._local_prefix)
         self._n_reach = self.n_needed(window + n_step)  # local blocks of one sequence at most
@@ -176,6 +186,43 @@ class BlockManager:
                 break
             known.append(local)
         return cached[: begin + len(known)], known
+
+    def hold_prefix(self, tokens: array[int]) -> Held:
+        """The cached blocks of a beginning of `tokens`, kept until let_go()."""
+        cached, local_cached = self._prefix.match(tokens, len(tokens)), list[int]()
+        if self.window:
+            cached, local_cached = self._with_local(cached)
+        for pool, blocks in ((self._pool, cached), (self._local, local_cached)):
+            for block in blocks:
+                pool.hold(block)
+        self.n_transfers += 1
+        return Held(cached, local_cached)
+
+    def hold_free(self, n_blocks: int, n_local: int) -> Held | None:
+        """Blocks to be filled, kept until let_go(); None, and nothing has changed, where too few are free."""
+        if n_blocks > self.n_free or n_local > self.n_free_local:
+            return None
+        self.n_transfers += 1
+        return Held(self._pool.take(n_blocks), self._local.take(n_local))
+
+    def offer(self, tokens: array[int], held: Held) -> None:
+        """`held` was filled with what belongs to `tokens`, a whole number of blocks: the prefix cache may have
+        it. Local blocks are those of the last ones."""
+        parent, size = ROOT, self.block_size
+        n_without_local = len(held.blocks) - len(held.local_blocks)
+        for i, block in enumerate(held.blocks):
+            parent = self._prefix.serial(
+                self._prefix.insert(parent, tokens[i * size : (i + 1) * size], block)
+            )
+            if i >= n_without_local:
+                self._local_prefix.insert(parent, held.local_blocks[i - n_without_local])
+
+    def let_go(self, held: Held) -> None:
+        """Last block first, as in release()."""
+        self.n_transfers -= 1
+        for pool, blocks in ((self._pool, held.blocks), (self._local, held.local_blocks)):
+            for block in reversed(blocks):
+                pool.drop(block)
 
     def missing(self, seq: Sequence, n_positions: int) -> int:
         """Blocks that `seq` lacks to hold n_positions."""

@@ -39,6 +39,7 @@ from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Sequence
 from puna.engine.speculate import NO_GUESS, Guesser
 from puna.engine.stats import EngineStats, snapshot
+from puna.engine.transfer import Transfer
 
 
 class Engine:
@@ -56,6 +57,7 @@ class Engine:
         )
         self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size), executor.max_images)
         self._counters = self._scheduler.counters
+        self.transfer = Transfer(executor, self._scheduler)
         self._sampler = Sampler(executor.vocab_size)
         self._masks = MaskWorker()
         self._live: dict[int, Sequence] = {}  # by request id

@@ -67,8 +67,13 @@ class Scheduler:
             self.queue.stop_waiting(seq)
         self.queue.leave(seq)
 
+    def try_again(self) -> None:
+        """Blocks were let go by something that is no sequence."""
+        self._futile.clear()
+
     def schedule(self) -> list[Sequence]:
-        """The sequences of the next step, their chunks filled in; empty only if there is nothing to do."""
+        """The sequences of the next step, their chunks filled in; empty only if there is nothing to do, or
+        blocks are held by something else."""
         self.queue.tick()
         self._n_tokens_left = self._max_tokens
         self._n_rows_left = self._n_spare_rows
@@ -78,7 +83,7 @@ class Scheduler:
         self._decode()
         # after a preemption blocks are short, and who lost them waits
         self._prefill_in_turn(may_admit=self.counters.preemptions == n_preemptions)
-        assert self._scheduled or not (self.running or self.queue)
+        assert self._scheduled or not (self.running or self.queue) or self.blocks.n_transfers
         self.counters.step_tokens += self._max_tokens - self._n_tokens_left
         self.counters.step_sequences += len(self._scheduled)
         return self._scheduled

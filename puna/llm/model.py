@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
+from time import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
 
@@ -26,6 +27,7 @@ from puna.core import (
 )
 from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
 from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
+from puna.llm.sessions import Sessions
 
 if TYPE_CHECKING:
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
@@ -41,7 +43,7 @@ _Begun = TypeVar("_Begun")
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
 
-class LLM:
+class LLM(Sessions):
     """A model in memory and the engine that runs it.
 
     >>> with LLM("smollm2") as llm:
@@ -97,7 +99,7 @@ class LLM:
         from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
-        self.path = store.resolve(os.fspath(model))
+        self.path, self._loaded_at = store.resolve(os.fspath(model)), time()
         loaded = load(self.path, asked, progress)
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
