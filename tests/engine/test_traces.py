@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob
 from puna.engine.config import EngineConfig
+from puna.engine.draft import DraftModel
 from puna.engine.engine import Engine, completion
 from puna.engine.mock import MockExecutor
 
@@ -83,6 +84,15 @@ def check_books(engine: Engine) -> None:
         assert not any(getattr(seq, table) for seq in engine._scheduler.queue.in_order())
 
 
+def draw_draft(rng: Random, config: EngineConfig) -> DraftModel | None:
+    """Now and then a draft model, whose cache may be tiny; it is always right where there is no window."""
+    if rng.random() < 0.7:
+        return None
+    n_blocks, block_size = rng.choice([3, 10, 40]), rng.randint(1, 4)
+    draft = MockExecutor(VOCAB, rng.choice([10, CONTEXT]), n_blocks, block_size)
+    return DraftModel(draft, config.max_step_tokens)
+
+
 def draw_request(rng: Random) -> tuple[Request, int]:
     prompt = rng.choice(PROMPTS)[: rng.choice([1, 2, 4, 5, 8, 9, 12, 16])]
     if rng.random() < 0.3:
@@ -125,7 +135,7 @@ def run_trace(seed: int) -> None:
         rng.choice([0, 2, 8]),
         rng.choice([1, 5, 50]),
     )
-    model.engine = engine = Engine(model, config)
+    model.engine = engine = Engine(model, config, draw_draft(rng, config))
     to_come = [draw_request(rng) for _ in range(rng.randint(1, 6))]
     kinds: dict[int, tuple[Request, int]] = {}
     results: dict[int, list[StepResult]] = {}
