@@ -206,8 +206,7 @@ class BlockManager:
         return Held(self._pool.take(n_blocks), self._local.take(n_local))
 
     def offer(self, tokens: array[int], held: Held) -> None:
-        """`held` was filled with what belongs to `tokens`, a whole number of blocks: the prefix cache may have
-        it. Local blocks are those of the last ones."""
+        """Let the prefix cache have what `held` was filled with: it belongs to `tokens`, whole blocks of them."""
         parent, size = ROOT, self.block_size
         n_without_local = len(held.blocks) - len(held.local_blocks)
         for i, block in enumerate(held.blocks):

@@ -53,7 +53,7 @@ class DraftModel:
         self._n_tokens_left = 0  # of this step's prefill
 
     def propose(self, asked: List[tuple[Sequence, int]]) -> None:
-        """See speculate.Proposer. What a sequence has new is computed first, if need be over several steps."""
+        """See speculate.Proposer. What is new of a sequence is computed first, maybe over several steps."""
         self._n_tokens_left = self._max_tokens
         ready: list[tuple[Sequence, _Shadow, int]] = []
         for seq, limit in asked:
@@ -80,8 +80,7 @@ class DraftModel:
         self._executor.close()
 
     def _shadow(self, seq: Sequence, limit: int) -> _Shadow | None:
-        """The shadow of `seq`, with its tokens and blocks for `limit` guesses; None where there are no guesses
-        to be had now."""
+        """The shadow of `seq`, with its tokens and blocks for `limit` guesses; None if there are none now."""
         if seq.request.images or len(seq.tokens) + limit > self._capacity:
             return None
         shadow = self._shadows.get(seq.request.id)
@@ -112,7 +111,9 @@ class DraftModel:
         """Give a shadow blocks for so many positions, if need be those of shadows not used for longest."""
         blocks = self._blocks
         while True:
-            if not own.blocks and blocks.admit(own, blocks.n_needed(n_positions) - blocks.n_needed(len(own.tokens))):
+            if not own.blocks and blocks.admit(
+                own, blocks.n_needed(n_positions) - blocks.n_needed(len(own.tokens))
+            ):
                 continue
             n_missing = blocks.missing(own, n_positions)
             if own.blocks and n_missing <= blocks.n_free:
@@ -125,11 +126,10 @@ class DraftModel:
             blocks.release(victim)
             victim.n_computed = 0
 
-    def _catch_up(
-        self, ready: list[tuple[Sequence, _Shadow, int]]
-    ) -> list[tuple[Sequence, _Shadow, int]]:
-        """Compute what the shadows lack, as far as one step goes, and guess the first token of those that lack
-        nothing any more: these."""
+    def _catch_up(self, ready: list[tuple[Sequence, _Shadow, int]]) -> list[tuple[Sequence, _Shadow, int]]:
+        """Compute what the shadows lack, as far as one step goes. Those that lack nothing then have a guess,
+        and are returned.
+        """
         chunks: list[Chunk] = []
         done: list[tuple[Sequence, _Shadow, int]] = []
         for item in ready:
@@ -139,7 +139,9 @@ class DraftModel:
             end = min(len(own.tokens), own.n_computed + self._n_tokens_left)
             if end > own.n_computed:
                 is_whole = end == len(own.tokens)
-                chunks.append(Chunk(own.tokens[own.n_computed : end], own.n_computed, own.blocks, int(is_whole)))
+                chunks.append(
+                    Chunk(own.tokens[own.n_computed : end], own.n_computed, own.blocks, int(is_whole))
+                )
                 self._n_tokens_left -= end - own.n_computed
                 own.n_computed = end
                 if is_whole:

@@ -2,8 +2,8 @@
 engine runs guesses together with the token they follow, and keeps them as far as the sampler chooses the same
 tokens.
 
-Prompt lookup guesses that the text goes on as it did the last time the same few tokens occurred (Saxena 2023);
-draft.py asks a smaller model.
+Prompt lookup guesses that the text goes on as it did the last time the same few tokens occurred (Saxena
+2023); draft.py asks a smaller model.
 """
 
 from __future__ import annotations

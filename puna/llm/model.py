@@ -86,6 +86,7 @@ class LLM(Sessions):
         chat_format: str | None = LLMConfig.chat_format,
         weights: WeightsName = LLMConfig.weights,
         tensor_parallel: int = LLMConfig.tensor_parallel,
+        draft: str | os.PathLike[str] | None = LLMConfig.draft,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
@@ -94,7 +95,7 @@ class LLM(Sessions):
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
             context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
-            weights, tensor_parallel,
+            weights, tensor_parallel, draft,
         )  # fmt: skip
         from puna.llm.load import chat_format_of, load
         from puna.weights import store

@@ -7,7 +7,7 @@ conversation was saved, its messages. It is a safetensors file:
                    messages, JSON or ""; sha256 of the whole file, with 64 zeros in the place of itself
     tokens         I32 [tokens], a whole number of blocks
     blocks         U8 [blocks, bytes of a block]
-    local_blocks   U8 [blocks, bytes of one]: of layers that see part of a sequence, the last of those they see
+    local_blocks   U8 [blocks, bytes of one]: of layers that see a part only, the last of what they see
 
 What is put back are the very bytes that were computed, so answers are the same to the bit: that is why
 another model, another type of cache, and kernels of another processor are refused. Whoever makes such a file
@@ -245,7 +245,7 @@ def _check_shapes(
     expected |= {_name(is_local): ("U8", (n, each)) for is_local, n, each in tables if n}
     found = {name: (info.dtype, info.shape) for name, info in infos.items()}
     offsets = [infos[name].offset for name in expected if name in infos]
-    if found != expected or not n_tokens or offsets != sorted(offsets):
+    if found != expected or offsets != sorted(offsets):
         raise BadFile(f"it should hold {expected}, found {found!r:.200}; it is damaged, save it again")
 
 

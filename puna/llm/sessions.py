@@ -59,9 +59,9 @@ class Sessions:
         back, and what begins like this is answered without computing its beginning again.
 
         What of it is not in the cache is computed first. Only whole blocks of the cache are saved, so that up
-        to 31 tokens at the end are not. Raises what generate() raises; BadValue for a prompt that fills no
-        block, or more than `max_bytes`; Unsupported for pictures and other backends than native; DiskFull, or
-        WorkFailed where nothing can be written.
+        to 31 tokens at the end are not; of a conversation the messages are saved as well. Raises what
+        generate() raises; BadValue for a prompt that fills no block, or more than `max_bytes`; Unsupported
+        for pictures and other backends than native; DiskFull, or WorkFailed where nothing can be written.
         """
         params = SamplingParams(temperature=0, max_tokens=1, ignore_end=True)
         messages: Sequence[Message] = ()
@@ -75,7 +75,7 @@ class Sessions:
         origin = self._origin()
         tokens = array("i", request.prompt)
         size = self._engine.run(lambda engine: engine.transfer.block_tokens)
-        if len(tokens) < size:
+        if len(tokens) < size and not messages:
             raise BadValue(f"a session must have at least {size} tokens, this one has {len(tokens)}")
         self._engine.run(lambda engine: engine.transfer.store)  # before anything is computed for nothing
         self._engine.stream(request).result()

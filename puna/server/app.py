@@ -20,7 +20,7 @@ from puna.server import guard
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
-from puna.server.native import admin, operations, tokens
+from puna.server.native import admin, operations, sessions, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.served import Models
 from puna.server.tenants.accounts import Accounts
@@ -46,7 +46,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin):
+    for part in (chat, completions, models, tokens, operations, admin, sessions):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)

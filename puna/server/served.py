@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from puna.core import Request, SamplingParams, StepResult
@@ -26,6 +27,17 @@ class ResultStream(Protocol):
 class Vocabulary(Protocol):
     @property
     def vocab_size(self) -> int: ...  # logits of a row
+
+
+class SavedSession(Protocol):
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
+
+    @property
+    def n_bytes(self) -> int: ...  # of the file
 
 
 class ServedModel(Protocol):
@@ -59,6 +71,21 @@ class ServedModel(Protocol):
 
     def submit(self, request: Request) -> ResultStream:
         """Start a request. Raises PromptTooLong, BadValue or EngineClosed."""
+        ...
+
+    def save_session(
+        self,
+        path: Path,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        max_bytes: int | None = None,
+    ) -> SavedSession:
+        """Write what was computed of a prompt to a file; takes a while. Raises PunaError."""
+        ...
+
+    def load_session(self, path: Path, *, max_bytes: int | None = None) -> SavedSession:
+        """Put it back into the cache; takes a while. Raises PunaError."""
         ...
 
     def stats(self) -> EngineStats:

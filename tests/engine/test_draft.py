@@ -17,7 +17,7 @@ WARM = SamplingParams(temperature=0.9, max_tokens=40, seed=3, logprobs=0)
 
 
 class Draft(MockExecutor):
-    """A mock that keeps what it ran, disagrees with the model at every `wrong`th token, and breaks on demand."""
+    """Keeps what it ran, disagrees with the model at every `wrong`th token, and breaks on demand."""
 
     def __init__(self, wrong: int = 0, n_blocks: int = 64) -> None:
         super().__init__(32, 256, n_blocks, 4)
