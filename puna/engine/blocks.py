@@ -206,7 +206,7 @@ class BlockManager:
         return Held(self._pool.take(n_blocks), self._local.take(n_local))
 
     def offer(self, tokens: array[int], held: Held) -> None:
-        """Let the prefix cache have what `held` was filled with: it belongs to `tokens`, whole blocks of them."""
+        """Let the prefix cache have what `held` was filled with: whole blocks of `tokens`."""
         parent, size = ROOT, self.block_size
         n_without_local = len(held.blocks) - len(held.local_blocks)
         for i, block in enumerate(held.blocks):
