@@ -108,6 +108,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default=LLMConfig.tensor_parallel,
         help="processes of torch that share the model, one device each and without CUDA graphs (default: 1)",
     )
+    _add_guessing(group)
+
+
+def _add_guessing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--draft", metavar="MODEL", help="smaller model that guesses tokens ahead; answers are the same"
     )
