@@ -198,6 +198,40 @@ nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints ch
   return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, {step.wanted.size(), (size_t)vocab}, self, {(int64_t)stride, 1}));
 }
 
+using OutBytes2 = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+using Bytes2 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void check_blocks(const Plan& p, const char* op, Ints blocks, bool local) {
+  const CacheShape& c = p.cache();
+  check(!local || !c.local_layers.empty(), std::string(op) + ": no layer has blocks of its own");
+  const int n_blocks = local ? c.n_local_blocks : c.n_blocks;
+  for (size_t i = 0; i < blocks.size(); i++)
+    check(blocks.data()[i] >= 0 && blocks.data()[i] < n_blocks, std::string(op) + ": no such cache block");
+}
+
+// [blocks, bytes of a block]; no step may be running.
+OutBytes2 read_blocks(const Plan& plan, Ints blocks, bool local) {
+  check_blocks(plan, "read_blocks", blocks, local);
+  const size_t n = blocks.size(), bytes = plan.block_bytes(local);
+  std::unique_ptr<uint8_t[]> out(new uint8_t[n * bytes]);
+  {
+    nb::gil_scoped_release free;
+    for (size_t i = 0; i < n; i++) plan.read_block(blocks.data()[i], local, out.get() + i * bytes);
+  }
+  uint8_t* data = out.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] (uint8_t*)p; });
+  return OutBytes2(data, {n, bytes}, owner);
+}
+
+void write_blocks(Plan& plan, Ints blocks, Bytes2 data, bool local) {
+  check_blocks(plan, "write_blocks", blocks, local);
+  const size_t n = blocks.size(), bytes = plan.block_bytes(local);
+  check(data.shape(0) == n && data.shape(1) == bytes, "write_blocks: " + std::to_string(n) + " blocks of " + std::to_string(bytes) + " bytes are needed, got " +
+                                                          std::to_string(data.shape(0)) + " of " + std::to_string(data.shape(1)));
+  nb::gil_scoped_release free;
+  for (size_t i = 0; i < n; i++) plan.write_block(blocks.data()[i], local, data.data() + i * bytes);
+}
+
 // A weight that multiplies buffer x into buffer out, whose columns are padded to whole tiles.
 void check_linear(const Plan& p, const char* op, int x, const Weight& w, int out) {
   check(w != nullptr, std::string(op) + ": a weight is missing");
@@ -372,6 +406,9 @@ NB_MODULE(_native, m) {
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
       .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "locals"_a = nb::none(), "list"_a = 0,
            "given"_a = std::vector<Given>(), "seen"_a = std::vector<Seen>())
+      .def("block_bytes", &Plan::block_bytes, "local"_a = false)
+      .def("read_blocks", &read_blocks, "blocks"_a, "local"_a = false, "Blocks of the cache as bytes.")
+      .def("write_blocks", &write_blocks, "blocks"_a, "data"_a, "local"_a = false, "Put such bytes into blocks.")
       .def_rw("profile", &Plan::profile)
       .def_prop_ro("op_seconds", [](Plan& p) { return p.op_seconds(); });
 }

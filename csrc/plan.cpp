@@ -128,6 +128,35 @@ Plan::Plan(const Kernels& k, int n_threads, int max_tokens, int max_wanted, cons
 
 Plan::~Plan() = default;
 
+// fn(tile, bytes) for each tile of a block, always in the same order.
+template <class Fn> void Plan::each_tile(int block, bool local, Fn fn) const {
+  for (int i = 0; i < cache_shape_.n_layers; i++) {
+    const CacheLayer& layer = cache_[i];
+    if (cache_shape_.is_local(i) != local) continue;
+    for (int head = 0; head < layer.n_kv_heads; head++) {
+      fn(layer.keys(block, head), layer.key_bytes);
+      for (int column = 0; column < layer.head_dim; column += 32) fn(layer.values(block, head, column), layer.value_bytes);
+    }
+  }
+}
+
+size_t Plan::block_bytes(bool local) const {
+  size_t bytes = 0;
+  each_tile(0, local, [&](const uint8_t*, size_t n) { bytes += n; });
+  return bytes;
+}
+
+void Plan::read_block(int block, bool local, uint8_t* out) const {
+  each_tile(block, local, [&](const uint8_t* tile, size_t n) { out = std::copy_n(tile, n, out); });
+}
+
+void Plan::write_block(int block, bool local, const uint8_t* data) {
+  each_tile(block, local, [&](uint8_t* tile, size_t n) {
+    std::copy_n(data, n, tile);
+    data += n;
+  });
+}
+
 std::unique_ptr<Buffer> Plan::make_buffer(int cols, Rows rows, int times) const {
   auto b = std::make_unique<Buffer>();
   b->cols = padded(cols);

@@ -144,6 +144,11 @@ class Plan {
   // Runs the plan; the values of buffer `result` [wanted rows, cols] are valid until the next step.
   const float* step(Step& step, int result, int list = 0);
 
+  // A block of the cache as bytes, of all layers that share its pool: layer by layer, head by head, keys then values.
+  size_t block_bytes(bool local) const;
+  void read_block(int block, bool local, uint8_t* out) const;
+  void write_block(int block, bool local, const uint8_t* data);
+
   int max_tokens() const { return max_tokens_; }
   int max_wanted() const { return max_wanted_; }
   const CacheShape& cache() const { return cache_shape_; }
@@ -160,6 +165,7 @@ class Plan {
 
  private:
   using Ops = std::vector<std::unique_ptr<Op>>;
+  template <class Fn> void each_tile(int block, bool local, Fn fn) const;
   struct Slots { int n_active, role; std::unique_ptr<Buffer> buffer; };  // rows of tokens once per expert they are sent to
 
   std::unique_ptr<Buffer> make_buffer(int cols, Rows rows, int times) const;

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from puna import env
 from puna.cli.common import add_model, model_path
@@ -27,6 +28,9 @@ DEFAULT_MODEL = "smollm2"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, DEFAULT_MODEL)
     parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument(
+        "--session", metavar="FILE", help="go on with the conversation in FILE, and keep it there in the end"
+    )
     add_sampling(parser)
     add_loading(parser)
 
@@ -37,7 +41,14 @@ def run(args: argparse.Namespace) -> int:
     path = model_path(args)
     with load(path, args, seed) as llm:
         conversation = Conversation(llm, args.model, params, args.system)
-        Chat(conversation, _screen()).run()
+        session = Path(args.session) if args.session else None
+        if session is not None and session.exists():
+            conversation.restore(session)
+        try:
+            Chat(conversation, _screen()).run()
+        finally:
+            if session is not None:
+                conversation.keep_in(session)
     return 0
 
 

@@ -190,6 +190,22 @@ class Conversation:
         self._prepared = prepared
         self._n_tokens.clear()
 
+    def keep_in(self, path: Path) -> None:
+        """Write what was said and computed to a file, for `restore`; nothing if nothing was said."""
+        if self._n_said:
+            self.llm.save_session(path, self.messages)
+
+    def restore(self, path: Path) -> None:
+        """Go on where `keep_in` stopped: what was computed then need not be computed again."""
+        session = self.llm.load_session(path)
+        messages = [dict(message) for message in session.messages]
+        if not messages or not _are_messages({"messages": messages}):
+            raise BadFile(f"{path} holds no conversation, only a prompt; choose another file")
+        system, self.messages = self.system, messages
+        if system is not None:
+            self.set_system(system)
+        self._n_tokens[self._n_said] = len(session.tokens)
+
     def _prepare(self, messages: list[dict[str, Any]]) -> dict[str, Image]:
         urls = [url for message in messages for url in _urls(message["content"])]
         if not urls:

@@ -108,6 +108,13 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default=LLMConfig.tensor_parallel,
         help="processes of torch that share the model, one device each and without CUDA graphs (default: 1)",
     )
+    _add_guessing(group)
+
+
+def _add_guessing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--draft", metavar="MODEL", help="smaller model that guesses tokens ahead; answers are the same"
+    )
     group.add_argument(
         "--no-speculation", action="store_true", help="do not guess tokens ahead; answers are the same"
     )
@@ -134,6 +141,7 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None, *, batch
             chat_format=args.chat_format,
             weights=args.weights,
             tensor_parallel=args.tensor_parallel,
+            draft=args.draft,
             progress=progress,
         )
 

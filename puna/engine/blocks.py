@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from puna.engine.prefix import ROOT, LocalPrefixes, PrefixCache, marks
 from puna.engine.sequence import Sequence
@@ -38,6 +39,9 @@ class BlockPool:
 
     def is_free(self, block: int) -> bool:
         return not self._n_holders[block]
+
+    def is_held_once(self, block: int) -> bool:
+        return self._n_holders[block] == 1
 
     def take(self, n: int) -> list[int]:
         """Blocks with worthless contents for one holder; the caller has seen that so many are free."""
@@ -69,6 +73,14 @@ class BlockPool:
             self._blank.append(block)
 
 
+@dataclass(slots=True)
+class Held:
+    """Blocks that belong to no sequence, but must stay as they are."""
+
+    blocks: list[int]
+    local_blocks: list[int]  # that go with the last ones of `blocks`
+
+
 class BlockManager:
     """Gives sequences blocks of `block_size` positions: `n_blocks` in all and, with a `window`, as many of
     their own for layers whose attention goes back to a multiple of `window` only.
@@ -84,9 +96,10 @@ class BlockManager:
         self.window = window
         self._prefix = PrefixCache(block_size)
         self._local_prefix = LocalPrefixes()
+        self.n_transfers = 0  # that hold blocks: until they let go, not even a sequence alone may fit
         self._pool = BlockPool(n_blocks, self._prefix)
         self._local = BlockPool(n_local_blocks, self._local_prefix)
-        self._n_reach = self._n_needed(window + n_step)  # local blocks of one sequence at most
+        self._n_reach = self.n_needed(window + n_step)  # local blocks of one sequence at most
         assert not window or (window % block_size == 0 and self._n_reach <= n_local_blocks)
 
     @property
@@ -114,15 +127,10 @@ class BlockManager:
         False, and nothing has changed, where too few are free.
         """
         assert not seq.blocks
-        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images)
-        local_cached: list[int] = []
-        if self.window:
-            cached, local_cached = self._with_local(cached)
-        origin = self._origin(len(cached) * self.block_size)
-        n_new = self._n_needed(len(seq.tokens)) - len(cached)
-        n_local = self._n_covered(len(seq.tokens) - origin) - len(local_cached) if self.window else 0
-        enough = _n_left(self._pool, cached) >= n_new + reserve
-        if not enough or (self.window and _n_left(self._local, local_cached) < n_local + reserve):
+        cached, local_cached, origin, n_new, n_local = self._wanted(seq)
+        if _n_left(self._pool, cached) < n_new + reserve:
+            return False
+        if self.window and _n_left(self._local, local_cached) < n_local + reserve:
             return False
         for pool, blocks, known, n in (
             (self._pool, seq.blocks, cached, n_new),
@@ -137,6 +145,32 @@ class BlockManager:
         seq.n_computed = len(cached) * self.block_size
         seq.chunk.local_start = origin
         return True
+
+    def lacking(self, seq: Sequence, reserve: int, *, with_free: bool = True) -> tuple[int, int]:
+        """How many blocks, and local ones, are too few for admit(), or would be if none were free."""
+        cached, local_cached, _, n_new, n_local = self._wanted(seq)
+        n_lacking, n_lacking_local = n_new + reserve, n_local + reserve if self.window else 0
+        if with_free:
+            n_lacking -= _n_left(self._pool, cached)
+            n_lacking_local -= _n_left(self._local, local_cached)
+        return n_lacking, n_lacking_local
+
+    def _wanted(self, seq: Sequence) -> tuple[list[int], list[int], int, int, int]:
+        """Blocks and local ones that hold the beginning of `seq`, the first position that local layers see
+        after it, and how many blocks and local ones there must be beside them."""
+        cached, local_cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images), list[int]()
+        if self.window:
+            cached, local_cached = self._with_local(cached)
+        origin = self._origin(len(cached) * self.block_size)
+        n_new = self.n_needed(len(seq.tokens)) - len(cached)
+        n_local = self._n_covered(len(seq.tokens) - origin) - len(local_cached) if self.window else 0
+        return cached, local_cached, origin, n_new, n_local
+
+    def n_own(self, seq: Sequence) -> tuple[int, int]:
+        """Blocks, and local ones, that only `seq` holds."""
+        pools = ((self._pool, seq.blocks), (self._local, seq.local_blocks))
+        n, n_local = (sum(pool.is_held_once(block) for block in table) for pool, table in pools)
+        return n, n_local
 
     def _with_local(self, cached: list[int]) -> tuple[list[int], list[int]]:
         """As many of the cached blocks as have what local layers see behind them, and those local blocks.
@@ -153,15 +187,51 @@ class BlockManager:
             known.append(local)
         return cached[: begin + len(known)], known
 
+    def hold_prefix(self, tokens: array[int]) -> Held:
+        """The cached blocks of a beginning of `tokens`, kept until let_go()."""
+        cached, local_cached = self._prefix.match(tokens, len(tokens)), list[int]()
+        if self.window:
+            cached, local_cached = self._with_local(cached)
+        for pool, blocks in ((self._pool, cached), (self._local, local_cached)):
+            for block in blocks:
+                pool.hold(block)
+        self.n_transfers += 1
+        return Held(cached, local_cached)
+
+    def hold_free(self, n_blocks: int, n_local: int) -> Held | None:
+        """Blocks to be filled, kept until let_go(); None, and nothing has changed, where too few are free."""
+        if n_blocks > self.n_free or n_local > self.n_free_local:
+            return None
+        self.n_transfers += 1
+        return Held(self._pool.take(n_blocks), self._local.take(n_local))
+
+    def offer(self, tokens: array[int], held: Held) -> None:
+        """Let the prefix cache have what `held` was filled with: whole blocks of `tokens`."""
+        parent, size = ROOT, self.block_size
+        n_without_local = len(held.blocks) - len(held.local_blocks)
+        for i, block in enumerate(held.blocks):
+            parent = self._prefix.serial(
+                self._prefix.insert(parent, tokens[i * size : (i + 1) * size], block)
+            )
+            if i >= n_without_local:
+                self._local_prefix.insert(parent, held.local_blocks[i - n_without_local])
+
+    def let_go(self, held: Held) -> None:
+        """Last block first, as in release()."""
+        self.n_transfers -= 1
+        for pool, blocks in ((self._pool, held.blocks), (self._local, held.local_blocks)):
+            for block in reversed(blocks):
+                pool.drop(block)
+
     def missing(self, seq: Sequence, n_positions: int) -> int:
         """Blocks that `seq` lacks to hold n_positions."""
-        return max(0, self._n_needed(n_positions) - len(seq.blocks))
+        return max(0, self.n_needed(n_positions) - len(seq.blocks))
 
     def missing_local(self, seq: Sequence, n_positions: int) -> int:
         """Local blocks that `seq` lacks to run up to n_positions in the next step."""
         if not self.window:
             return 0
-        return max(0, self._n_needed(n_positions - seq.chunk.local_start) - len(seq.local_blocks))
+        return max(0, self.n_needed(n_positions - seq.chunk.local_start) - len(seq.local_blocks))
 
     def grow(self, seq: Sequence, n_blocks: int, n_local: int = 0) -> None:
         """Give `seq` so many blocks more; the caller has seen that they are free."""
@@ -215,11 +285,12 @@ class BlockManager:
         """The first position that local layers see from `position`; 0 where there are no such layers."""
         return position // self.window * self.window if self.window else 0
 
-    def _n_needed(self, n_positions: int) -> int:
+    def n_needed(self, n_positions: int) -> int:
+        """Blocks for so many positions."""
         return -(-n_positions // self.block_size)
 
     def _n_covered(self, n_positions: int) -> int:
-        return min(self._n_needed(n_positions), self._n_reach)
+        return min(self.n_needed(n_positions), self._n_reach)
 
 
 def _n_left(pool: BlockPool, cached: list[int]) -> int:

@@ -13,9 +13,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from puna.core import BadValue, Completion, EngineClosed, PunaError, Request, StepResult, WorkFailed
 from puna.engine.completion import completion
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy
 
 Item = StepResult | PunaError
+T = TypeVar("T")
+
+_LOOK_S = 0.2  # after which who waits for the engine's thread sees whether it lives
 
 
 class _Inbox(NamedTuple):
@@ -149,6 +152,34 @@ class EngineThread:
         """Figures of the engine. Takes no lock, and no step waits for it."""
         found = self._engine.stats()
         return replace(found, waiting=max(found.waiting, len(self._inboxes) - found.running))
+
+    def run(self, work: Callable[[Engine], T]) -> T:
+        """Do something with the engine between two steps, and wait for what it gives.
+
+        Raises what `work` raises, which is the caller's affair and not the engine's, or EngineClosed.
+        """
+        done: SimpleQueue[tuple[T] | Exception] = SimpleQueue()
+
+        def do() -> None:
+            try:
+                done.put((work(self._engine),))
+            except Exception as error:
+                done.put(error)
+
+        with self._lock:
+            if self._refusal is not None:
+                raise EngineClosed(self._refusal)
+            self._commands.put(do)
+        while True:
+            try:
+                found = done.get(timeout=_LOOK_S)
+            except Empty:
+                if self._thread.is_alive():
+                    continue
+                raise EngineClosed(self._refusal or "the engine is closed") from None
+            if isinstance(found, Exception):
+                raise found
+            return found[0]
 
     def close(self, *, drain: bool = False) -> None:
         """Take no more requests, cancel those there are (or, to drain, finish them), and close the engine."""

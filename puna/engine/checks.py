@@ -7,6 +7,8 @@ from operator import index
 
 from puna.core import BadValue, Executor, PromptTooLong, Request
 
+MOST_PRIORITY = 1000
+
 
 def check_request(request: Request, executor: Executor, capacity: int) -> None:
     """Raise PromptTooLong or BadValue; `capacity` is how many tokens a sequence can have."""
@@ -29,6 +31,9 @@ def check_request(request: Request, executor: Executor, capacity: int) -> None:
             found = f"{min(ids)} to {max(ids)}"
             raise BadValue(f"{name} must be token ids from 0 to {n_ids - 1}, got {found}")
     _check_images(request, executor)
+    if type(request.priority) is not int or abs(request.priority) > MOST_PRIORITY:
+        expected = f"a whole number from -{MOST_PRIORITY} to {MOST_PRIORITY}"
+        raise BadValue(f"priority must be {expected}, got {request.priority!r}")
     if params.stop and request.sink is None:
         raise BadValue("stop strings need a request with a text sink, got none; use stop_ids or give one")
 

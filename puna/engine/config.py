@@ -13,6 +13,7 @@ class EngineConfig:
     max_running: int = 64  # sequences that hold blocks at a time
     max_logits_bytes: int = 64 << 20  # float32 logits of one step
     max_guesses: int = 8  # guessed tokens of one step, all sequences together; 0: no speculation
+    ageing_steps: int = 200  # steps of waiting that weigh as much as one priority
 
     def __post_init__(self) -> None:
         for name, least in [
@@ -20,6 +21,7 @@ class EngineConfig:
             ("max_running", 1),
             ("max_logits_bytes", 1),
             ("max_guesses", 0),
+            ("ageing_steps", 1),
         ]:
             if getattr(self, name) < least:
                 raise BadValue(f"{name} must be {least} or more, got {getattr(self, name)}")

@@ -9,6 +9,7 @@ Shapes: R rows of the step whose logits are wanted, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 import os
 from array import array
 from math import isfinite, isnan
@@ -35,16 +36,22 @@ from puna.engine.pooling import Pool
 from puna.engine.sampling import Sampler, SamplingState
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Sequence
-from puna.engine.speculate import NO_GUESS, Guesser
+from puna.engine.speculate import NO_GUESS, Guesser, PromptLookup, Proposer
 from puna.engine.stats import EngineStats, snapshot
+from puna.engine.transfer import Transfer
+
+_log = logging.getLogger("puna.engine")
 
 
 class Engine:
-    """Runs requests on `executor`, which it closes in the end."""
+    """Runs requests on `executor`, which it closes in the end, as it does where guesses come from."""
 
-    def __init__(self, executor: Executor, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self, executor: Executor, config: EngineConfig | None = None, proposer: Proposer | None = None
+    ) -> None:
         config = config or EngineConfig()
         self._executor = executor
+        self._proposer = proposer or PromptLookup()
         blocks = BlockManager(
             executor.n_blocks,
             executor.block_size,
@@ -54,6 +61,7 @@ class Engine:
         )
         self._scheduler = Scheduler(config, blocks, config.max_rows(executor.vocab_size), executor.max_images)
         self._counters = self._scheduler.counters
+        self.transfer = Transfer(executor, self._scheduler)
         self._sampler = Sampler(executor.vocab_size)
         self._masks = MaskWorker()
         self._live: dict[int, Sequence] = {}  # by request id
@@ -139,6 +147,7 @@ class Engine:
         if not self._is_closed:
             self._is_closed = True
             self._masks.close()
+            self._proposer.close()
             self._executor.close()
         results, self._results = self._results, []
         return results
@@ -200,22 +209,36 @@ class Engine:
         running, max_guesses = self._scheduler.running, self._scheduler.max_guesses
         if not running or len(running) > max_guesses:
             return
+        asked: list[tuple[Sequence, int]] = []
         for seq in running:
             if len(seq.tokens) - seq.n_computed == 1 and seq.pooled is None:
                 limit = min(max_guesses // len(running), seq.max_len - len(seq.tokens) - 1)
-                if limit:
-                    self._guess_for(seq, limit)
+                if limit and not self._is_forced(seq, limit):
+                    asked.append((seq, limit))
+        try:
+            self._proposer.propose(asked)
+        except Exception as error:  # a draft that fails must not cost an answer
+            self._do_without(error, asked)
+        for seq, _ in asked:
+            grammar = seq.request.grammar
+            if grammar is not None and seq.draft:
+                seq.draft = seq.draft[: grammar.n_possible(seq.draft)]
 
-    def _guess_for(self, seq: Sequence, limit: int) -> None:
+    def _do_without(self, error: Exception, asked: list[tuple[Sequence, int]]) -> None:
+        """What made guesses has failed; from now on they come from the text alone."""
+        _log.error("the draft model failed and is not used any more", exc_info=error)
+        self._proposer.close()
+        self._proposer = PromptLookup()
+        for seq, _ in asked:
+            seq.draft = NO_GUESS
+
+    def _is_forced(self, seq: Sequence, limit: int) -> bool:
         """Text that the grammar forces costs no steps of its own: it makes the best guesses."""
         grammar = seq.request.grammar
-        if grammar is None:
-            seq.draft = seq.guesser.guess(seq.tokens, limit)
-            return
-        forced = array("i", grammar.forced()[:limit])
+        forced = array("i", grammar.forced()[:limit]) if grammar is not None else NO_GUESS
+        seq.draft = forced[: grammar.n_possible(forced)] if grammar is not None and forced else NO_GUESS
         seq.is_forced = bool(forced)
-        draft = forced or seq.guesser.guess(seq.tokens, limit)
-        seq.draft = draft[: grammar.n_possible(draft)] if draft else NO_GUESS
+        return seq.is_forced
 
     def _collect(self, scheduled: list[Sequence], logits_RV: NDArray[np.float32]) -> None:
         """Turn the logits of a step into tokens and results."""
@@ -285,7 +308,7 @@ class Engine:
                 break
             n_right += 1
         if draft and not seq.is_forced:
-            seq.guesser.learn(len(draft), n_right)
+            self._proposer.learn(seq, len(draft), n_right)
         self._counters.proposed_tokens += len(draft)
         self._counters.accepted_tokens += n_right
         seq.draft = NO_GUESS
@@ -353,6 +376,7 @@ class Engine:
             result.text += sink.flush()
         del self._live[seq.request.id]
         self._scheduler.remove(seq)
+        self._proposer.forget(seq)
 
 
 def _is_plain(seq: Sequence) -> bool:

@@ -91,6 +91,28 @@ class MockExecutor:
     def n_image_positions(self, image: Image) -> int:
         return len(image.pixels)
 
+    @property
+    def cache_format(self) -> str:
+        return f"mock {self.vocab_size} {self.block_size} {self.local_window}"
+
+    @property
+    def block_bytes(self) -> int:
+        return 4 * self.block_size
+
+    @property
+    def local_block_bytes(self) -> int:
+        return 4 * self.block_size if self.local_window else 0
+
+    def read_blocks(self, blocks: Sequence[int], *, local: bool) -> NDArray[np.uint8]:
+        cache = self._local_blocks if local else self._blocks
+        values = np.array([cache[block] for block in blocks], "<u4").reshape(len(blocks), self.block_size)
+        return values.view(np.uint8)
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8], *, local: bool) -> None:
+        cache = self._local_blocks if local else self._blocks
+        for block, values in zip(blocks, np.ascontiguousarray(data).view("<u4"), strict=True):
+            cache[block] = array("I", values.tolist())
+
     def close(self) -> None:
         self.is_closed = True
 

@@ -1,22 +1,25 @@
 """Scheduler: which sequences run in the next step, and how much of each.
 
-Continuous batching with chunked prefill: every running sequence that decodes gets its token, what is left
-of the step's token budget goes to prefill in order of arrival, then waiting requests are admitted in
-order of arrival as long as blocks for their whole prompt are free. When a decoding sequence finds no free
-block, the newest running one gives up its blocks and is computed again later, in front of the queue.
+Continuous batching with chunked prefill: every running sequence that decodes gets its token; what is left of
+the step's token budget goes to prefill, of running sequences and of waiting ones, which are let in as long
+as blocks for their whole prompt are free. Whose turn it is says fair_queue.py, and shares.py who gives up
+its blocks where there are too few: that one is computed again later.
 
-Why nothing starves or deadlocks: both lists stay in order of arrival, and the oldest running sequence is
-the last to be preempted; the engine has refused what would not fit even alone. Only integers; no tensor,
-no clock.
+Why nothing starves or deadlocks: all requests stand in an order that never changes (their rank), the running
+one that is first in it keeps its blocks, and every eighth turn goes to the first; the engine has refused
+what would not fit even alone. With one tenant and one priority this is the order of arrival. Only integers;
+no tensor, no clock.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
+from puna.engine.fair_queue import FairQueue, Rank
 from puna.engine.sequence import Sequence
+from puna.engine.shares import Lack, victims, weakest
 from puna.engine.stats import Counters
 
 
@@ -42,93 +45,90 @@ class Scheduler:
         self._max_images = max_images
         self.blocks = blocks
         self.counters = Counters()
-        self.running: list[Sequence] = []  # oldest first
-        self.waiting: deque[Sequence] = deque()  # oldest first, all younger than the running ones
-        self._admission_is_futile = False  # the first waiting one did not fit, and nothing has ended since
-        self._n_tokens_left = self._max_tokens  # of the step being scheduled
-        self._n_scheduled = 0  # sequences of the last step
+        self.running: list[Sequence] = []  # by rank
+        self.queue = FairQueue(config.ageing_steps)
+        self._futile: dict[tuple[Sequence, bool], Lack] = {}  # did not fit, and nothing has ended since
+        self._patience = config.ageing_steps
+        self._kept_for: tuple[Sequence | None, int] = None, 0  # who did not fit in its turn, since which step
+        self._scheduled: list[Sequence] = []  # of the step being scheduled
+        self._n_tokens_left = n_tokens  # likewise
         self._n_rows_left = 0  # likewise, of the spare rows
 
     def add(self, seq: Sequence) -> None:
-        self.waiting.append(seq)
-
-    def figures(self) -> dict[str, int]:
-        """What stats.EngineStats says of the moment. Safe in any thread."""
-        return {
-            "running": len(self.running),
-            "waiting": len(self.waiting),
-            "waiting_tenants": len({seq.request.tenant for seq in tuple(self.waiting)}),
-            "last_step_tokens": self._max_tokens - self._n_tokens_left,
-            "last_step_sequences": self._n_scheduled,
-            **self.blocks.figures(),
-        }
+        self.queue.arrive(seq)
 
     def remove(self, seq: Sequence) -> None:
         """`seq` is finished or cancelled; between steps only."""
-        self._admission_is_futile = False
+        self._futile.clear()
         if seq.blocks:
             self.running.remove(seq)
             self.blocks.release(seq)
         else:
-            self.waiting.remove(seq)
+            self.queue.stop_waiting(seq)
+        self.queue.leave(seq)
+
+    def try_again(self) -> None:
+        """Blocks were let go by something that is no sequence."""
+        self._futile.clear()
 
     def schedule(self) -> list[Sequence]:
-        """The sequences of the next step, their chunks filled in; empty only if there is nothing to do."""
+        """The sequences of the next step, their chunks filled in; empty only if there is nothing to do, or
+        blocks are held by something else."""
+        self.queue.tick()
         self._n_tokens_left = self._max_tokens
         self._n_rows_left = self._n_spare_rows
-        scheduled: list[Sequence] = []
-        n_running = len(self.running)
-        self._let_oldest_go_on()
-        self._decode(scheduled)
-        for seq in self.running:
-            if len(seq.tokens) - seq.n_computed > 1:
-                self._prefill(seq, scheduled)
-        if self.waiting and len(self.running) == n_running:  # else blocks are short: the preempted one waits
-            self._admit(scheduled)
-        assert scheduled or not (self.running or self.waiting)
-        self._count(scheduled)
-        return scheduled
-
-    def _count(self, scheduled: list[Sequence]) -> None:
-        n_tokens = self._max_tokens - self._n_tokens_left
-        self._n_scheduled = len(scheduled)
-        self.counters.step_tokens += n_tokens
-        self.counters.step_sequences += len(scheduled)
+        self._scheduled = []
+        n_preemptions = self.counters.preemptions
+        self._let_first_go_on()
+        self._decode()
+        # after a preemption blocks are short, and who lost them waits
+        self._prefill_in_turn(may_admit=self.counters.preemptions == n_preemptions)
+        assert self._scheduled or not (self.running or self.queue) or self.blocks.n_transfers
+        self.counters.step_tokens += self._max_tokens - self._n_tokens_left
+        self.counters.step_sequences += len(self._scheduled)
+        return self._scheduled
 
     def advance(self, seq: Sequence, n_computed: int) -> None:
         """The step is done, and the first n_computed positions of `seq` are good."""
         seq.n_computed = n_computed
         if self.blocks.advance(seq):
-            self._admission_is_futile = False
+            self._futile.clear()
 
-    def _let_oldest_go_on(self) -> None:
-        """See that the oldest sequence, if it prefills, has a local block for its next token.
+    def figures(self) -> dict[str, int]:
+        """What stats.EngineStats says of the moment. Safe in any thread."""
+        return {
+            "running": len(self.running),
+            "waiting": len(self.queue),
+            "waiting_tenants": self.queue.n_flows,
+            "last_step_tokens": self._max_tokens - self._n_tokens_left,
+            "last_step_sequences": len(self._scheduled),
+            **self.blocks.figures(),
+        }
+
+    def _let_first_go_on(self) -> None:
+        """See that the first sequence, if it prefills, has a local block for its next token.
 
         It gets back what it gives back at the end of a chunk of attention, unless others hold that too.
         """
         if not self.running:
             return
-        oldest, blocks = self.running[0], self.blocks
+        first, blocks = self.running[0], self.blocks
         while (
-            len(self.running) > 1
-            and blocks.missing_local(oldest, oldest.n_computed + 1) > blocks.n_free_local
+            len(self.running) > 1 and blocks.missing_local(first, first.n_computed + 1) > blocks.n_free_local
         ):
-            self._preempt(self.running.pop())
+            self._preempt(weakest(self.running))
 
-    def _decode(self, scheduled: list[Sequence]) -> None:
-        """Run every sequence that lacks one token, with its guesses. Preemption may shorten `running`."""
-        i = 0
-        while i < len(self.running):
-            seq = self.running[i]
-            if len(seq.tokens) - seq.n_computed == 1 and self._make_room(seq):
-                self._run(seq, len(seq.tokens), 1 + len(seq.draft), scheduled)
-                self._n_rows_left -= len(seq.draft)
-            i += 1
+    def _decode(self) -> None:
+        """Run every sequence that lacks one token, with its guesses."""
+        for seq in tuple(self.running):
+            if seq.blocks and len(seq.tokens) - seq.n_computed == 1 and self._make_room(seq):
+                self._run(seq, len(seq.tokens), 1 + len(seq.draft))
 
     def _make_room(self, seq: Sequence) -> bool:
-        """See that `seq` has blocks for its missing token, if need be those of the newest running sequences.
+        """See that `seq` has blocks for its missing token, if need be those of others.
 
-        False if it was itself the newest. Guesses must not cost anybody a block, and are dropped otherwise.
+        False if it was itself the one to give them up. Guesses must not cost anybody a block, and are dropped
+        otherwise.
         """
         blocks = self.blocks
         n_missing, n_local = self._missing(seq)
@@ -136,7 +136,7 @@ class Scheduler:
             del seq.draft[:]
             n_missing, n_local = self._missing(seq)
         while n_missing > blocks.n_free or n_local > blocks.n_free_local:
-            victim = self.running.pop()
+            victim = weakest(self.running)
             self._preempt(victim)
             if victim is seq:
                 return False
@@ -156,13 +156,41 @@ class Scheduler:
         )
 
     def _preempt(self, victim: Sequence) -> None:
+        """Take the blocks of `victim`, which waits again; it may have been scheduled already."""
+        if victim in self._scheduled:
+            self._scheduled.remove(victim)
+            chunk = victim.chunk
+            victim.flow.counter -= len(chunk.tokens)
+            self._n_tokens_left += len(chunk.tokens)
+            self._n_rows_left += max(0, chunk.n_logits - 1)
+        self.running.remove(victim)
         self.blocks.release(victim)
         self.counters.preemptions += 1
         del victim.draft[:]
-        self.waiting.appendleft(victim)
-        self._admission_is_futile = False
+        self.queue.wait(victim)
+        self._futile.clear()
 
-    def _prefill(self, seq: Sequence, scheduled: list[Sequence]) -> None:
+    def _prefill_in_turn(self, may_admit: bool) -> None:
+        """Give what is left of the step to running sequences that prefill, and to those that wait."""
+        todo = [seq for seq in self.running if len(seq.tokens) - seq.n_computed > 1]
+        while self._n_tokens_left:
+            seq = self.queue.next_of(todo, with_waiting=may_admit)
+            if seq is None:
+                return
+            if seq.blocks:
+                todo.remove(seq)
+                self.queue.took_turn(seq, counts=may_admit)
+                self._prefill(seq)
+                continue
+            admitted = self._admit_one(seq)
+            todo = [other for other in todo if other.blocks]
+            if admitted is None:
+                may_admit = False
+            else:
+                self.queue.took_turn(admitted, counts=admitted is seq)
+                self._prefill(admitted)
+
+    def _prefill(self, seq: Sequence) -> None:
         """Run as many of the missing tokens of `seq` as this step and the free local blocks have room for."""
         end = min(len(seq.tokens), seq.n_computed + self._n_tokens_left)
         end -= self._n_without_local(seq, end)
@@ -171,11 +199,10 @@ class Scheduler:
             first = max(seq.n_computed, seq.n_scored)  # earlier ones were scored before a preemption
             end = min(end, first + 1 + self._n_rows_left)
             n_logits = max(0, end - first)
-            self._n_rows_left -= max(0, n_logits - 1)
         if end > seq.n_computed:
             self.counters.prefill_tokens += end - seq.n_computed
             self.blocks.grow(seq, 0, self.blocks.missing_local(seq, end))
-            self._run(seq, end, n_logits, scheduled)
+            self._run(seq, end, n_logits)
 
     def _n_without_local(self, seq: Sequence, end: int) -> int:
         """How many of the positions before `end` no local block is free for."""
@@ -186,34 +213,72 @@ class Scheduler:
         size = blocks.block_size
         return end - max(seq.n_computed, (-(-end // size) - n_short) * size)
 
-    def _admit(self, scheduled: list[Sequence]) -> None:
-        """Let waiting sequences in, leaving every running one a free block to grow into."""
-        while self.waiting and self._n_tokens_left and len(self.running) < self._max_running:
-            seq = self.waiting[0]
-            if self._admission_is_futile or not self._admits(seq):
-                self._admission_is_futile = True
-                return
-            if seq.n_cached is None:
-                seq.n_cached = seq.n_computed
-                self.counters.prefix_queries += seq.n_prompt
-                self.counters.prefix_hits += seq.n_cached
-            self.running.append(self.waiting.popleft())
-            self._prefill(seq, scheduled)
+    def _admit_one(self, seq: Sequence) -> Sequence | None:
+        """Let in `seq`, whose turn it is, or else the first in turn.
 
-    def _admits(self, seq: Sequence) -> bool:
-        """Give `seq` its blocks, if they are there and its images have room beside those of running ones."""
+        Where `seq` has been first in rank without fitting for long, what is free is kept for it.
+        """
+        if self._admit(seq):
+            return seq
+        if self._kept_for[0] is not seq:
+            self._kept_for = seq, self.queue.step
+        other = self.queue.first_in_turn()
+        taking = self.queue.step - self._kept_for[1] >= self._patience
+        return other if other is not None and other is not seq and self._admit(other, taking=taking) else None
+
+    def _admit(self, seq: Sequence, *, taking: bool = False) -> bool:
+        """Let `seq` in, leaving every running one a free block to grow into; if need be, others have to go.
+
+        With `taking` it gets what those had, because what is free is kept for somebody else.
+        """
+        lack = self._futile.get((seq, taking))
+        if lack is not None and not (lack and victims(seq, self.running, self.blocks, lack)):
+            return False  # it may lack more by now, but not less
+        while taking or not self._has_place(seq) or not self.blocks.admit(seq, len(self.running)):
+            lack = self._lack(seq, taking)
+            leaving = victims(seq, self.running, self.blocks, lack)
+            for victim in leaving:
+                self._preempt(victim)
+            if not leaving:
+                self._futile[seq, taking] = lack
+                return False
+            taking = False
+        self.queue.stop_waiting(seq)
+        if seq.n_cached is None:
+            seq.n_cached = seq.n_computed
+            self.counters.prefix_queries += seq.n_prompt
+            self.counters.prefix_hits += seq.n_cached
+        insort(self.running, seq, key=_rank)
+        return True
+
+    def _has_place(self, seq: Sequence) -> bool:
+        """Whether one more may run, and the images of `seq` have room beside those of running ones."""
+        if len(self.running) >= self._max_running:
+            return False
         if self._max_images is not None and seq.request.images:
             seen = {placed.image.digest for other in self.running for placed in other.request.images}
             own = {placed.image.digest for placed in seq.request.images}
-            if seen and len(seen | own) > self._max_images:
-                return False
-        return self.blocks.admit(seq, len(self.running))
+            return not seen or len(seen | own) <= self._max_images
+        return True
 
-    def _run(self, seq: Sequence, end: int, n_logits: int, scheduled: list[Sequence]) -> None:
+    def _lack(self, seq: Sequence, taking: bool) -> Lack:
+        """What has to be taken from others for `seq`; room for images never is."""
+        n = len(self.running)
+        if taking:
+            return Lack(1, *self.blocks.lacking(seq, 1, with_free=False))
+        return Lack(n + 1 - self._max_running, *self.blocks.lacking(seq, n))
+
+    def _run(self, seq: Sequence, end: int, n_logits: int) -> None:
         """Put tokens n_computed..end-1 of `seq` and its guesses into the step."""
         chunk = seq.chunk
         chunk.start = seq.n_computed
         chunk.tokens = tokens = seq.tokens[seq.n_computed : end] + seq.draft
         chunk.n_logits = n_logits
         self._n_tokens_left -= len(tokens)
-        scheduled.append(seq)
+        self._n_rows_left -= max(0, n_logits - 1)
+        seq.flow.counter += len(tokens)
+        self._scheduled.append(seq)
+
+
+def _rank(seq: Sequence) -> Rank:
+    return seq.rank

@@ -10,6 +10,7 @@ from puna.core import Chunk, Request
 from puna.engine.prefix import ROOT
 
 if TYPE_CHECKING:
+    from puna.engine.fair_queue import Flow, Rank
     from puna.engine.pooling import Pool
     from puna.engine.sampling import SamplingState
     from puna.engine.speculate import Guesser
@@ -36,6 +37,9 @@ class Sequence:
     pooled: Pool | None = None  # of the rows so far, where an embedding is asked for
     draft: array[int] = field(default_factory=lambda: array("i"))  # guessed next tokens
     is_forced: bool = False  # the draft comes of the grammar, and says nothing of the guesser
+    # set by the fair queue
+    rank: Rank = (0, 0)  # smaller goes first, in the end
+    flow: Flow = field(init=False)  # of its tenant and priority
     # set by the scheduler
     n_computed: int = 0  # positions whose keys and values are in the cache
     n_cached: int | None = None  # prompt tokens found in the prefix cache when first admitted

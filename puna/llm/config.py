@@ -96,12 +96,17 @@ class LLMConfig:
     )
     weights: WeightsName = ""  # torch: what matrices are kept in; "": bf16 on an accelerator, f32 on a CPU
     tensor_parallel: int = 1  # torch: processes that share the model, each on a device of its own
+    draft: str | os.PathLike[str] | None = None  # a smaller model that guesses tokens; never changes answers
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
             raise BadValue(f"seed must be a whole number, got {self.seed!r}")
         if not isinstance(self.speculate, bool):
             raise BadValue(f"speculate must be True or False, got {self.speculate!r}")
+        if self.draft is not None and not self.speculate:
+            raise BadValue(
+                "a draft model is there to guess tokens, and speculate is off; leave one of them out"
+            )
         for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", env.most_threads())):
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and 1 <= value <= most):

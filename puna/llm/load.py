@@ -17,9 +17,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from puna.bench.jobs import cost_of
-from puna.core import BadValue, Cancelled
+from puna.core import BadValue, Cancelled, PunaError
 from puna.engine.config import EngineConfig
-from puna.llm import backend
+from puna.llm import backend, draft
 from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
 from puna.llm.memory import Needs, Room, fit
@@ -60,17 +60,24 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     """
     began_at = perf_counter()
     engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
-    with open_checkpoint(path, asked.mmproj) as checkpoint:
+    with open_checkpoint(path, asked.mmproj) as checkpoint, draft.opened(asked) as other:
         chosen = backend.choose(asked)
         name = path.name if path.is_dir() else path.stem
-        room, pooling = _room(name, checkpoint, asked, engine_config, chosen), _pooling(checkpoint)
+        room, pooling = _room(name, checkpoint, other, asked, engine_config, chosen), _pooling(checkpoint)
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
         cost = None if chosen.is_torch else cost_of(checkpoint, asked.cache_type)
+        proposer = None
+        try:
+            if other is not None:
+                proposer = draft.load(other, tokenizer, asked, room, engine_config, chosen)
+        except PunaError:
+            executor.close()
+            raise
     from puna.engine.bridge import EngineThread
     from puna.engine.engine import Engine
 
     threads = executor.threads
-    engine = EngineThread(Engine(executor, engine_config))
+    engine = EngineThread(Engine(executor, engine_config, proposer))
     speed, seconds = Speed(cost, threads), perf_counter() - began_at
     return Loaded(checkpoint.config, tokenizer, pooling, room, engine, threads, seconds, speed)
 
@@ -85,7 +92,12 @@ def _pooling(checkpoint: Checkpoint) -> str:
 
 
 def _room(
-    name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: EngineConfig, chosen: Backend
+    name: str,
+    checkpoint: Checkpoint,
+    other: Checkpoint | None,
+    asked: LLMConfig,
+    engine_config: EngineConfig,
+    chosen: Backend,
 ) -> Room:
     config = checkpoint.config
     if asked.context is not None and asked.context > config.context_length:
@@ -95,6 +107,10 @@ def _room(
         )
     needs = needs_of(name, checkpoint, asked.cache_type, engine_config, chosen)
     needs = replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
+    if other is not None:
+        alone = replace(chosen, ranks=1)
+        beside = needs_of("", other, asked.cache_type, engine_config, alone)
+        needs = draft.together(needs, replace(beside, weight_bytes=backend.weight_bytes(other, alone)))
     return fit(needs, asked.context, asked.batch, backend.available(chosen))
 
 

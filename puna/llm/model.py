@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from secrets import randbits
+from time import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never, Self, overload
 
@@ -26,7 +27,7 @@ from puna.core import (
 )
 from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
 from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
-from puna.llm.requests import Requests
+from puna.llm.sessions import Sessions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
 
-class LLM(Requests):
+class LLM(Sessions):
     """A model in memory and the engine that runs it.
 
     >>> with LLM("smollm2") as llm:
@@ -88,6 +89,7 @@ class LLM(Requests):
         chat_format: str | None = LLMConfig.chat_format,
         weights: WeightsName = LLMConfig.weights,
         tensor_parallel: int = LLMConfig.tensor_parallel,
+        draft: str | os.PathLike[str] | None = LLMConfig.draft,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
@@ -96,12 +98,12 @@ class LLM(Requests):
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
             context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
-            weights, tensor_parallel,
+            weights, tensor_parallel, draft,
         )  # fmt: skip
         from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
-        self.path = store.resolve(os.fspath(model))
+        self.path, self._loaded_at = store.resolve(os.fspath(model)), time()
         loaded = load(self.path, asked, progress)
         self.config, self.tokenizer, self.pooling = loaded.config, loaded.tokenizer, loaded.pooling
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens

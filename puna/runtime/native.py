@@ -20,6 +20,7 @@ from puna.model.rope import RopeTable
 from puna.model.sizes import local_layers, local_positions, local_window
 from puna.runtime.cpu import default_threads
 from puna.runtime.images import IMAGE_BYTES, max_images
+from puna.runtime.native_blocks import MovableBlocks, cache_format
 from puna.runtime.passes import assign_buffers, fuse, without_output
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
 from puna.weights.blocks.quant import dequantize
@@ -45,7 +46,7 @@ def pack_weight(kind: str, shape: tuple[int, int], data: NDArray[np.uint8]) -> A
     return _native.pack_matrix(arena, stored, *shape, recode(np.ascontiguousarray(data).reshape(-1), kind))
 
 
-class NativeExecutor:
+class NativeExecutor(MovableBlocks):
     """core.Executor on the CPU.
 
     `cache_tokens` positions of keys and values are kept as `cache_type`; memory is taken as they fill.
@@ -103,6 +104,7 @@ class NativeExecutor:
             raise WorkFailed(
                 f"{self.threads} threads could not be started ({error}); ask for fewer, or raise the limit"
             ) from None
+        self.cache_format = cache_format(cfg, rope, cache_type, target, self.local_window)
         self.ops = [node.op for node in plans[0].nodes]
         vectors = _vectors(plans, tensors)
         packed = _pack_all(_matrices(plans, cfg, refs), tensors, progress)

@@ -24,7 +24,7 @@ from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.llama_api import routes as llama_api
-from puna.server.native import admin, operations, tokens
+from puna.server.native import admin, operations, sessions, tokens
 from puna.server.openai import batches, chat, completions, embeddings, files, models, moderations
 from puna.server.openai.responses import conversations
 from puna.server.openai.responses import routes as responses
@@ -68,7 +68,7 @@ def create_app(
     app.state.service = service
     app.state.runner = runner = Runner(app, service)
     openai = (chat, completions, responses, conversations, files, embeddings, moderations, models)
-    others = (messages, llama_api, *ollama.PARTS, tokens, operations, admin, page)
+    others = (messages, llama_api, *ollama.PARTS, tokens, operations, admin, sessions, page)
     routers = [part.routes(service) for part in (*openai, *others)]
     paths = frozenset(getattr(route, "path", "") for router in routers for route in router.routes)
     for router in (*routers, batches.routes(service, runner, paths)):

@@ -34,6 +34,7 @@ from puna.server.storage.files import Files
 from puna.server.tenants.accounts import Account, Accounts
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
+from puna.server.tiers import Asked, Tier, priority_of, tier_of
 from puna.server.traces import HEADERS, open_traces
 from puna.server.watch import Watch
 
@@ -109,15 +110,17 @@ class Service:
         tools: Tools | None = None,
         parallel: bool = True,
         param: str = "messages",
+        tier: Asked | None = None,
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
         `is_slow` says that `make` may take longer than others should wait, as a chat template may, which is
-        somebody's program. Without `parallel`, answers end
-        with their first call of one of the `tools`. `param` is the field that is at fault where the prompt
-        is. Raises ApiError.
+        somebody's program. Without `parallel`, answers end with their first call of one of the `tools`.
+        `param` is the field that is at fault where the prompt is, `tier` how urgent the request calls itself.
+        Raises ApiError.
         """
         account = self.authenticate(http)
+        priority = priority_of(tier, account.priority)
         self.check_room()
         account.check_model(model)
         began_at = perf_counter()
@@ -125,7 +128,7 @@ class Service:
             use = await self.models.use(model)
         except PunaError as error:
             raise from_puna(error, "model") from None
-        call = Call(self, endpoint, account, use, line_of(http))
+        call = Call(self, endpoint, account, use, priority, line_of(http))
         call.load_s = call.began_at - began_at
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:
@@ -205,12 +208,14 @@ class Call:
         endpoint: str,
         account: Account,
         use: ModelUse,
+        priority: int = 0,
         line: BatchLine | None = None,
     ) -> None:
         self.id = uuid4().hex if line is None else line.request_id
         self.created = int(datetime.now(UTC).timestamp())
         self.endpoint = endpoint
         self.account = account
+        self.priority = priority
         self.model = use.name
         self.served = use.model
         self.generations: list[Generation] = []  # all choices of the first prompt, then of the next
@@ -237,7 +242,8 @@ class Call:
         for requests in prompts:
             self._prompts.append([])
             for i, request in enumerate(requests):
-                if self._line is not None:  # the place to give lines of batches a lower priority, too
+                request.priority, request.tenant = self.priority, self.account.tenant
+                if self._line is not None:
                     request.params = self._line.seeded(request.params, i)
                 generation = Generation(
                     self.served.submit(request), tools, keeps_text=keeps_text, parallel=parallel
@@ -253,6 +259,11 @@ class Call:
             return 0
         n_max = request.params.max_tokens
         return self.served.context - len(request.prompt) if n_max is None else n_max
+
+    @property
+    def tier(self) -> Tier:
+        """The service tier that it is served in."""
+        return tier_of(self.priority)
 
     @property
     def headers(self) -> dict[str, str]:

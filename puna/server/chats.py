@@ -14,6 +14,7 @@ from puna.server.calls import Call, Choices, Service, choices
 from puna.server.images import resolved, uploaded
 from puna.server.served import ServedModel
 from puna.server.structured import calls_only
+from puna.server.tiers import Asked
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -52,6 +53,7 @@ class Chat:
     use: ToolUse = ToolUse()
     form: Callable[[ServedModel], Grammar | None] | None = None
     n: int = 1
+    tier: Asked | None = None  # how urgent the request calls itself
     continues: bool = False  # the last turn is an answer that was begun, and goes on
     ends_with_context: bool = False  # max_tokens may be more than there is room for: then that is the most
 
@@ -97,6 +99,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         is_slow=True,  # a template is somebody's program: the event loop does not wait for it
         tools=chat.use.shown,
         parallel=chat.use.parallel,
+        tier=chat.tier,
     )
 
 

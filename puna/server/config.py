@@ -40,6 +40,8 @@ class ServerConfig:
     cors_origin: tuple[str, ...] = option((), "origin whose pages may call; may be repeated", "ORIGIN")
     image_host: tuple[str, ...] = option((), "host whose images may be fetched; may be repeated", "HOST")
     allow_pull: bool = option(False, "let admins pull and delete models over HTTP on any address")
+    sessions: str = option("", "folder of saved sessions (POST /admin/sessions/save)", "FOLDER")
+    max_session_mb: int = option(4096, "megabytes of a saved session", "N")
     tls_cert: str = option("", "certificate chain (PEM) to serve HTTPS with", "FILE")
     tls_key: str = option("", "its private key (PEM)", "FILE")
 
@@ -59,6 +61,7 @@ class ServerConfig:
             ("keep_stored_days", 1, 36_500),
             ("batch_requests", 1, 4096),
             ("max_choices", 1, 128),
+            ("max_session_mb", 1, 1_000_000),
             ("timeout", 1, 7 * 86400),
             ("stall_timeout", 1, 86400),
             ("grace", 0, 86400),
@@ -71,6 +74,8 @@ class ServerConfig:
                 raise BadValue(
                     f"{name} must be one of {', '.join(known)}, got {value!r}{closest(value, known)}"
                 )
+        if self.sessions and not Path(self.sessions).is_dir():
+            raise BadValue(f"sessions must be a folder that exists, got {self.sessions!r}; make it first")
         if bool(self.tls_cert) != bool(self.tls_key):
             missing = "tls_key" if self.tls_cert else "tls_cert"
             raise BadValue(f"HTTPS needs tls_cert and tls_key, {missing} is missing; give both or neither")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from puna.core import Pooling, Request, SamplingParams, StepResult
@@ -38,6 +39,17 @@ class Speed(Protocol):
     def least_seconds(self, n_steps: int, n_tokens: int, n_outputs: int, /) -> float | None:
         """Of steps that computed `n_tokens` and logits for `n_outputs`; None where that is not known."""
         ...
+
+
+class SavedSession(Protocol):
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
+
+    @property
+    def n_bytes(self) -> int: ...  # of the file
 
 
 class ServedModel(Protocol):
@@ -89,6 +101,21 @@ class ServedModel(Protocol):
 
     def submit(self, request: Request) -> ResultStream:
         """Start a request. Raises PromptTooLong, BadValue or EngineClosed."""
+        ...
+
+    def save_session(
+        self,
+        path: Path,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        max_bytes: int | None = None,
+    ) -> SavedSession:
+        """Write what was computed of a prompt to a file; takes a while. Raises PunaError."""
+        ...
+
+    def load_session(self, path: Path, *, max_bytes: int | None = None) -> SavedSession:
+        """Put it back into the cache; takes a while. Raises PunaError."""
         ...
 
     def stats(self) -> EngineStats:

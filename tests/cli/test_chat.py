@@ -317,6 +317,33 @@ def test_twenty_turns_use_the_cache(llm: LLM) -> None:
     assert len(conversation.messages) == 40
 
 
+def test_a_session_goes_on_where_it_stopped(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "talk.session"
+    options = ["--temperature", "0", "--max-tokens", "8"]
+    said = ["Tell me about the other day, please.", "And the day before?", "Go on."]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(said)))
+    assert main(["chat", str(tiny), *options]) == 0
+    whole = capsys.readouterr().out
+    parts = []
+    for message in said:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{message}\n/stats\n"))
+        assert main(["chat", str(tiny), *options, "--session", str(file)]) == 0
+        captured = capsys.readouterr()
+        parts.append(captured.out)
+    assert "".join(parts) == whole
+    with LLM(tiny, threads=1) as llm:
+        conversation = Conversation(llm, "tiny", PARAMS)
+        conversation.restore(file)
+        assert [m["content"] for m in conversation.messages if m["role"] == "user"] == said
+        assert conversation.keep(conversation.ask("more")).n_cached >= 64
+    file.write_bytes(file.read_bytes()[:-1])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one"))
+    assert main(["chat", str(tiny), *options, "--session", str(file)]) == 2
+    assert "talk.session" in capsys.readouterr().err
+
+
 def test_a_pipe(
     tiny: Path, llm: LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,8 @@ def with_options(**options: object) -> SamplingParams:
         (Request([1], with_options(logit_bias={99: 1.0})), BadValue, "logit_bias must be token ids"),
         (Request([1], with_options(stop_ids=(99,))), BadValue, "stop_ids must be token ids"),
         (Request([1], with_options(stop=("x",))), BadValue, "stop strings need"),
+        (Request([1], GREEDY, priority=1001), BadValue, "priority must be a whole number from -1000 to 1000"),
+        (Request([1], GREEDY, priority=0.5), BadValue, "priority must be"),  # type: ignore[arg-type]
     ],
 )
 def test_refuses_what_cannot_run(request_: Request, error: type[Exception], words: str) -> None:

@@ -18,6 +18,7 @@ from text.vocabularies import small_sentencepiece, smollm2, smollm2_tokenizer
 from puna.core import BadValue, Batch, Completion, PunaError, Request, SamplingParams, StepResult, Unsupported
 from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
+from puna.engine.draft import DraftModel
 from puna.engine.engine import Engine
 from puna.engine.grammar import MAX_TEXT, GrammarCompiler
 from puna.engine.grammar_state import Grammar
@@ -57,9 +58,11 @@ def request(grammar: Grammar | None, tokenizer: Tokenizer | None = None, **param
     )
 
 
-def run(requests: Sequence[Request], n_blocks: int = 4096, **config: Any) -> list[Completion | PunaError]:
-    executor = MockExecutor(small().vocab_size, 1024, n_blocks, 4)
-    engine = Engine(executor, EngineConfig(**config))
+def run(
+    requests: Sequence[Request], n_blocks: int = 4096, has_draft: bool = False, **config: Any
+) -> list[Completion | PunaError]:
+    executor, draft = (MockExecutor(small().vocab_size, 1024, n, 4) for n in (n_blocks, 4096))
+    engine = Engine(executor, EngineConfig(**config), DraftModel(draft, 512) if has_draft else None)
     found: dict[int, list[StepResult]] = {}
     for item in requests:
         engine.submit(item)
@@ -137,6 +140,7 @@ def test_guesses_preemption_and_company_change_nothing(temperature: float) -> No
     assert run(batch()) == alone
     assert run(batch(), max_running=3) == alone
     assert run(batch(), n_blocks=40, max_step_tokens=8) == alone
+    assert run(batch(), n_blocks=400, max_running=4, has_draft=True) == alone
     again = [run([item])[0] for item in batch()]
     assert [_without_cache(answer) for answer in again] == [_without_cache(answer) for answer in alone]
 

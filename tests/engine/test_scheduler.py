@@ -54,7 +54,7 @@ def test_the_newest_gives_way_and_comes_back_first() -> None:
     assert step(sched) == [old, new]
     while new in sched.running:
         step(sched)
-    assert list(sched.waiting) == [new, waiting]
+    assert sched.queue.in_order() == [new, waiting]
     assert not new.blocks
     sched.remove(old)
     assert step(sched) == [new]

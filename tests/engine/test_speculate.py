@@ -27,29 +27,29 @@ def test_repetition_goes_on_beyond_what_is_there() -> None:
     guesser = Guesser()
     text = tokens(7, 5, 5, 5, 5)
     assert guesser.guess(text, 8) == tokens(5, 5)
-    guesser.learn(2, 2)
+    guesser.pace.learn(2, 2)
     assert guesser.guess(text, 8) == tokens(5, 5, 5, 5)
-    guesser.learn(4, 4)
-    guesser.learn(8, 8)
+    guesser.pace.learn(4, 4)
+    guesser.pace.learn(8, 8)
     assert guesser.guess(text, 100) == tokens(*[5] * 8)
     assert Guesser().guess(tokens(1, 2, 1, 2, 1, 2), 8) == tokens(1, 2)
 
 
 def test_guesses_shorten_to_what_held_and_pause_when_they_fail() -> None:
     guesser, text = Guesser(), tokens(1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3)
-    guesser.learn(8, 8)
-    guesser.learn(4, 2)
+    guesser.pace.learn(8, 8)
+    guesser.pace.learn(4, 2)
     assert guesser.guess(text, 8) == tokens(4, 5, 6)
     pauses = []
     for _ in range(9):
-        guesser.learn(2, 0)
+        guesser.pace.learn(2, 0)
         n = 0
         while not guesser.guess(text, 8):
             n += 1
         pauses.append(n)
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 64, 64]
-    guesser.learn(1, 1)
-    guesser.learn(2, 0)
+    guesser.pace.learn(1, 1)
+    guesser.pace.learn(2, 0)
     assert not guesser.guess(text, 8)
     assert guesser.guess(text, 8)
 

@@ -1,8 +1,8 @@
 """10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with
-and without blocks of their own for local layers.
+and without blocks of their own for local layers, of one tenant or of several with priorities.
 
 Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
-twice, and the oldest request moves on in every step.
+twice, and of one tenant the oldest request moves on in every step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob
 from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
+from puna.engine.draft import DraftModel
 from puna.engine.engine import Engine
 from puna.engine.mock import MockExecutor
 
@@ -39,9 +40,9 @@ CONTEXT = 24
 
 
 class Model(MockExecutor):
-    """Also checks each batch against the limits, and that the oldest request is in it."""
+    """Also checks each batch against the limits, and that the oldest request is in it where all are equal."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, is_mixed: bool) -> None:
         block_size = rng.randint(1, 4)
         n_blocks = -(-rng.choice([18, 18, 28, 60]) // block_size)
         self.max_tokens = rng.choice([1, 3, 5, 8, 12, 12, 20, 50])
@@ -51,6 +52,7 @@ class Model(MockExecutor):
         )
         super().__init__(VOCAB, CONTEXT, n_blocks, block_size, n_local_blocks, window)
         self.max_rows = rng.choice([1, 3, 8, 12, 20])
+        self.is_mixed = is_mixed
         self.engine: Engine | None = None
         self.seen: list[int] = []  # chunks of the step
 
@@ -81,7 +83,16 @@ def check_books(engine: Engine) -> None:
                 held[block] += 1
         assert held == pool._n_holders
         assert sorted([*pool._blank, *pool._idle]) == [b for b, n in enumerate(held) if not n]
-        assert not any(getattr(seq, table) for seq in engine._scheduler.waiting)
+        assert not any(getattr(seq, table) for seq in engine._scheduler.queue.in_order())
+
+
+def draw_draft(rng: Random, config: EngineConfig) -> DraftModel | None:
+    """Now and then a draft model, whose cache may be tiny; it is always right where there is no window."""
+    if rng.random() < 0.7:
+        return None
+    n_blocks, block_size = rng.choice([3, 10, 40]), rng.randint(1, 4)
+    draft = MockExecutor(VOCAB, rng.choice([10, CONTEXT]), n_blocks, block_size)
+    return DraftModel(draft, config.max_step_tokens)
 
 
 def draw_request(rng: Random) -> tuple[Request, int]:
@@ -139,11 +150,15 @@ def compare_logprobs(found: tuple[TokenLogprob, ...] | None, expected: list[floa
 
 def run_trace(seed: int) -> None:
     rng = Random(seed)
-    model = Model(rng)
+    model = Model(rng, is_mixed := rng.random() < 0.4)
     config = EngineConfig(
-        model.max_tokens, rng.randint(1, 6), model.max_rows * 4 * VOCAB, rng.choice([0, 2, 8])
+        model.max_tokens,
+        rng.randint(1, 6),
+        model.max_rows * 4 * VOCAB,
+        rng.choice([0, 2, 8]),
+        rng.choice([1, 5, 50]),
     )
-    model.engine = engine = Engine(model, config)
+    model.engine = engine = Engine(model, config, draw_draft(rng, config))
     to_come = [draw_request(rng) for _ in range(rng.randint(1, 6))]
     kinds: dict[int, tuple[Request, int]] = {}
     results: dict[int, list[StepResult]] = {}
@@ -151,6 +166,8 @@ def run_trace(seed: int) -> None:
     while to_come or engine.is_busy:
         while to_come and rng.random() < p_arrival:
             request, i_params = to_come.pop()
+            if is_mixed:
+                request.tenant, request.priority = rng.choice("abc"), rng.choice([0, 0, 0, 1, -1])
             engine.submit(request)
             kinds[request.id] = request, i_params
             results[request.id] = []
@@ -159,7 +176,7 @@ def run_trace(seed: int) -> None:
         oldest, model.seen = next(iter(engine._live.values()), None), []
         for result in engine.step():
             results[result.request_id].append(result)
-        assert oldest is None or id(oldest.chunk) in model.seen
+        assert is_mixed or oldest is None or id(oldest.chunk) in model.seen
         check_books(engine)
     for request_id, (request, i_params) in kinds.items():
         compare(request, i_params, results[request_id], engine)

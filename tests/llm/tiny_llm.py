@@ -30,6 +30,7 @@ def write_tiny_llm(
     context: int = 512,
     pre: str = "gpt-2",
     control: Sequence[str] = (),
+    seed: int = 3,
     **changes: Any,
 ) -> Path:
     """Write the file; a random model says random bytes, the same ones everywhere; `control` are more tokens,
@@ -57,7 +58,7 @@ def write_tiny_llm(
         dim=64, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96, vocab_size=len(tokens),
         norm_eps=1e-5, rope_theta=1e4, context_length=context, tied=True,
     )  # fmt: skip
-    write_checkpoint(synthetic_checkpoint(replace(config, **changes), "q8_0", seed=3), path, metadata)
+    write_checkpoint(synthetic_checkpoint(replace(config, **changes), "q8_0", seed=seed), path, metadata)
     return path
 
 

@@ -93,6 +93,7 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
         use_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls is not False),
         form=None if body.response_format is None else body.response_format.grammar_for,
         n=n,
+        tier=body.service_tier,
     )
     return await begin_chat(service, http, "chat", chat)
 
@@ -126,7 +127,7 @@ def _completion(call: Call, body: ChatRequest, found: Sequence[Whole]) -> dict[s
             for i, answer in enumerate(found)
         ],
         "usage": wire.usage(call),
-        "service_tier": "default",
+        "service_tier": call.tier,
         "system_fingerprint": wire.FINGERPRINT,
     }
 
@@ -135,7 +136,8 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
     """Chunks of the stream; written by hand where there is one for each token."""
     head = (
         f'data: {{"id":"chatcmpl-{call.id}","object":"chat.completion.chunk","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"service_tier":"default","system_fingerprint":"{wire.FINGERPRINT}",'
+        f'"model":{wire.dumps(call.model).decode()},"service_tier":"{call.tier}",'
+        f'"system_fingerprint":"{wire.FINGERPRINT}",'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
     begun: set[int] = set()

@@ -99,7 +99,10 @@ async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -
         return prompts
 
     is_slow = body.response_format is not None or sum(map(len, body.prompts)) > LARGE
-    return await service.begin(http, "completions", body.model, make, is_slow=is_slow, param="prompt")
+    tier = body.service_tier
+    return await service.begin(
+        http, "completions", body.model, make, is_slow=is_slow, param="prompt", tier=tier
+    )
 
 
 class _Text:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from puna.core import SamplingParams, closest
+from puna.server.tiers import Asked
 
 
 class Body(BaseModel):
@@ -50,7 +51,7 @@ class Sampler(Body):
     """How tokens are chosen, by OpenAI's fields and those of other engines (vLLM, llama.cpp)."""
 
     harmless: ClassVar[tuple[str, ...]] = (
-        "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     )  # fmt: skip
 
     model: Annotated[str, Field(min_length=1)]
@@ -69,6 +70,7 @@ class Sampler(Body):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    service_tier: Asked | None = None
 
     def params(
         self, defaults: SamplingParams, *, logprobs: int | None, max_tokens: int | None

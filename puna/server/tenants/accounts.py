@@ -46,6 +46,11 @@ class Account:
             message = f"this key may use {allowed}, not {model}; ask the operator for another key"
             raise ApiError(403, message, param="model", code="model_not_allowed")
 
+    @property
+    def priority(self) -> int:
+        """Of the key's requests in the engine: higher goes first."""
+        return self._limits.priority
+
     def admit(self, n_prompt: int, n_output: int) -> Lease:
         """Reserve tokens and a place. Raises RateLimited."""
         return self.limiter.admit(self.key_id or "", self._limits, n_prompt, n_output)
