@@ -211,7 +211,15 @@ def test_a_background_response_is_asked_for_later(server: Running) -> None:
         client.responses.cancel(whole.id)
 
 
-def test_a_background_response_is_cancelled(server: Running) -> None:
+def test_a_background_response_is_cancelled(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = type(server.llm._engine._engine._executor)
+    step = executor.step
+
+    def unhurried(self: Any, batch: Any) -> Any:
+        time.sleep(0.05)  # or the answer is whole before anybody can cancel it
+        return step(self, batch)
+
+    monkeypatch.setattr(executor, "step", unhurried)
     client = server.openai()
     options: Any = {"extra_body": {"ignore_eos": True}, "background": True}
     begun = client.responses.create(input="Hello", model="tiny", **options)
