@@ -2,6 +2,10 @@
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
+  puna serve small=smollm2 large=./model.gguf --memory 8GiB --idle-unload 600
+
+Of several models, the first is the default; as many as fit into the memory are loaded at once, the others
+when they are asked for, in the place of those that nobody uses.
 
 Options of the server may also stand in a TOML file, under their names with underscores; options of the
 command line win. Interrupt it, or send SIGTERM, to finish what is being answered and stop.
@@ -10,6 +14,7 @@ command line win. Interrupt it, or send SIGTERM, to finish what is being answere
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from puna.core import BadInput
 
 if TYPE_CHECKING:
-    from puna.llm import LLM
+    from puna.llm.models import ModelPool
     from puna.server.config import ServerConfig
     from puna.server.tenants.accounts import Accounts
 
@@ -29,13 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from puna.cli.options import add_loading
     from puna.server.config import ServerConfig
 
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="name, .gguf file, folder or source")
     parser.add_argument(
-        "--name",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="name in requests, once for each model",
+        "models",
+        metavar="[NAME=]MODEL",
+        nargs="+",
+        help="name, .gguf file, folder or source; NAME is what requests call it",
     )
     parser.add_argument("--batch", metavar="N", type=int, help="contexts that the cache has room for")
     parser.add_argument("--config", metavar="FILE", help="settings of the server (TOML)")
@@ -56,20 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = _config(args)
-    if args.name and len(args.name) != len(args.models):
-        raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
-    from puna.llm.models import LoadedModels
     from puna.server.app import create_app
     from puna.server.run import serve
 
     accounts = _accounts(config)
     try:
-        models = LoadedModels(_load(args))
+        pool = _pool(args, config)
         try:
-            app = create_app(config, models, accounts)
-            return serve(app, config, lambda url: _greet(url, models.default))
+            pool.preload()
+            app = create_app(config, pool, accounts)
+            return serve(app, config, lambda url: _greet(url, pool.default))
         finally:
-            models.close()
+            pool.close()
     finally:
         accounts.close()
 
@@ -104,18 +105,51 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig(**found)
 
 
-def _load(args: argparse.Namespace) -> dict[str, LLM]:
-    from puna.cli.options import load
+def _pool(args: argparse.Namespace, config: ServerConfig) -> ModelPool:
+    """The models of a server, not loaded yet."""
+    from puna.cli.options import loading_options
+    from puna.llm import backend
+    from puna.llm.budget import Budget, LLMLoader
+    from puna.llm.config import LLMConfig
+    from puna.llm.models import ModelPool
     from puna.weights import store
 
-    loaded: dict[str, LLM] = {}
-    for i, model in enumerate(args.models):
-        path = store.resolve(model)
-        name = args.name[i] if args.name else _name_of(model)
-        if name in loaded:
-            raise BadInput(f"two models are called {name!r}; give each a --name of its own")
-        loaded[name] = load(path, args, batch=args.batch)
-    return loaded
+    def find(name: str) -> tuple[str, Path] | None:
+        stored = store.find(name)
+        return None if stored is None else (stored.name, store.resolve(stored.name))
+
+    def others() -> list[tuple[str, Path]]:
+        return [(stored.name, stored.path) for stored in store.list_models()]
+
+    options = {**loading_options(args), "batch": args.batch}
+    models = _models(args.models)
+    total = config.memory_bytes or backend.available(backend.choose(LLMConfig(**options)))
+    budget = Budget(total, len(models) + config.any_model)
+    more: dict[str, Any] = {"find": find, "others": others} if config.any_model else {}
+    return ModelPool(models, LLMLoader(**options), budget, idle_s=config.idle_unload, **more)
+
+
+def _models(arguments: list[str]) -> list[tuple[str, Path]]:
+    """What requests call each model, and where it is."""
+    from puna.weights import store
+
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, model = _split(argument)
+        if name in found:
+            raise BadInput(f"two models are called {name!r}; give one another name: NAME={model}")
+        found[name] = store.resolve(model)
+    return list(found.items())
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """NAME=MODEL in its parts; a MODEL alone gets the name that it has."""
+    name, is_named, model = argument.partition("=")
+    if not is_named or Path(argument).exists():
+        return _name_of(argument), argument
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,95}", name):
+        raise BadInput(f"a name must be letters, digits and . _ - / , at most 96 of them, got {name!r}")
+    return name, model
 
 
 def _name_of(model: str) -> str:

@@ -123,6 +123,11 @@ class EngineThread:
     ) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken: neither closed nor broken."""
+        return self._refusal is None
+
     def stream(self, request: Request) -> Stream:
         """Submit a request. Raises what is wrong with it: PromptTooLong, BadValue, or EngineClosed."""
         items: SimpleQueue[Item] = SimpleQueue()

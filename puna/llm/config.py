@@ -96,13 +96,19 @@ class LLMConfig:
     )
     weights: WeightsName = ""  # torch: what matrices are kept in; "": bf16 on an accelerator, f32 on a CPU
     tensor_parallel: int = 1  # torch: processes that share the model, each on a device of its own
+    memory: int | None = None  # bytes that weights, cache and work may take; None: what is free
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
             raise BadValue(f"seed must be a whole number, got {self.seed!r}")
         if not isinstance(self.speculate, bool):
             raise BadValue(f"speculate must be True or False, got {self.speculate!r}")
-        for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", env.most_threads())):
+        for name, most in (
+            ("context", 2**31 - 1),
+            ("batch", 4096),
+            ("threads", env.most_threads()),
+            ("memory", 2**63 - 1),
+        ):
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")

@@ -21,7 +21,7 @@ from puna.engine.config import EngineConfig
 from puna.llm import backend
 from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
-from puna.llm.memory import Needs, Room, fit
+from puna.llm.memory import Needs, Room, extremes, fit
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
 from puna.model.sizes import encoder_bytes, image_bytes, local_layers, local_window
@@ -44,6 +44,7 @@ class Loaded:
     config: ModelConfig  # what the file says
     tokenizer: Tokenizer
     room: Room
+    memory_bytes: int  # that weights, a full cache and the work of a step take
     engine: EngineThread
     threads: int
     seconds: float  # that loading took
@@ -55,23 +56,45 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     Raises BadFile or Unsupported for the file, BadValue and DoesNotFit for what is asked.
     """
     began_at = perf_counter()
-    engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
+    engine_config = _engine_config(asked)
     with open_checkpoint(path, asked.mmproj) as checkpoint:
         chosen = backend.choose(asked)
         name = path.name if path.is_dir() else path.stem
-        room = _room(name, checkpoint, asked, engine_config, chosen)
+        needs = _needs(name, checkpoint, asked, engine_config, chosen)
+        room = fit(needs, asked.context, asked.batch, _least(asked.memory, backend.available(chosen)))
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
     from puna.engine.bridge import EngineThread
     from puna.engine.engine import Engine
 
     threads = executor.threads
     engine = EngineThread(Engine(executor, engine_config))
-    return Loaded(checkpoint.config, tokenizer, room, engine, threads, perf_counter() - began_at)
+    n_bytes = needs.total(room.cache_tokens)
+    return Loaded(checkpoint.config, tokenizer, room, n_bytes, engine, threads, perf_counter() - began_at)
 
 
-def _room(
+def measure(path: Path, asked: LLMConfig) -> tuple[int, int]:
+    """Bytes that a model takes at least and at most, as asked for; nothing is loaded for it.
+
+    Raises what `load` raises for the file.
+    """
+    with open_checkpoint(path, asked.mmproj) as checkpoint:
+        name = path.name if path.is_dir() else path.stem
+        needs = _needs(name, checkpoint, asked, _engine_config(asked), backend.choose(asked))
+        return extremes(needs, asked.context, asked.batch)
+
+
+def _engine_config(asked: LLMConfig) -> EngineConfig:
+    return EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
+
+
+def _least(*limits: int | None) -> int | None:
+    """The least of the limits that are known."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _needs(
     name: str, checkpoint: Checkpoint, asked: LLMConfig, engine_config: EngineConfig, chosen: Backend
-) -> Room:
+) -> Needs:
     config = checkpoint.config
     if asked.context is not None and asked.context > config.context_length:
         raise BadValue(
@@ -79,8 +102,7 @@ def _room(
             f"got {asked.context:,}"
         )
     needs = needs_of(name, checkpoint, asked.cache_type, engine_config, chosen)
-    needs = replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
-    return fit(needs, asked.context, asked.batch, backend.available(chosen))
+    return replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
 
 
 def needs_of(
@@ -153,7 +175,7 @@ def _pack_and_tokenize(
         try:
             packing = pool.submit(pack)
             tokenizer = _text_side(checkpoint)
-            _return_freed_memory()  # before the last weights are packed: at the peak, that is
+            return_freed_memory()  # before the last weights are packed: at the peak, that is
             executor = packing.result()
         finally:
             is_unwanted.set()  # where something else went wrong; leaving the block waits for the packing
@@ -190,7 +212,7 @@ def _text_side(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give the system back what building the tokenizer took for a moment, where the C library is glibc.
 
     It would keep 4 MB of it with SmolLM2, which takes 150 in all.

@@ -64,6 +64,7 @@ class LLM:
     cache_tokens: int  # tokens that the cache has room for, all requests together
     threads: int
     load_seconds: float
+    memory_bytes: int  # that weights, a full cache and the work of a step take
     path: Path
     default_params = DEFAULT_PARAMS
 
@@ -83,6 +84,7 @@ class LLM:
         chat_format: str | None = LLMConfig.chat_format,
         weights: WeightsName = LLMConfig.weights,
         tensor_parallel: int = LLMConfig.tensor_parallel,
+        memory: int | None = LLMConfig.memory,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
@@ -90,19 +92,9 @@ class LLM:
         for name in unknown:
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
-            context,
-            cache_type,
-            threads,
-            batch,
-            seed,
-            speculate,
-            backend,
-            device,
-            mmproj,
-            chat_format,
-            weights,
-            tensor_parallel,
-        )
+            context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
+            weights, tensor_parallel, memory,
+        )  # fmt: skip
         from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
@@ -111,10 +103,16 @@ class LLM:
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
+        self.memory_bytes = loaded.memory_bytes
         self._engine: EngineThread = loaded.engine
         self.chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
+
+    @property
+    def is_open(self) -> bool:
+        """False once it was closed or its engine broke: then it answers nothing any more."""
+        return self._engine.is_open
 
     def close(self) -> None:
         """Cancel what runs and free the memory. A second call does nothing."""

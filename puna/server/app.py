@@ -35,8 +35,10 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served.start()
         yield
         service.is_draining = True
+        await served.stop()
 
     app = FastAPI(
         title="Puna",

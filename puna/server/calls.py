@@ -45,6 +45,7 @@ class Service:
         self.metrics = Metrics()
         self.dialects = Dialects()
         self.calls: set[Call] = set()
+        self.n_waiting = 0  # requests whose model is not in memory yet
         self.is_draining = False
 
     def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
@@ -55,7 +56,7 @@ class Service:
         """Raise ApiError 503 where another call would be one too many."""
         if self.is_draining:
             raise unavailable("the server is shutting down; try another one, or again in a moment", 5)
-        if len(self.calls) >= self.config.max_requests:
+        if self.n_in_flight >= self.config.max_requests:
             raise unavailable(
                 f"the server takes {self.config.max_requests} requests at a time and has as many; "
                 "try again in a moment",
@@ -63,9 +64,54 @@ class Service:
             )
         self.accounts.check_writable()
 
+    @property
+    def n_in_flight(self) -> int:
+        """Requests that have been admitted and are not answered yet."""
+        return len(self.calls) + self.n_waiting
+
     def refresh_metrics(self) -> None:
         """Bring the gauges up to date, for whoever is about to read them."""
-        self.metrics.in_flight.set(len(self.calls))
+        self.metrics.in_flight.set(self.n_in_flight)
+
+    async def use(self, http: HttpRequest, name: str) -> ModelUse:
+        """A model that stays in memory until the result is left, loaded first if need be.
+
+        Raises ApiError: where there is no such model, it cannot be loaded, that takes longer than a request
+        may, or the client has gone away meanwhile.
+        """
+        try:
+            held = self.models.hold(name)
+            if held is None:
+                self.n_waiting += 1
+                try:
+                    held = await self._loaded(http, name)
+                finally:
+                    self.n_waiting -= 1
+            return held
+        except PunaError as error:
+            raise from_puna(error, "model") from None
+
+    async def _loaded(self, http: HttpRequest, name: str) -> ModelUse:
+        loading = asyncio.ensure_future(self.models.use(name))
+        gone = asyncio.ensure_future(when_gone(http.receive, lambda: None))
+        timeout, is_ours = self.config.timeout, False
+        try:
+            await asyncio.wait({loading, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                is_ours = True
+                return loading.result()
+            if gone.done():
+                raise unavailable("the client went away while the model was being loaded", 1)
+            raise unavailable(
+                f"{name} is not in memory, and there was no room for it within the {timeout:g} seconds that "
+                "a request may take; try again when the server is less busy",
+                30,
+            )
+        finally:
+            gone.cancel()
+            if not is_ours:
+                loading.cancel()
+                loading.add_done_callback(_give_back)
 
     async def begin(
         self,
@@ -86,10 +132,7 @@ class Service:
         account = self.authenticate(http)
         self.check_room()
         account.check_model(model)
-        try:
-            use = await self.models.use(model)
-        except PunaError as error:
-            raise from_puna(error, "model") from None
+        use = await self.use(http, model)
         call = Call(self, endpoint, account, use)
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
@@ -102,6 +145,12 @@ class Service:
             if not call.is_started:
                 call.abandon()
         return call
+
+
+def _give_back(loading: asyncio.Future[ModelUse]) -> None:
+    """Nobody takes the model that was waited for."""
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().__exit__(None, None, None)
 
 
 def check_length(model: ServedModel, request: Request, param: str) -> None:

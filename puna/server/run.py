@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
         """Wait until nothing is in flight, or the time is up."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._service.config.grace
-        while self._service.calls and loop.time() < until:
+        while self._service.n_in_flight and loop.time() < until:
             await asyncio.sleep(0.02)
         for call in list(self._service.calls):
             call.cancel()

@@ -68,7 +68,8 @@ class ModelCard:
     name: str  # as requests call it
     created: int  # seconds since 1970 that its file was written
     size: int  # bytes of the file
-    context: int  # tokens of a prompt and its answer
+    context: int | None  # tokens of a prompt and its answer; None: loading decides
+    state: str = "loaded"  # or loading, or unloaded
 
 
 class Models(Protocol):
@@ -81,8 +82,23 @@ class Models(Protocol):
 
     def cards(self) -> list[ModelCard]: ...
 
+    def hold(self, name: str) -> ModelUse | None:
+        """A model that is in memory; None where it has to be loaded first. Raises UnknownModel."""
+        ...
+
     async def use(self, name: str) -> ModelUse:
-        """A model, loaded if it has to be. Raises UnknownModel, NotPulled or DoesNotFit."""
+        """A model, loaded if it has to be; who is cancelled while it waits leaves nothing behind.
+
+        Raises UnknownModel, NotPulled, DoesNotFit, WorkFailed where loading fails, or EngineClosed.
+        """
+        ...
+
+    def start(self) -> None:
+        """The event loop runs."""
+        ...
+
+    async def stop(self) -> None:
+        """It is about to end: nothing more is loaded."""
         ...
 
 

@@ -18,7 +18,8 @@ from server.databases import postgres as postgres
 from server.databases import url as url
 
 from puna import LLM
-from puna.llm.models import LoadedModels
+from puna.llm.budget import Budget, LLMLoader
+from puna.llm.models import ModelPool
 from puna.server.app import create_app
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
@@ -69,12 +70,15 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     def run(config: ServerConfig, accounts: Accounts | None = None) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
-        llm = LLM(tiny_path, threads=1, batch=64)
-        app = create_app(config, LoadedModels({"tiny": llm}), own)
+        pool = ModelPool([("tiny", tiny_path)], LLMLoader(threads=1, batch=64), Budget(None))
+        pool.preload()
+        use = pool.hold("tiny")
+        assert use is not None
+        app = create_app(config, pool, own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()
-        running = Running(urls.get(timeout=30), app, llm)
+        running = Running(urls.get(timeout=30), app, use.model)
         begun.append((running, thread))
         return running
 

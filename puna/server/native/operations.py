@@ -20,8 +20,8 @@ def routes(service: Service) -> APIRouter:
     async def ready() -> Response:
         """200 where a load balancer may send requests; 503 while draining."""
         if service.is_draining:
-            return JSONResponse({"status": "draining", "in_flight": len(service.calls)}, 503)
-        return JSONResponse({"status": "ready", "in_flight": len(service.calls)})
+            return JSONResponse({"status": "draining", "in_flight": service.n_in_flight}, 503)
+        return JSONResponse({"status": "ready", "in_flight": service.n_in_flight})
 
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:

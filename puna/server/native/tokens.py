@@ -49,7 +49,7 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(body: Tokenize, http: HttpRequest) -> dict[str, Any]:
         """The token ids of a text."""
         service.authenticate(http)
-        with await _use(service, body.model) as model:
+        with await service.use(http, body.model or service.models.default) as model:
             bos = None if body.add_special_tokens else False
             prompt, special = body.prompt, body.parse_special
             ids = await _tried(lambda: model.tokenizer.encode(prompt, bos=bos, special=special), len(prompt))
@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
     async def detokenize(body: Detokenize, http: HttpRequest) -> dict[str, Any]:
         """The text of token ids."""
         service.authenticate(http)
-        with await _use(service, body.model) as model:
+        with await service.use(http, body.model or service.models.default) as model:
             ids = body.tokens
             return {"prompt": await _tried(lambda: model.tokenizer.decode(ids), len(ids), "tokens")}
 
@@ -67,7 +67,7 @@ def routes(service: Service) -> APIRouter:
     async def apply_template(body: ApplyTemplate, http: HttpRequest) -> dict[str, Any]:
         """The prompt that a conversation becomes: as text to read, and as token ids, which count."""
         service.authenticate(http)
-        with await _use(service, body.model) as model:
+        with await service.use(http, body.model or service.models.default) as model:
             turns = [as_text_reads(turn) for turn in body.messages]
             tools = [definition(tool) for tool in body.tools] if body.tools else None
 
@@ -100,13 +100,6 @@ def routes(service: Service) -> APIRouter:
         return {"model": call.model, "tokens": ids, "logprobs": content, "total_logprob": total}
 
     return router
-
-
-async def _use(service: Service, name: str | None) -> Any:
-    try:
-        return await service.models.use(name or service.models.default)
-    except PunaError as error:
-        raise from_puna(error, "model") from None
 
 
 async def _tried(make: Callable[[], Any], size: int, param: str = "prompt") -> Any:

@@ -42,4 +42,5 @@ def _openai(card: ModelCard) -> dict[str, Any]:
         "created": card.created,
         "owned_by": "puna",
         "max_model_len": card.context,
+        "state": card.state,
     }
