@@ -252,6 +252,7 @@ class Request:
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
+    adapter: int = 0  # number of a loaded adapter, never used again for another one; 0: the model itself
     id: int = field(default_factory=count().__next__)  # unique in the process
 
 
@@ -285,6 +286,7 @@ class Chunk:
     # multiple of the executor's local_window, at most `start`, nearer than that
     local_blocks: Sequence[int] = ()
     local_start: int = 0
+    adapter: int = 0  # the request's
 
 
 @dataclass(slots=True)
@@ -298,9 +300,9 @@ class Executor(Protocol):
     """Runs steps of one model. The engine knows nothing else of a model.
 
     The cache has `n_blocks` blocks of `block_size` positions each. Contents of a block are a function of the
-    tokens and images that precede and fill it, so blocks of equal prefixes may be shared. An executor whose
-    layers see back to a multiple of `local_window` only, in part, may keep `n_local_blocks` others for those;
-    where it does not, local_window is 0 and one block holds all layers.
+    adapter and of the tokens and images that precede and fill it, so blocks of equal prefixes may be shared.
+    An executor whose layers see back to a multiple of `local_window` only, in part, may keep `n_local_blocks`
+    others for those; where it does not, local_window is 0 and one block holds all layers.
     """
 
     block_size: int
@@ -323,6 +325,19 @@ class Executor(Protocol):
         chunks, on how the sequence was cut into chunks, or on the number of threads.
         """
         ...
+
+    def prepare_adapter(self, adapter: Any, /) -> Any:
+        """What load_adapter() needs of a weights.adapter.Adapter for this model. Safe in any thread.
+
+        Raises BadValue where this executor has no adapters.
+        """
+        ...
+
+    def load_adapter(self, number: int, prepared: Any, /) -> None:
+        """From now on chunks may have this adapter. Between steps, as unload_adapter()."""
+        ...
+
+    def unload_adapter(self, number: int, /) -> None: ...
 
     def close(self) -> None:
         """Free the weights and the cache. Further steps are errors."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 
-from puna.engine.prefix import ROOT, LocalPrefixes, PrefixCache, marks
+from puna.engine.prefix import LocalPrefixes, PrefixCache, marks
 from puna.engine.sequence import Sequence
 
 
@@ -100,7 +100,7 @@ class BlockManager:
         False, and nothing has changed, where too few are free.
         """
         assert not seq.blocks
-        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images)
+        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images, seq.root)
         local_cached: list[int] = []
         if self.window:
             cached, local_cached = self._with_local(cached)
@@ -119,7 +119,7 @@ class BlockManager:
             blocks.extend(known)
             blocks.extend(pool.take(n))
         seq.n_shared = len(cached)
-        seq.parent = self._prefix.serial(cached[-1]) if cached else ROOT
+        seq.parent = self._prefix.serial(cached[-1]) if cached else seq.root
         seq.n_computed = len(cached) * self.block_size
         seq.chunk.local_start = origin
         return True

@@ -12,7 +12,7 @@ import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import asyncio  # at run time only where an event loop asks: it takes as long to import as NumPy
 
 Item = StepResult | PunaError
+
+_LOOK_S = 0.2  # after which who waits for the engine's thread sees whether it lives
 
 
 class _Inbox(NamedTuple):
@@ -146,6 +148,37 @@ class EngineThread:
         """End a request after the current step; its last result says so. Unknown ids are ignored."""
         # takes no lock: the garbage collector may call this at any moment, and the queue allows that
         self._commands.put(partial(self._engine.cancel, request_id))
+
+    def prepare_adapter(self, adapter: object) -> object:
+        """See core.Executor.prepare_adapter."""
+        return self._engine.prepare_adapter(adapter)
+
+    def run(self, work: Callable[[Engine], None]) -> None:
+        """Do something to the engine between two steps, and wait. Raises what it does, or EngineClosed."""
+        done: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def do() -> None:
+            try:
+                work(self._engine)
+            except Exception as error:  # the caller's affair, not the engine's
+                done.put(error)
+            else:
+                done.put(None)
+
+        with self._lock:
+            if self._refusal is not None:
+                raise EngineClosed(self._refusal)
+            self._commands.put(do)
+        while True:
+            try:
+                error = done.get(timeout=_LOOK_S)
+            except Empty:
+                if self._thread.is_alive():
+                    continue
+                raise EngineClosed(self._refusal or "the engine is closed") from None
+            if error is not None:
+                raise error
+            return
 
     def close(self, *, drain: bool = False) -> None:
         """Take no more requests, cancel those there are (or, to drain, finish them), and close the engine."""

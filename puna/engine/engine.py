@@ -32,6 +32,7 @@ from puna.core import (
     TokenLogprob,
     WorkFailed,
 )
+from puna.engine.adapters import AdapterTable
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
 from puna.engine.masks import GrammarStats, MaskWorker
@@ -47,6 +48,7 @@ class Engine:
     def __init__(self, executor: Executor, config: EngineConfig | None = None) -> None:
         config = config or EngineConfig()
         self._executor = executor
+        self.adapters = AdapterTable(executor)
         blocks = BlockManager(
             executor.n_blocks,
             executor.block_size,
@@ -89,6 +91,7 @@ class Engine:
         sampling = SamplingState(params, words, known_stops, seed)
         seq = Sequence(request, max_len, stop_ids, sampling, Guesser())
         self._live[request.id] = seq
+        self.adapters.enter(request.adapter)
         self._scheduler.add(seq)
 
     def check(self, request: Request) -> None:
@@ -114,6 +117,7 @@ class Engine:
                 found = f"{min(ids)} to {max(ids)}"
                 raise BadValue(f"{name} must be token ids from 0 to {n_ids - 1}, got {found}")
         self._check_images(request)
+        self.adapters.check(request.adapter)
         if params.stop and request.sink is None:
             raise BadValue("stop strings need a request with a text sink, got none; use stop_ids or give one")
 
@@ -132,6 +136,12 @@ class Engine:
                         f"tokens, got {position} after {last}"
                     )
                 last = position
+
+    def prepare_adapter(self, adapter: object) -> object:
+        """See core.Executor.prepare_adapter. Safe in any thread."""
+        if self._is_closed:
+            raise EngineClosed("the engine is closed; load the model again to go on")
+        return self._executor.prepare_adapter(adapter)
 
     def cancel(self, request_id: int) -> None:
         """End a request between steps; its last result says so. Nothing happens if it has ended already."""
@@ -346,6 +356,7 @@ class Engine:
             result.text += sink.flush()
         del self._live[seq.request.id]
         self._scheduler.remove(seq)
+        self.adapters.leave(seq.request.adapter)
 
 
 def completion(request: Request, results: Iterable[StepResult]) -> Completion:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Never, Self, overload
 
 from puna.core import (
     BadInput,
     BadValue,
     Completion,
     Image,
-    PlacedImage,
-    PromptTooLong,
     Request,
     SamplingParams,
     TokenLogprob,
@@ -25,7 +24,18 @@ from puna.core import (
     closest,
 )
 from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
-from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
+from puna.llm.prompts import (
+    Batch,
+    Message,
+    Prompt,
+    begun,
+    has_parts,
+    is_batch,
+    is_conversation,
+    items,
+    make_request,
+    random_seed,
+)
 
 if TYPE_CHECKING:
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
@@ -34,8 +44,6 @@ if TYPE_CHECKING:
     from puna.model.config import ModelConfig
     from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
-
-_Begun = TypeVar("_Begun")
 
 _SCORING = SamplingParams(temperature=0, max_tokens=1)
 
@@ -66,6 +74,7 @@ class LLM:
     load_seconds: float
     memory_bytes: int  # that weights, a full cache and the work of a step take
     path: Path
+    _base: LLM | None = None  # whose memory this one has
     default_params = DEFAULT_PARAMS
 
     def __init__(
@@ -95,6 +104,7 @@ class LLM:
             context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
             weights, tensor_parallel, memory,
         )  # fmt: skip
+        from puna.llm.adapters import Adapters
         from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
@@ -105,6 +115,8 @@ class LLM:
         self.threads, self.load_seconds = loaded.threads, loaded.seconds
         self.memory_bytes = loaded.memory_bytes
         self._engine: EngineThread = loaded.engine
+        self.adapters = Adapters(loaded.engine, self.config)
+        self._adapter = 0  # of all requests
         self.chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
@@ -117,6 +129,23 @@ class LLM:
     def close(self) -> None:
         """Cancel what runs and free the memory. A second call does nothing."""
         self._finalizer()
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> LLM:
+        """Load a low-rank adapter (LoRA), PEFT's folder or a GGUF file. Returns this model with it, in the
+        same memory: close either, and both are closed. Raises BadFile, Unsupported or BadValue.
+        """
+        self.adapters.load(name, Path(path).expanduser())
+        return self.with_adapter(name)
+
+    def with_adapter(self, name: str) -> LLM:
+        """This model with an adapter that is loaded; raises UnknownModel."""
+        found = copy.copy(self)
+        found._adapter, found._base = self.adapters.get(name).number, self
+        return found
+
+    def unload_adapter(self, name: str) -> None:
+        """No new request gets it, and those that have it end with it. Raises UnknownModel."""
+        self.adapters.unload(name)
 
     def __enter__(self) -> Self:
         return self
@@ -283,17 +312,17 @@ class LLM:
 
     def submit(self, request: Request) -> AsyncStream:
         """Start a request inside a running event loop. Raises PromptTooLong, BadValue or EngineClosed."""
-        return _begun(self._engine.astream, request)
+        return begun(self._engine.astream, request)
 
     def _answer(self, request: Request) -> Answer:
         from puna.llm.answer import Answer
 
-        return Answer(self, _begun(self._engine.stream, request))
+        return Answer(self, begun(self._engine.stream, request))
 
     def _async_answer(self, request: Request) -> AsyncAnswer:
         from puna.llm.answer import AsyncAnswer
 
-        return AsyncAnswer(self, _begun(self._engine.astream, request))
+        return AsyncAnswer(self, begun(self._engine.astream, request))
 
     def _astream_chat(
         self, messages: str | Sequence[Message], tools: Tools | None, params: SamplingParams
@@ -307,7 +336,7 @@ class LLM:
 
         async def start() -> AsyncStream:
             request = await to_thread(self.chat_request, messages, params, tools=tools)
-            return _begun(self._engine.astream, request)
+            return begun(self._engine.astream, request)
 
         return AsyncAnswer(self, get_running_loop().create_task(start()))
 
@@ -359,40 +388,12 @@ class LLM:
         ids, placed = place(self.config, self.tokenizer, ids, images)
         return self._request_of(ids, params, continuing=False, images=placed)
 
-    def _request_of(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        *,
-        continuing: bool,
-        is_scored: bool = False,
-        images: Sequence[PlacedImage] = (),
-    ) -> Request:
-        from puna.llm.answer import TimedText
-
-        sink = TimedText(self.tokenizer, params.stop, skip_special=True, continuing=continuing)
-        end_ids = self.tokenizer.end_ids
-        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)
+    def _request_of(self, ids: list[int], params: SamplingParams, **kind: Any) -> Request:
+        return make_request(self.tokenizer, ids, params, adapter=self._adapter, **kind)
 
     def _params(self, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """`params` or the defaults, with `options` in their place and a seed."""
         chosen = sampling_params(options, params or DEFAULT_PARAMS)
         if chosen.seed is not None:
             return chosen
-        return replace(chosen, seed=next(self._seeds) if self._seeds else _random_seed())
-
-
-def _begun(start: Callable[[Request], _Begun], request: Request) -> _Begun:
-    """What `start` makes of a request; a prompt that is too long is told how much of it is images."""
-    try:
-        return start(request)
-    except PromptTooLong as error:
-        if not request.images:
-            raise
-        from puna.llm.images import explained
-
-        raise explained(error, request) from None
-
-
-def _random_seed() -> int:
-    return int.from_bytes(os.urandom(4), "little")
+        return replace(chosen, seed=next(self._seeds) if self._seeds else random_seed())

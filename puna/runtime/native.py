@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from puna import _native
 from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, WorkFailed, closest
 from puna.model.config import ModelConfig
+from puna.model.names import adaptable_shapes
 from puna.model.rope import RopeTable
 from puna.model.sizes import local_layers, local_positions, local_window
 from puna.runtime.cpu import default_threads
 from puna.runtime.images import IMAGE_BYTES, max_images
+from puna.runtime.native_adapters import NativeAdapters, Prepared, pack
 from puna.runtime.passes import assign_buffers, fuse
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
+from puna.weights.adapter import Adapter
 from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.recode import kernel_kind, recode
 from puna.weights.blocks.tensor import RawTensor
@@ -85,9 +88,7 @@ class NativeExecutor:
         n_local = -(-local_positions(window, cache_tokens, max_tokens) // BLOCK_TOKENS)
         if n_local < self.n_blocks:
             self.n_local_blocks, self.local_window = n_local, window
-        plans = [fuse(record(cfg, refs, rope))]
-        if cfg.cross_attention:
-            plans.append(fuse(record(cfg, refs, rope, with_images=True)))
+        plans = _record_all(cfg, refs, rope)
         sizes = (
             max_tokens,
             max_logits,
@@ -108,7 +109,15 @@ class NativeExecutor:
         self.ops = [node.op for node in plans[0].nodes]
         vectors = _vectors(plans, tensors)
         packed = _pack_all(_matrices(plans, cfg, refs), tensors, progress)
-        self._results = _lower_all(plans, self._plan, rope, packed, vectors)
+        made: list[tuple[int, str]] = []
+        self._results = _lower_all(plans, self._plan, rope, made, packed, vectors)
+
+        native = self._plan
+
+        def lower_adapted(sites: Mapping[str, int]) -> list[int]:
+            return _lower_all(_record_all(cfg, refs, rope, sites), native, rope, made, packed, vectors)
+
+        self._adapters = NativeAdapters(self._plan, adaptable_shapes(cfg), lower_adapted)
         self._images: Any = None
         if cfg.vision is not None:
             from puna.runtime.native_vision import NativeImages, encoder_weights  # most models see nothing
@@ -140,21 +149,29 @@ class NativeExecutor:
                 blocks.extend(c.local_blocks)
             tables = np.frombuffer(tables, np.int32)
         arrays = [*(np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)), tables]
-        if self._images is not None:
-            return self._step_with_images(batch, arrays)
-        logits: NDArray[np.float32] = self._plan.step(self._results[0], self.vocab_size, *arrays)
-        return logits
-
-    def _step_with_images(self, batch: Batch, arrays: list[Any]) -> NDArray[np.float32]:
-        images, given, seen = self._images.of(batch)
-        number = int(bool(seen))
-        more = (number, given, seen)
-        logits: NDArray[np.float32] = self._plan.step(self._results[number], self.vocab_size, *arrays, *more)
+        images, given, seen = ([], [], []) if self._images is None else self._images.of(batch)
+        adapters = self._adapters.of(batch)
+        results = self._results if adapters is None else self._adapters.results
+        number = int(bool(seen))  # of lists, those for steps with images come second
+        more = (number if adapters is None else number + len(results), given, seen, adapters)
+        logits: NDArray[np.float32] = self._plan.step(results[number], self.vocab_size, *arrays, *more)
         del images  # `given` and `seen` point into them
         return logits
 
+    def prepare_adapter(self, adapter: Adapter) -> Prepared:
+        """See core.Executor.prepare_adapter."""
+        return pack(adapter)
+
+    def load_adapter(self, number: int, prepared: Prepared) -> None:
+        """See core.Executor.load_adapter."""
+        self._adapters.load(number, prepared)
+
+    def unload_adapter(self, number: int) -> None:
+        self._adapters.unload(number)
+
     def close(self) -> None:
         self._plan = self._images = None
+        del self._adapters
 
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:
@@ -238,18 +255,26 @@ def n_matrices(w: WeightRef) -> int:
     return w.shape[0] if len(w.shape) == 3 else 1
 
 
+def _record_all(
+    cfg: ModelConfig, refs: Mapping[str, WeightRef], rope: RopeTable, sites: Mapping[str, int] | None = None
+) -> list[Plan]:
+    """The plan of steps without images and, for models that have another one then, with some."""
+    sees = (False, True) if cfg.cross_attention else (False,)
+    return [fuse(record(cfg, refs, rope, with_images), sites) for with_images in sees]
+
+
 def _lower_all(
     plans: Sequence[Plan],
     native: _native.Plan,
     rope: RopeTable,
+    made: list[tuple[int, str]],
     packed: Mapping[str, Any],
     vectors: Mapping[str, NDArray[np.float32]],
 ) -> list[int]:
     """Every plan as a list of ops over the same weights, cache and buffers; returns the results' buffers."""
-    made: list[tuple[int, str]] = []
     results = []
-    for i, plan in enumerate(plans):
-        if i:
+    for plan in plans:
+        if made:
             native.begin_list()
         native.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
         results.append(_lower(plan, native, made, packed, vectors))
@@ -304,6 +329,8 @@ def _wanted_forms(plan: Plan) -> dict[Value, int]:
         if node.op in ("linear", "gated"):
             for w in node.weights:
                 forms[node.ins[0]] = forms.get(node.ins[0], 0) | _FORMS[_native.input_form(w.kind)]
+            if "sites" in node.attrs:  # adapters may be bfloat16
+                forms[node.ins[0]] |= _FORMS["bf16"]
     return forms
 
 
@@ -328,7 +355,7 @@ def _cross(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, for
 
 
 def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:
-    native.linear(ins[0], weights, outs, ins[1] if len(ins) == 2 else -1)
+    native.linear(ins[0], weights, outs, ins[1] if len(ins) == 2 else -1, node.attrs.get("sites", []))
 
 
 def _store(native: Any, node: Node, ins: list[int], *_: Any) -> None:
