@@ -2,6 +2,7 @@
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
+  puna serve smollm2 --adapter pirate=./pirate-lora
   puna serve small=smollm2 large=./model.gguf --memory 8GiB --idle-unload 600
 
 Of several models, the first is the default; as many as fit into the memory are loaded at once, the others
@@ -14,7 +15,6 @@ command line win. Interrupt it, or send SIGTERM, to finish what is being answere
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from puna.core import BadInput
 
 if TYPE_CHECKING:
-    from puna.llm.models import ModelPool
+    from puna.llm.adapted import AdaptedModels
     from puna.server.config import ServerConfig
     from puna.server.tenants.accounts import Accounts
 
@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]MODEL",
         nargs="+",
         help="name, .gguf file, folder or source; NAME is what requests call it",
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="[MODEL:]NAME=PATH",
+        action="append",
+        default=[],
+        help="low-rank adapter (PEFT folder or GGUF file) that requests call NAME; may be repeated",
     )
     parser.add_argument("--batch", metavar="N", type=int, help="contexts that the cache has room for")
     parser.add_argument("--config", metavar="FILE", help="settings of the server (TOML)")
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         pool = _pool(args, config)
         try:
-            pool.preload()
+            pool.preload([_adapter(text) for text in args.adapter])
             app = create_app(config, pool, accounts)
             return serve(app, config, lambda url: _greet(url, pool.default))
         finally:
@@ -105,10 +112,11 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig(**found)
 
 
-def _pool(args: argparse.Namespace, config: ServerConfig) -> ModelPool:
+def _pool(args: argparse.Namespace, config: ServerConfig) -> AdaptedModels:
     """The models of a server, not loaded yet."""
     from puna.cli.options import loading_options
     from puna.llm import backend
+    from puna.llm.adapted import AdaptedModels
     from puna.llm.budget import Budget, LLMLoader
     from puna.llm.config import LLMConfig
     from puna.llm.models import ModelPool
@@ -126,7 +134,8 @@ def _pool(args: argparse.Namespace, config: ServerConfig) -> ModelPool:
     total = config.memory_bytes or backend.available(backend.choose(LLMConfig(**options)))
     budget = Budget(total, len(models) + config.any_model)
     more: dict[str, Any] = {"find": find, "others": others} if config.any_model else {}
-    return ModelPool(models, LLMLoader(**options), budget, idle_s=config.idle_unload, **more)
+    loader = LLMLoader(**options)
+    return AdaptedModels(ModelPool(models, loader, budget, idle_s=config.idle_unload, **more))
 
 
 def _models(arguments: list[str]) -> list[tuple[str, Path]]:
@@ -147,9 +156,20 @@ def _split(argument: str) -> tuple[str, str]:
     name, is_named, model = argument.partition("=")
     if not is_named or Path(argument).exists():
         return _name_of(argument), argument
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,95}", name):
-        raise BadInput(f"a name must be letters, digits and . _ - / , at most 96 of them, got {name!r}")
+    from puna.llm.adapted import NAME
+
+    if not NAME.fullmatch(name):
+        raise BadInput(f"a name must be letters, digits and . _ - /, at most 96 of them, got {name!r}")
     return name, model
+
+
+def _adapter(text: str) -> tuple[str | None, str, Path]:
+    """[MODEL:]NAME=PATH in its parts."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise BadInput(f"--adapter must be NAME=PATH or MODEL:NAME=PATH, got {text!r}")
+    base, _, own = name.rpartition(":")
+    return base or None, own, Path(path).expanduser()
 
 
 def _name_of(model: str) -> str:

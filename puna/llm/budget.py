@@ -30,6 +30,14 @@ class Budget:
                 f"{readable(self.total)} together; ask for a smaller one, or have the operator raise --memory"
             )
 
+    def check_rest(self, name: str, n_bytes: int, used: int) -> None:
+        """Raise DoesNotFit for what needs more than models that have `used` bytes leave."""
+        if self.total is not None and n_bytes > self.total - used:
+            raise DoesNotFit(
+                f"{name} needs {readable(n_bytes)} of memory, and {readable(self.total - used)} of the "
+                f"{readable(self.total)} that models may take are free; unload something, or raise --memory"
+            )
+
     def target(self, least: int, most: int) -> int | None:
         """Bytes that a model gets where they are free; None: as many as it wants."""
         if self.total is None:

@@ -31,7 +31,7 @@ from puna.core import (
 from puna.llm.budget import Budget, Loader
 from puna.llm.load import return_freed_memory
 from puna.llm.model import LLM
-from puna.llm.resident import InUse, Resident
+from puna.llm.resident import InUse, Resident, file_bytes
 from puna.server.served import ModelCard
 
 _log = logging.getLogger("puna.models")
@@ -73,6 +73,11 @@ class ModelPool:
         return self._named[0]
 
     @property
+    def only(self) -> str | None:
+        """The name of the model where there is one alone."""
+        return self.default if len(self._residents) == 1 else None
+
+    @property
     def used_bytes(self) -> int:
         """Of the budget, by all models in memory and the one that is being loaded."""
         return sum(resident.n_bytes for resident in self._residents.values())
@@ -83,21 +88,24 @@ class ModelPool:
         Raises what is wrong with any of them, and DoesNotFit for one that never will.
         """
         for resident in self._residents.values():
-            least, most = self._loader.measure(resident.path)
+            least, most = self._measure(resident)
             self._budget.check(resident.name, least)
             room = self._budget.room(least, most, self.used_bytes)
             if room is None or room >= least:
-                resident.settle(self._loader.load(resident.path, room, self._tick))
+                model, failed = self._loaded(resident, room)
+                resident.settle(model)
+                for error in failed:
+                    raise error
 
     def cards(self) -> list[ModelCard]:
         listed = {resident.name: resident.path for resident in self._residents.values()}
         listed = {**listed, **{name: path for name, path in self._others() if name not in listed}}
         residents = (self._residents.get(name) or Resident(name, path) for name, path in listed.items())
-        return [resident.card() for resident in residents if resident.path.exists()]
+        return [card for resident in residents if resident.path.exists() for card in resident.cards()]
 
     def hold(self, name: str) -> InUse | None:
         """A model that is in memory; None where use() has to bring it first. Raises UnknownModel."""
-        resident = self._resident(name)
+        resident = self.resident(name)
         return self._held(resident) if resident.is_ready else None
 
     async def use(self, name: str) -> InUse:
@@ -106,7 +114,7 @@ class ModelPool:
         Raises UnknownModel, NotPulled or DoesNotFit; WorkFailed where it cannot be loaded; EngineClosed where
         the server shuts down first.
         """
-        resident = self._resident(name)
+        resident = self.resident(name)
         if resident.is_ready:
             return self._held(resident)
         if self._is_stopping.is_set():
@@ -148,14 +156,38 @@ class ModelPool:
             if resident.model is not None:
                 resident.model.close()
 
-    # what follows runs in the event loop, but for _tick
+    def check_room_for_adapter(self, name: str, path: Path) -> None:
+        """Raise DoesNotFit where an adapter is more than the models in memory leave."""
+        self._budget.check_rest(name, file_bytes(path), self.used_bytes)
+
+    # what follows to _tick runs in any thread
+
+    def _measure(self, resident: Resident) -> tuple[int, int]:
+        """Bytes that a model and its adapters take at least and at most."""
+        least, most = self._loader.measure(resident.path)
+        return least + resident.adapter_bytes, most + resident.adapter_bytes
+
+    def _loaded(self, resident: Resident, room: int | None) -> tuple[LLM, list[PunaError]]:
+        """A model with its adapters, and what is wrong with some of these."""
+        adapters, own = dict(resident.adapters), None if room is None else room - resident.adapter_bytes
+        model = self._loader.load(resident.path, own, self._tick)
+        failed: list[PunaError] = []
+        for name, path in adapters.items():
+            try:
+                model.load_adapter(name, path)
+            except PunaError as error:
+                failed.append(error)
+        return model, failed
 
     def _tick(self, *progress: object) -> None:
         """A loading thread has loaded some more."""
         if self._is_stopping.is_set():
             raise Cancelled("loading was interrupted")
 
-    def _resident(self, name: str) -> Resident:
+    # what follows runs in the event loop
+
+    def resident(self, name: str) -> Resident:
+        """What there is to know of a model. Raises UnknownModel."""
         found = self._residents.get(name)
         if found is not None and (name in self._named or not found.is_blank):
             return found
@@ -173,9 +205,10 @@ class ModelPool:
 
     def _held(self, resident: Resident) -> InUse:
         resident.stop_timer()
-        return resident.hold(self._released)
+        return resident.hold(self.released)
 
-    def _released(self, resident: Resident) -> None:
+    def released(self, resident: Resident) -> None:
+        """Somebody has stopped using it."""
         if not resident.n_users:
             self._changed.set()
             self._rest(resident)
@@ -216,7 +249,7 @@ class ModelPool:
             if not resident.is_wanted:
                 return None
             await self._unload(resident)
-        measured = await _outcome(self._loader.measure, resident.path)
+        measured = await _outcome(self._measure, resident)
         if isinstance(measured, BaseException):
             return _explained(resident.name, measured)
         try:
@@ -238,9 +271,14 @@ class ModelPool:
         room = self._budget.room(least, most, self.used_bytes)
         resident.n_bytes = room or 0
         _log.info("loading %s", resident.name)
-        loaded = await _outcome(self._loader.load, resident.path, room, self._tick)
+        loaded = await _outcome(self._loaded, resident, room)
         resident.n_bytes = 0
-        return loaded
+        if isinstance(loaded, BaseException):
+            return loaded
+        model, failed = loaded
+        for error in failed:
+            _log.error("an adapter of %s could not be loaded: %s", resident.name, error)
+        return model
 
     async def _make_room(self, wanted: Resident, least: int, most: int) -> bool:
         """Unload idle models for what `wanted` would like, and used ones for what it needs.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
@@ -26,6 +26,7 @@ class Resident:
     is_leaving: bool = False  # is being unloaded, or will be once nobody uses it: takes no new users
     waiters: list[asyncio.Future[InUse]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None  # runs while the model is idle, if idle ones are unloaded
+    adapters: dict[str, Path] = field(default_factory=dict)  # by name; loaded whenever the model is
 
     @property
     def is_ready(self) -> bool:
@@ -47,7 +48,13 @@ class Resident:
 
     def settle(self, model: LLM) -> None:
         """The model is in memory."""
-        self.model, self.n_bytes, self.last_used = model, model.memory_bytes, monotonic()
+        self.model, self.last_used = model, monotonic()
+        self.n_bytes = model.memory_bytes + sum(adapter.n_bytes for adapter in model.adapters.all)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """What its adapters take, near enough: their files."""
+        return sum(file_bytes(path) for path in self.adapters.values())
 
     def hold(self, released: Callable[[Resident], None]) -> InUse:
         """Use the model until the result is released, which is told to `released`."""
@@ -78,6 +85,13 @@ class Resident:
         state = "loaded" if self.is_ready else "loading" if self.waiters else "unloaded"
         return ModelCard(self.name, int(found.st_mtime), found.st_size, context, state)
 
+    def cards(self) -> Iterator[ModelCard]:
+        """The model's, and those of its adapters."""
+        own = self.card()
+        yield own
+        for name, path in self.adapters.items():
+            yield replace(own, name=name, size=file_bytes(path), parent=self.name)
+
 
 class InUse:
     """A model that somebody holds on to, until they leave it or release it."""
@@ -89,6 +103,12 @@ class InUse:
         self.model = model
         self._resident: Resident | None = resident
         self._released = released
+
+    def with_adapter(self, name: str) -> InUse:
+        """The same use, of the model with an adapter; released in place of this one. Raises UnknownModel."""
+        self.model = self.model.with_adapter(name)
+        self.name = name
+        return self
 
     def release(self) -> None:
         """A second call does nothing."""
@@ -103,3 +123,9 @@ class InUse:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+
+def file_bytes(path: Path) -> int:
+    """Of an adapter; 0 where it is gone."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.exists())

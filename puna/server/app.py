@@ -20,7 +20,7 @@ from puna.server import guard
 from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
-from puna.server.native import admin, operations, tokens
+from puna.server.native import adapters, admin, operations, tokens
 from puna.server.openai import chat, completions, models
 from puna.server.served import Models
 from puna.server.tenants.accounts import Accounts
@@ -48,7 +48,7 @@ def create_app(config: ServerConfig, served: Models, accounts: Accounts) -> Fast
         redoc_url=None,
     )
     app.state.service = service
-    for part in (chat, completions, models, tokens, operations, admin):
+    for part in (chat, completions, models, tokens, operations, admin, adapters):
         app.include_router(part.routes(service))
     _add_errors(app, service)
     app.add_middleware(guard.Guard, service=service)

@@ -70,6 +70,7 @@ class ModelCard:
     size: int  # bytes of the file
     context: int | None  # tokens of a prompt and its answer; None: loading decides
     state: str = "loaded"  # or loading, or unloaded
+    parent: str | None = None  # of an adapter: the model that it changes
 
 
 class Models(Protocol):
@@ -91,6 +92,18 @@ class Models(Protocol):
 
         Raises UnknownModel, NotPulled, DoesNotFit, WorkFailed where loading fails, or EngineClosed.
         """
+        ...
+
+    async def load_adapter(self, base: str | None, name: str, path: str) -> None:
+        """Serve a model with an adapter of a path under a name of its own, too.
+
+        Without `base` the adapter belongs to the only model there is. Raises BadInput, WorkFailed or
+        DoesNotFit.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """No new request gets it; those that have it go on. Raises UnknownModel."""
         ...
 
     def start(self) -> None:

@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ class FakeModel:
     def __init__(self, owner: FakeLoader, name: str, memory_bytes: int) -> None:
         self.owner, self.name, self.memory_bytes = owner, name, memory_bytes
         self.is_open = True
+        self.adapters = SimpleNamespace(all=())
 
     def close(self) -> None:
         assert self.is_open or self.owner.may_break, "closed twice"

@@ -18,6 +18,7 @@ from server.databases import postgres as postgres
 from server.databases import url as url
 
 from puna import LLM
+from puna.llm.adapted import AdaptedModels
 from puna.llm.budget import Budget, LLMLoader
 from puna.llm.models import ModelPool
 from puna.server.app import create_app
@@ -74,7 +75,7 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         pool.preload()
         use = pool.hold("tiny")
         assert use is not None
-        app = create_app(config, pool, own)
+        app = create_app(config, AdaptedModels(pool), own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()

@@ -24,7 +24,9 @@ def write_model(folder: Path, **changes: Any) -> LlamaForCausalLM:
     return model
 
 
-def write_adapter(folder: Path, base: Path, seed: int, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def write_adapter(
+    folder: Path, base: Path, seed: int, *, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
     """A random adapter of the model in `base`, and the model that PEFT makes of both."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).eval()

@@ -43,4 +43,6 @@ def _openai(card: ModelCard) -> dict[str, Any]:
         "owned_by": "puna",
         "max_model_len": card.context,
         "state": card.state,
+        "root": card.parent or card.name,
+        "parent": card.parent,
     }
