@@ -326,18 +326,11 @@ class Executor(Protocol):
         """
         ...
 
-    def prepare_adapter(self, adapter: Any, /) -> Any:
-        """What load_adapter() needs of a weights.adapter.Adapter for this model. Safe in any thread.
+    def prepare_adapter(self, adapter: Any, /) -> Any: ...  # weights.adapter's; any thread; raises BadValue
 
-        Raises BadValue where this executor has no adapters.
-        """
-        ...
+    def load_adapter(self, number: int, prepared: Any, /) -> None: ...  # chunks may have it; between steps
 
-    def load_adapter(self, number: int, prepared: Any, /) -> None:
-        """From now on chunks may have this adapter. Between steps, as unload_adapter()."""
-        ...
-
-    def unload_adapter(self, number: int, /) -> None: ...
+    def unload_adapter(self, number: int, /) -> None: ...  # between steps
 
     def close(self) -> None:
         """Free the weights and the cache. Further steps are errors."""

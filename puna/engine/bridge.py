@@ -150,7 +150,7 @@ class EngineThread:
         self._commands.put(partial(self._engine.cancel, request_id))
 
     def prepare_adapter(self, adapter: object) -> object:
-        """See core.Executor.prepare_adapter."""
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
         return self._engine.prepare_adapter(adapter)
 
     def run(self, work: Callable[[Engine], None]) -> None:

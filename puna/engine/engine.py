@@ -138,7 +138,7 @@ class Engine:
                 last = position
 
     def prepare_adapter(self, adapter: object) -> object:
-        """See core.Executor.prepare_adapter. Safe in any thread."""
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
         if self._is_closed:
             raise EngineClosed("the engine is closed; load the model again to go on")
         return self._executor.prepare_adapter(adapter)

@@ -28,7 +28,7 @@ class AdaptableWeights:
         self._convert = convert
 
     def prepare(self, adapter: Adapter) -> Prepared:
-        """See core.Executor.prepare_adapter."""
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
         return {
             name: LowRank(self._convert(part.down), self._convert(part.up), part.scale)
             for name, part in adapter.parts.items()

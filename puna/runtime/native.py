@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,24 +101,15 @@ class NativeExecutor:
             self.n_local_blocks,
             local_layers(cfg) if self.local_window else [],
         )
-        try:
-            self._plan: Any = _native.Plan(target, self.threads, *sizes)
-        except RuntimeError as error:
-            raise WorkFailed(
-                f"{self.threads} threads could not be started ({error}); ask for fewer, or raise the limit"
-            ) from None
+        self._plan: Any = _new_plan(target, self.threads, sizes)
         self.ops = [node.op for node in plans[0].nodes]
         vectors = _vectors(plans, tensors)
         packed = _pack_all(_matrices(plans, cfg, refs), tensors, progress)
-        made: list[tuple[int, str]] = []
-        self._results = _lower_all(plans, self._plan, rope, made, packed, vectors)
-
-        native = self._plan
-
-        def lower_adapted(sites: Mapping[str, int]) -> list[int]:
-            return _lower_all(_record_all(cfg, refs, rope, sites), native, rope, made, packed, vectors)
-
-        self._adapters = NativeAdapters(self._plan, adaptable_shapes(cfg), lower_adapted)
+        lower = partial(_lower_all, native=self._plan, rope=rope, made=[], packed=packed, vectors=vectors)
+        self._results = lower(plans)
+        self._adapters = NativeAdapters(
+            self._plan, adaptable_shapes(cfg), lambda sites: lower(_record_all(cfg, refs, rope, sites))
+        )
         self._images: Any = None
         if cfg.vision is not None:
             from puna.runtime.native_vision import NativeImages, encoder_weights  # most models see nothing
@@ -159,11 +151,11 @@ class NativeExecutor:
         return logits
 
     def prepare_adapter(self, adapter: Adapter) -> Prepared:
-        """See core.Executor.prepare_adapter."""
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
         return pack(adapter)
 
     def load_adapter(self, number: int, prepared: Prepared) -> None:
-        """See core.Executor.load_adapter."""
+        """From now on chunks may have it; between steps."""
         self._adapters.load(number, prepared)
 
     def unload_adapter(self, number: int) -> None:
@@ -172,6 +164,15 @@ class NativeExecutor:
     def close(self) -> None:
         self._plan = self._images = None
         del self._adapters
+
+
+def _new_plan(target: str, threads: int, sizes: tuple[Any, ...]) -> _native.Plan:
+    try:
+        return _native.Plan(target, threads, *sizes)
+    except RuntimeError as error:
+        raise WorkFailed(
+            f"{threads} threads could not be started ({error}); ask for fewer, or raise the limit"
+        ) from None
 
 
 def _check(cfg: ModelConfig, target: str, cache_type: str) -> None:

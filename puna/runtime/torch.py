@@ -182,7 +182,7 @@ class TorchExecutor:
         )
 
     def prepare_adapter(self, adapter: Adapter) -> Prepared:
-        """See core.Executor.prepare_adapter."""
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
         if self._adapters is None:
             raise BadValue("adapters need the whole model in one process, and tensor_parallel shares it out")
         return self._adapters.prepare(adapter)

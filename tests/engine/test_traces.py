@@ -1,5 +1,5 @@
 """10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with
-and without blocks of their own for local layers.
+and without blocks of their own for local layers, with adapters that are unloaded now and then.
 
 Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
 twice, and the oldest request moves on in every step.
@@ -11,10 +11,11 @@ from functools import cache
 from random import Random
 
 import numpy as np
+import pytest
 from engine import slow_engine
 from numpy.typing import NDArray
 
-from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob
+from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob, UnknownModel
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine, completion
 from puna.engine.mock import MockExecutor
@@ -62,10 +63,10 @@ class Model(MockExecutor):
 
 @cache
 def expected(
-    prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int, window: int
+    prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int, window: int, adapter: int
 ) -> slow_engine.Answer:
     """The answer in the largest context; in a smaller one it only ends sooner."""
-    request = Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=True)
+    request = Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=True, adapter=adapter)
     return slow_engine.answer(MockExecutor(VOCAB, local_window=window), request, CONTEXT)
 
 
@@ -88,12 +89,13 @@ def draw_request(rng: Random) -> tuple[Request, int]:
         prompt = [*prompt, rng.randrange(3)]
     i_params = rng.randrange(len(PARAMS))
     end_ids = frozenset({END}) if rng.random() < 0.5 else frozenset()
-    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.3), i_params
+    is_scored, adapter = rng.random() < 0.3, rng.choice([0, 0, 1, 2])
+    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=is_scored, adapter=adapter), i_params
 
 
 def compare(request: Request, i_params: int, results: list[StepResult], engine: Engine) -> None:
     window = engine._scheduler.blocks.window
-    answer = expected(tuple(request.prompt), request.end_ids, i_params, window)
+    answer = expected(tuple(request.prompt), request.end_ids, i_params, window, request.adapter)
     room = max(1, engine.capacity - len(request.prompt))
     done = completion(request, results)
     assert list(done.token_ids) == answer.tokens[: len(done.token_ids)]
@@ -121,13 +123,22 @@ def run_trace(seed: int) -> None:
         model.max_tokens, rng.randint(1, 6), model.max_rows * 4 * VOCAB, rng.choice([0, 2, 8])
     )
     model.engine = engine = Engine(model, config)
+    for adapter in (1, 2):
+        engine.adapters.load(adapter, None)
     to_come = [draw_request(rng) for _ in range(rng.randint(1, 6))]
     kinds: dict[int, tuple[Request, int]] = {}
     results: dict[int, list[StepResult]] = {}
+    p_unload = rng.choice([0.0, 0.3])
     p_arrival, p_cancel = rng.choice([0.2, 0.7, 1.0]), rng.choice([0.0, 0.0, 0.05])
     while to_come or engine.is_busy:
         while to_come and rng.random() < p_arrival:
             request, i_params = to_come.pop()
+            if request.adapter == 2 and rng.random() < p_unload:  # who has it keeps it
+                engine.adapters.unload(2)
+                with pytest.raises(UnknownModel):
+                    engine.submit(request)
+                to_come = [other for other in to_come if other[0].adapter != 2]
+                continue
             engine.submit(request)
             kinds[request.id] = request, i_params
             results[request.id] = []
@@ -136,6 +147,8 @@ def run_trace(seed: int) -> None:
         for result in engine.step():
             results[result.request_id].append(result)
         check_books(engine)
+    assert set(engine.adapters._n_users.values()) == {0}
+    assert model.adapters == set(engine.adapters._n_users)
     for request_id, (request, i_params) in kinds.items():
         compare(request, i_params, results[request_id], engine)
     assert engine._scheduler.blocks.n_free == model.n_blocks

@@ -92,7 +92,7 @@ def pool_of(folder: Path, names: str, total: int | None = 10, **options: Any) ->
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await work
 
     asyncio.run(limited())
@@ -375,16 +375,16 @@ def test_random_use_never_meets_a_closed_model_nor_exceeds_the_budget(seed: int,
 
 def test_memory_comes_back(tmp_path: Path) -> None:
     """The real thing: two models in turn, in a budget for one; the process does not grow."""
-    one = write_tiny_llm(tmp_path / "one.gguf", dim=512, ffn_dim=2048, n_layers=4, n_heads=16, n_kv_heads=8)
-    two = write_tiny_llm(tmp_path / "two.gguf", dim=512, ffn_dim=2048, n_layers=4, n_heads=16, n_kv_heads=8)
+    one = write_tiny_llm(tmp_path / "one.gguf", dim=512, ffn_dim=1536, n_layers=2, n_heads=16, n_kv_heads=8)
+    two = write_tiny_llm(tmp_path / "two.gguf", dim=512, ffn_dim=1536, n_layers=2, n_heads=16, n_kv_heads=8)
     loader = LLMLoader(threads=1, context=256, batch=1)
     least, most = loader.measure(one)
-    assert least == most > 15 * MB
+    assert least == most > 10 * MB
     pool = ModelPool([("one", one), ("two", two)], loader, Budget(least, 2))
     sizes: list[int] = []
 
     async def work() -> None:
-        for i in range(20):
+        for i in range(12):
             with await pool.use(("one", "two")[i % 2]) as model:
                 await model.agenerate("hello", temperature=0, max_tokens=4)
             assert pool.used_bytes == least
@@ -394,7 +394,7 @@ def test_memory_comes_back(tmp_path: Path) -> None:
 
     run(work())
     pool.close()
-    assert sizes[-1] - sizes[5] < 8 * MB, sizes
+    assert sizes[-1] - sizes[3] < 6 * MB, sizes
 
 
 def _resident_bytes() -> int:
