@@ -99,8 +99,8 @@ class AdaptedModels:
             base = self._pool.only
         if base is None:
             raise BadValue(
-                f"this server has several models; say which of them the adapter {name!r} belongs to: MODEL:NAME "
-                "on the command line, base_model_name in a request"
+                f"this server has several models; say which of them the adapter {name!r} belongs to: "
+                "MODEL:NAME on the command line, base_model_name in a request"
             )
         if not NAME.fullmatch(name):
             raise BadValue(f"a name must be letters, digits and . _ - /, at most 96 of them, got {name!r}")
@@ -121,6 +121,6 @@ class AdaptedModels:
         except UnknownModel as error:
             use.release()
             raise WorkFailed(
-                f"the adapter {adapter!r} could not be loaded again with its model; see the server's log, and "
-                "unload it or mend its file"
+                f"the adapter {adapter!r} could not be loaded again with its model; see the server's log, "
+                "and unload it or mend its file"
             ) from error

@@ -22,7 +22,7 @@ import numpy as np
 from puna.core import BadFile, Unsupported
 from puna.model.config import ModelConfig
 from puna.model.incoming import Slice, incoming
-from puna.model.names import Scheme, adaptable_shapes
+from puna.model.names import Scheme, adaptable_shapes, shapes
 from puna.weights.blocks.formats import n_bytes
 from puna.weights.blocks.tensor import RawTensor
 from puna.weights.files.gguf import GgufFile
@@ -204,16 +204,18 @@ def _ours(scheme: Scheme, foreign: str, cfg: ModelConfig) -> tuple[str, Slice]:
     except Unsupported:
         found = ()
     module = foreign.removesuffix(".weight")
-    if len(found) != 1 or found[0] != Slice(found[0].ours, heads=found[0].heads):
+    ours = found[0].ours if len(found) == 1 else ""
+    is_absent = ours.startswith("layers.") and ours not in dict(shapes(cfg))
+    if not ours or is_absent or found[0] != Slice(ours, heads=found[0].heads):
         raise BadFile(
             f"the adapter changes {module!r}, which this model does not have; it is of another model"
         )
-    if found[0].ours not in adaptable_shapes(cfg):
+    if ours not in adaptable_shapes(cfg):
         raise Unsupported(
             f"the adapter changes {module!r}; Puna adapts the matrices of attention and of dense "
             "feed-forward layers only"
         )
-    return found[0].ours, found[0]
+    return ours, found[0]
 
 
 def _in_our_order(up: RawTensor, ours: Slice) -> RawTensor:
