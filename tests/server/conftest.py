@@ -37,6 +37,7 @@ class Running:
     url: str
     app: FastAPI
     llm: LLM
+    models: AdaptedModels
 
     @property
     def service(self) -> Service:
@@ -69,17 +70,23 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Starts servers with a configuration of their own; all stop at the end of the module."""
     begun: list[tuple[Running, threading.Thread]] = []
 
-    def run(config: ServerConfig, accounts: Accounts | None = None) -> Running:
+    def run(
+        config: ServerConfig, accounts: Accounts | None = None, models: AdaptedModels | None = None
+    ) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
-        pool = ModelPool([("tiny", tiny_path)], LLMLoader(threads=1, batch=64), Budget(None))
-        pool.preload()
-        use = pool.hold("tiny")
+        if models is None:
+            models = AdaptedModels(
+                ModelPool([("tiny", tiny_path)], LLMLoader(threads=1, batch=64), Budget(None))
+            )
+        models.preload()
+        use = models.hold(models.default)
         assert use is not None
-        app = create_app(config, AdaptedModels(pool), own)
+        use.release()
+        app = create_app(config, models, own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()
-        running = Running(urls.get(timeout=30), app, use.model)
+        running = Running(urls.get(timeout=30), app, use.model, models)
         begun.append((running, thread))
         return running
 
@@ -88,7 +95,7 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         running.service.is_draining = True
         thread.join(30)
         assert not thread.is_alive()
-        running.llm.close()
+        running.models.close()
         running.service.accounts.close()
 
 
