@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from weights.peft_adapters import write_adapter, write_model
 from weights.random_adapter import random_adapter
 
+from puna import _native
 from puna.core import Batch, Chunk
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
@@ -160,8 +161,11 @@ def test_an_unloaded_adapter_leaves_the_others_and_its_slot_to_a_new_one(
     executor.load_adapter(11, executor.prepare_adapter(first))
 
 
-@pytest.mark.parametrize("quant", ["q8_0", "q4_0", "q4_k_m", "bf16"])
-def test_native_rows_have_the_same_bits_in_any_company(quant: str) -> None:
+@pytest.mark.parametrize(
+    ("quant", "target"),
+    [("q4_0", ""), ("q4_k_m", ""), ("bf16", ""), *(("q8_0", name) for name in _native.available_targets())],
+)
+def test_native_rows_have_the_same_bits_in_any_company(quant: str, target: str) -> None:
     """Alone, in a crowd, in chunks of any size, on any number of threads; and rows without an adapter as if
     none were loaded."""
     cfg = ModelConfig(
@@ -170,10 +174,12 @@ def test_native_rows_have_the_same_bits_in_any_company(quant: str) -> None:
     )  # fmt: skip
     checkpoint = synthetic_checkpoint(cfg, quant, seed=1)
     rope = rope_table(cfg, 256)
-    ids = [i % 96 for i in range(0, 700, 3)]
+    ids = [i % 96 for i in range(0, 240, 3)]
 
     def run(threads: int, numbers: tuple[int, ...], cuts: tuple[int, ...]) -> list[NDArray[np.float32]]:
-        made: Any = NativeExecutor(cfg, checkpoint.tensors, rope, cache_tokens=4096, threads=threads)
+        made: Any = NativeExecutor(
+            cfg, checkpoint.tensors, rope, cache_tokens=4096, threads=threads, target=target
+        )
         for number, kind in ((1, "F32"), (2, "BF16"), (3, "F16")):
             if number in numbers:
                 made.load_adapter(
@@ -186,18 +192,14 @@ def test_native_rows_have_the_same_bits_in_any_company(quant: str) -> None:
                 Chunk(ids[start:end], start, table, end - start, adapter=number)
                 for table, number in zip(blocks, numbers, strict=True)
             ]
-            if sum(len(c.tokens) for c in chunks) > 512:
-                for i, each in enumerate(chunks):
-                    rows[i] += step(made, each)
-            else:
-                for i, logits in enumerate(step(made, *chunks)):
-                    rows[i].append(logits)
+            for i, logits in enumerate(step(made, *chunks)):
+                rows[i].append(logits)
         made.close()
         return [np.concatenate(part) for part in rows]
 
-    crowd = run(2, (1, 0, 2, 3, 1), (90, 91, 92, 180, 181))
+    crowd = run(2, (1, 0, 2, 3, 1), (40, 41, 42, 77))
     for number, place in ((0, 1), (1, 0), (2, 2), (3, 3)):
-        (alone,) = run(1, (number,), (150,))
+        (alone,) = run(1, (number,), (70,))
         assert np.array_equal(alone, crowd[place]), number
     assert np.array_equal(crowd[0], crowd[4])
     assert not np.array_equal(crowd[0], crowd[1])
