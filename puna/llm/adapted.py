@@ -78,7 +78,7 @@ class AdaptedModels:
             raise UnknownModel(f"there is no adapter {name!r} here{closest(name, known)}")
         resident = self._pool.resident(self._base_of.pop(adapter))
         resident.adapters.pop(adapter, None)
-        if resident.model is not None and not resident.is_leaving:
+        if resident.model is not None:
             with resident.hold(self._pool.released) as model:
                 for found in [found for found in model.adapters.all if found.name == adapter]:
                     await asyncio.to_thread(model.unload_adapter, adapter)

@@ -278,6 +278,8 @@ class ModelPool:
         model, failed = loaded
         for error in failed:
             _log.error("an adapter of %s could not be loaded: %s", resident.name, error)
+        for adapter in [a for a in model.adapters.all if a.name not in resident.adapters]:
+            await _outcome(model.unload_adapter, adapter.name)  # it was taken away meanwhile
         return model
 
     async def _make_room(self, wanted: Resident, least: int, most: int) -> bool:

@@ -24,6 +24,7 @@ from puna.model.rope import rope_table  # noqa: E402
 from puna.runtime.torch import TorchExecutor  # noqa: E402
 from puna.runtime.torch_parallel import ParallelExecutor  # noqa: E402
 from puna.runtime.torch_shard import Shard, check_ranks  # noqa: E402
+from puna.weights.adapter import Adapter  # noqa: E402
 from puna.weights.blocks.quant import dequantize, quantize  # noqa: E402
 from puna.weights.blocks.tensor import RawTensor  # noqa: E402
 from puna.weights.load import open_checkpoint  # noqa: E402
@@ -59,6 +60,8 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
     for batch in (Batch([Chunk(ids[:95], 0, [4, 0, 2], 95)]), Batch([Chunk(ids[95:], 95, [4, 0, 2], 1)])):
         got, expected = log_softmax(ex.step(batch)), log_softmax(one.step(batch))
         np.testing.assert_allclose(got, expected, rtol=0, atol=LOGPROB)
+    with pytest.raises(BadValue, match="adapters need the whole model in one process"):
+        ex.prepare_adapter(Adapter({}))
     os.kill(ex._workers[0]._process.pid, signal.SIGKILL)
     with pytest.raises(WorkFailed, match=r"rank 1 ended with status -9, so that .* load the model again"):
         ex.step(Batch([Chunk(ids[:95], 0, [4, 0, 2], 1)]))

@@ -79,14 +79,13 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 ModelPool([("tiny", tiny_path)], LLMLoader(threads=1, batch=64), Budget(None))
             )
         models.preload()
-        use = models.hold(models.default)
-        assert use is not None
-        use.release()
+        llm = models._pool.resident(models.default).model
+        assert llm is not None
         app = create_app(config, models, own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()
-        running = Running(urls.get(timeout=30), app, use.model, models)
+        running = Running(urls.get(timeout=30), app, llm, models)
         begun.append((running, thread))
         return running
 

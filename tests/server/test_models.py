@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from server.test_operations import home, until
 from weights.random_adapter import write_random_adapter
 
 from puna import LLM
+from puna.cli import serve
 from puna.cli.serve import _adapter, _split
 from puna.core import BadInput, BadValue
 from puna.llm.adapted import AdaptedModels
@@ -24,6 +26,7 @@ from puna.llm.budget import Budget, LLMLoader
 from puna.llm.models import ModelPool
 from puna.server.config import ServerConfig, parse_bytes
 from puna.server.tenants.limits import Limits
+from puna.weights import store
 
 MESSAGES: Any = [{"role": "user", "content": "Name a colour."}]
 GREEDY: dict[str, Any] = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}
@@ -203,6 +206,31 @@ def test_a_model_that_never_fits_is_503_with_both_numbers(start: Start, folder: 
     assert error["code"] == "insufficient_memory"
     assert "two needs at least 1000.00 GB" in error["message"]
     assert say(running, "one")
+
+
+def test_every_pulled_model_is_served_where_the_operator_says_so(
+    start: Start, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, str]
+) -> None:
+    monkeypatch.setenv("PUNA_HOME", str(tmp_path / "store"))
+    store.pull(str(folder / "two.gguf"), name="mine")
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    args = parser.parse_args([str(folder / "one.gguf"), "--threads", "1", "--context", "256", "--batch", "4"])
+    for is_open in (True, False):
+        config = ServerConfig(port=0, any_model=is_open, idle_unload=0.05)
+        running = start(config, None, serve._pool(args, config))
+        if not is_open:
+            with pytest.raises(openai.NotFoundError, match="this server has one"):
+                say(running, "mine")
+            continue
+        assert list(listed(running)) == ["one", "mine"]
+        assert say(running, "Mine") == expected["two"]
+        until(lambda: all(card["state"] == "unloaded" for card in listed(running).values()))  # noqa: B023
+        assert say(running, "mine") == expected["two"]
+        for path in (str(folder / "two.gguf"), "../two", "hf:a/b", ""):
+            with pytest.raises(openai.APIStatusError) as raised:
+                say(running, path)
+            assert raised.value.status_code in (400, 404)
 
 
 def test_arguments_of_the_command_line_have_names() -> None:
