@@ -17,6 +17,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_adapters.h"
 #include "bind_images.h"
 #include "dispatch.h"
 #include "limits.h"
@@ -148,9 +149,11 @@ BlockTable table_at(Ints blocks, int begin, int origin, int64_t end, int n_block
 
 // tokens [T]; chunks [n, 4] rows of (tokens, start, logits wanted, block table begin); blocks: all tables, concatenated;
 // locals [n, 2] rows of (begin of the table of local layers, its first position), empty where there is one pool.
-Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals) {
+// adapters [n]: the slot of each chunk's adapter or -1, or absent.
+Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals, const std::optional<Ints>& adapters) {
   Step s;
   const int n_chunks = (int)chunks.size() / 4;
+  check(!adapters || (int)adapters->size() == n_chunks, "step: an adapter for each chunk, or -1, is needed where there are any");
   const bool has_pool = !plan.cache().local_layers.empty();
   check((locals ? (int)locals->size() : 0) == (has_pool ? 2 * n_chunks : 0), "step: a table of local layers for each chunk is needed where they have a pool");
   int row = 0;
@@ -167,6 +170,7 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
       local = table_at(blocks, begin, origin, (int64_t)start + n, plan.cache().n_local_blocks);
     }
     s.chunks.push_back({row, n, start, wanted, (int)s.wanted.size(), global, local});
+    if (adapters && adapters->data()[i] >= 0) place_adapter(s, row, n, wanted, adapters->data()[i]);
     for (int j = 0; j < n; j++) {
       s.positions.push_back(start + j);
       s.chunk_of.push_back(i);
@@ -183,11 +187,11 @@ Step make_step(const Plan& plan, int vocab, Ints tokens, Ints chunks, Ints block
 
 // vocab: columns of the result. given, seen: the images of the step.
 nb::object run_step(nb::handle self, int result, int vocab, Ints tokens, Ints chunks, Ints blocks, const std::optional<Ints>& locals, int list,
-                    std::vector<Given> given, std::vector<Seen> seen) {
+                    std::vector<Given> given, std::vector<Seen> seen, const std::optional<Ints>& adapters) {
   Plan& plan = nb::cast<Plan&>(self);
   check(list >= 0 && list < plan.n_lists(), "step: no such list of ops");
   check(vocab > 0 && vocab <= plan.at(result).cols, "step: a result of " + std::to_string(vocab) + " columns from a buffer of " + std::to_string(plan.at(result).cols));
-  Step step = make_step(plan, vocab, tokens, chunks, blocks, locals);
+  Step step = make_step(plan, vocab, tokens, chunks, blocks, locals, adapters);
   place_images(plan, step, given, seen);
   const float* logits;
   {
@@ -312,8 +316,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("kind", [](const PackedMatrix& w) { return std::string(format_of(w.m.kind).name); });
 
   bind_images(m);
-  nb::class_<Plan>(m, "Plan")
-      .def("__init__", [](Plan* self, const std::string& target, int threads, int max_tokens, int max_wanted, const std::string& cache,
+  nb::class_<Plan> plan(m, "Plan");
+  bind_adapters(plan);
+  plan.def("__init__", [](Plan* self, const std::string& target, int threads, int max_tokens, int max_wanted, const std::string& cache,
                           int layers, int n_blocks, int kv_heads, int head_dim, int n_local_blocks, const std::vector<int>& local_layers) {
         check(threads > 0 && max_tokens > 0 && max_wanted > 0 && layers > 0 && n_blocks > 0, "Plan: sizes must be positive");
         check(kv_heads > 0, "Plan: sizes must be positive");
@@ -338,12 +343,13 @@ NB_MODULE(_native, m) {
         p.rms_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out, forms);
       })
       .def("convert", &Plan::convert)
-      .def("linear", [](Plan& p, int x, std::vector<Weight> w, std::vector<int> out, int residual) {
+      .def("linear", [](Plan& p, int x, std::vector<Weight> w, std::vector<int> out, int residual, std::vector<int> sites) {
+        check_sites(p, w, sites);
         check(!w.empty() && w.size() == out.size(), "linear: a buffer for each weight is needed");
         for (size_t i = 0; i < w.size(); i++) check_linear(p, "linear", x, w[i], out[i]);
         for (int o : out) check(residual < 0 || p.at(residual).cols == p.at(o).cols, "linear: the residual differs in columns");
-        p.linear(x, std::move(w), std::move(out), residual);
-      })
+        p.linear(x, std::move(w), std::move(out), residual, std::move(sites));
+      }, "x"_a, "w"_a, "out"_a, "residual"_a, "sites"_a = std::vector<int>())
       .def("gated", [](Plan& p, int x, Weight gate, Weight up, int out) {
         check_linear(p, "gated", x, gate, out);
         check_linear(p, "gated", x, up, out);
@@ -405,7 +411,7 @@ NB_MODULE(_native, m) {
       .def("set_values", &set_values, "buffer"_a, "values"_a, "Fill the first rows of a buffer, to run ops on their own.")
       .def("values", &values, "buffer"_a, "rows"_a, "A copy of the first rows of a buffer.")
       .def("step", &run_step, "result"_a, "vocab"_a, "tokens"_a, "chunks"_a, "blocks"_a, "locals"_a = nb::none(), "list"_a = 0,
-           "given"_a = std::vector<Given>(), "seen"_a = std::vector<Seen>())
+           "given"_a = std::vector<Given>(), "seen"_a = std::vector<Seen>(), "adapters"_a = nb::none())
       .def("block_bytes", &Plan::block_bytes, "local"_a = false)
       .def("read_blocks", &read_blocks, "blocks"_a, "local"_a = false, "Blocks of the cache as bytes.")
       .def("write_blocks", &write_blocks, "blocks"_a, "data"_a, "local"_a = false, "Put such bytes into blocks.")

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "plan_adapters.h"
 #include "plan_attend.h"
 #include "plan_experts.h"
 #include "plan_images.h"
@@ -28,14 +29,14 @@ class LinearOp : public Op {
     const Buffer* out;
     Part part() const { return {&w->m, up ? &up->m : nullptr}; }
   };
-  LinearOp(const Kernels& k, const Buffer& x, std::vector<Target> targets, const Buffer* residual)
-      : k_(k), x_(x), targets_(std::move(targets)), residual_(residual) {
+  LinearOp(const Kernels& k, const Buffer& x, std::vector<Target> targets, const Buffer* residual, std::shared_ptr<AdaptedLinear> adapted = nullptr)
+      : k_(k), x_(x), targets_(std::move(targets)), residual_(residual), adapted_(std::move(adapted)) {
     for (const Target& t : targets_) bytes_ += t.part().bytes();
   }
   void run(const Step& s, const Worker& w) override {
     const int rows = s.rows(x_.rows);
-    if (rows > STREAM_TOKENS) return share_out(rows, w);
-    if (rows > 0) each_run(w, [&](const Target& t, int tile0, int tile1) { compute(t, 0, rows, tile0, tile1, w.scratch); });
+    if (rows > STREAM_TOKENS) return share_out(s, rows, w);
+    if (rows > 0) each_run(w, [&](const Target& t, int tile0, int tile1) { compute(s, t, 0, rows, tile0, tile1, w.scratch); });
   }
   void approach(const Step& s, const Worker& w) const override {
     const int rows = s.rows(x_.rows);
@@ -49,9 +50,10 @@ class LinearOp : public Op {
   }
 
  private:
-  void compute(const Target& t, int row0, int row1, int tile0, int tile1, uint8_t* scratch) const {
+  void compute(const Step& s, const Target& t, int row0, int row1, int tile0, int tile1, uint8_t* scratch) const {
     const Output y{t.out->row(0), (size_t)t.out->cols, residual_ ? residual_->row(0) : nullptr};
     k_.linear(t.w->m, t.up ? &t.up->m : nullptr, x_.input(), row0, row1, tile0, tile1, y, scratch);
+    if (adapted_) adapted_->add(s, (int)(&t - targets_.data()), row0, row1, tile0, tile1, y.y, y.stride, scratch);
   }
 
   template <class Fn> void each_run(const Worker& w, Fn fn) const {
@@ -61,7 +63,7 @@ class LinearOp : public Op {
 
   // Panels of two tiles times blocks of tokens. A block has a home: the thread whose row ops write and read these rows,
   // so that activations stay in its core's cache. Who is done at home helps elsewhere.
-  void share_out(int rows, const Worker& w) const {
+  void share_out(const Step& s, int rows, const Worker& w) const {
     int panels = 0;
     for (const Target& t : targets_) panels += (t.w->m.tiles() + 1) / 2;
     const int blocks = token_blocks(rows, panels, w.n_threads), queues = std::min(blocks, w.n_threads);
@@ -70,15 +72,15 @@ class LinearOp : public Op {
       const int first = blocks * queue / queues, items = (blocks * (queue + 1) / queues - first) * panels;
       for (int item; (item = w.next(queue)) < items;) {
         const int block = first + item / panels;
-        compute_panel(item % panels, (int)((int64_t)rows * block / blocks), (int)((int64_t)rows * (block + 1) / blocks), w.scratch);
+        compute_panel(s, item % panels, (int)((int64_t)rows * block / blocks), (int)((int64_t)rows * (block + 1) / blocks), w.scratch);
       }
     }
   }
 
-  void compute_panel(int panel, int row0, int row1, uint8_t* scratch) const {
+  void compute_panel(const Step& s, int panel, int row0, int row1, uint8_t* scratch) const {
     const Target* t = targets_.data();
     while (panel >= (t->w->m.tiles() + 1) / 2) panel -= (t++->w->m.tiles() + 1) / 2;
-    compute(*t, row0, row1, 2 * panel, std::min(t->w->m.tiles(), 2 * panel + 2), scratch);
+    compute(s, *t, row0, row1, 2 * panel, std::min(t->w->m.tiles(), 2 * panel + 2), scratch);
   }
 
   // Enough blocks for all threads, but none so small that unpacking the weights for it would show.
@@ -92,6 +94,7 @@ class LinearOp : public Op {
   const Buffer& x_;
   const std::vector<Target> targets_;
   const Buffer* residual_;
+  const std::shared_ptr<AdaptedLinear> adapted_;
   size_t bytes_ = 0;
 };
 
@@ -204,10 +207,33 @@ void Plan::convert(int x, int forms) {
   emplace<ConvertOp>(k_, at(x), forms);
 }
 
-void Plan::linear(int x, std::vector<Weight> w, std::vector<int> out, int residual) {
+int Plan::site(int rows, int cols) {
+  adapters_.sites.push_back({rows, cols, {}});
+  return (int)adapters_.sites.size() - 1;
+}
+
+void Plan::set_adapter(int slot, int site, Weight down, Weight up, float scale) {
+  auto& slots = adapters_.sites.at(site).slots;
+  if ((int)slots.size() <= slot) slots.resize(slot + 1);
+  const int rank = down ? padded(down->m.rows) : 0;
+  slots[slot] = {std::move(down), std::move(up), scale};
+  if (rank <= adapters_.rank) return;
+  adapters_.rank = rank;
+  const size_t values = (size_t)std::max(max_tokens_, max_wanted_) * adapters_.stride();
+  adapters_.f32 = Pages(values * sizeof(float));
+  adapters_.bf16 = Pages(values * sizeof(uint16_t));
+}
+
+void Plan::linear(int x, std::vector<Weight> w, std::vector<int> out, int residual, std::vector<int> sites) {
+  std::shared_ptr<AdaptedLinear> adapted;
+  if (!sites.empty()) {
+    adapters_.targets = std::max(adapters_.targets, (int)sites.size());
+    adapted = std::make_shared<AdaptedLinear>(k_, adapters_, at(x), std::move(sites));
+    emplace<AdapterDownOp>(adapted);
+  }
   std::vector<LinearOp::Target> targets;
   for (size_t i = 0; i < w.size(); i++) targets.push_back({std::move(w[i]), nullptr, &at(out[i])});
-  emplace<LinearOp>(k_, at(x), std::move(targets), residual < 0 ? nullptr : &at(residual));
+  emplace<LinearOp>(k_, at(x), std::move(targets), residual < 0 ? nullptr : &at(residual), std::move(adapted));
 }
 
 void Plan::gated(int x, Weight gate, Weight up, int out) {

@@ -42,12 +42,18 @@ struct SeenRows {
   std::vector<const ImageKeys*> images;
 };
 
+// Neighbouring rows that have the same adapter.
+struct AdapterRows {
+  int row0, row1, slot;
+};
+
 struct Step {
   std::vector<Chunk> chunks;
   std::vector<int32_t> tokens, positions, chunk_of;  // per row
   std::vector<int32_t> wanted;                       // row of each wanted row
   std::vector<const float*> given;                   // per row an embedding in place of the token's, or null; or empty
   std::vector<SeenRows> seen;
+  std::vector<AdapterRows> adapters[2];              // among all rows, and among those that are wanted
   int rows(Rows r) const { return r == Rows::ALL ? (int)tokens.size() : (int)wanted.size(); }
 };
 
@@ -97,6 +103,24 @@ struct PackedMatrix {
 };
 using Weight = std::shared_ptr<PackedMatrix>;
 
+// One matrix of an adapter (plan_adapters.h); no weights where the adapter leaves that matrix alone.
+struct LowRank {
+  Weight down, up;  // [rank, cols] and [rows, rank], the rank padded to whole tiles with zeros
+  float scale = 0;
+};
+
+struct AdapterSite {
+  int rows, cols;              // of the matrix that may be adapted
+  std::vector<LowRank> slots;  // by the number of the adapter
+};
+
+struct AdapterBank {
+  std::vector<AdapterSite> sites;
+  int rank = 0, targets = 0;  // the largest rank, and the most matrices of one op
+  Pages f32, bf16;            // scale * down x of the op in progress: [rows, targets * rank]
+  size_t stride() const { return (size_t)targets * rank; }
+};
+
 // What happens to queries and keys before they meet, in this order; 0 where a step is left out.
 struct QueryKeySteps {
   bool rotate;
@@ -127,7 +151,8 @@ class Plan {
   void embed(Weight table, Weight more, int out);  // more: of the tokens behind the table, or null
   void rms_norm(int x, std::vector<float> w, float eps, int out, int forms);
   void convert(int x, int forms);
-  void linear(int x, std::vector<Weight> w, std::vector<int> out, int residual);
+  int site(int rows, int cols);  // a matrix that may have adapters
+  void linear(int x, std::vector<Weight> w, std::vector<int> out, int residual, std::vector<int> sites = {});  // sites: of each weight, or -1
   void gated(int x, Weight gate, Weight up, int out);
   void store(int q, int k, int v, int layer, const QueryKeySteps& steps);
   void attend(int q, int layer, int n_heads, float scale, int reach, int out, int forms);
@@ -141,6 +166,9 @@ class Plan {
   void hadamard(int x, int out);
   void select(int x, int out);
 
+  // Puts one matrix of adapter `slot` in its place, or with null weights takes it away; not during a step.
+  void set_adapter(int slot, int site, Weight down, Weight up, float scale);
+
   // Runs the plan; the values of buffer `result` [wanted rows, cols] are valid until the next step.
   const float* step(Step& step, int result, int list = 0);
 
@@ -151,6 +179,7 @@ class Plan {
 
   int max_tokens() const { return max_tokens_; }
   int max_wanted() const { return max_wanted_; }
+  const AdapterBank& adapters() const { return adapters_; }
   const CacheShape& cache() const { return cache_shape_; }
   const Buffer& at(int i) const { return *buffers_.at(i); }
   Pool& pool() { return pool_; }
@@ -185,6 +214,7 @@ class Plan {
   std::vector<CacheLayer> cache_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<Slots> slots_;
+  AdapterBank adapters_;
   Buffer cos_, sin_;
   std::vector<std::unique_ptr<AttendSchedule>> schedules_;
   std::unique_ptr<CrossSchedule> cross_;

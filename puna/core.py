@@ -256,6 +256,7 @@ class Request:
     sink: TextSink | None = None  # gives the results their text; needed for stop strings
     images: Sequence[PlacedImage] = ()  # in the order of their positions
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
+    adapter: int = 0  # number of a loaded adapter, never used again for another one; 0: the model itself
     priority: int = 0  # from -1000 to 1000: higher goes first; set by whoever knows what the caller may
     tenant: str = ""  # requests of one tenant share what all tenants of a priority have equal parts of
     pooling: Pooling | None = None  # asks for an embedding of the prompt, and for no answer
@@ -293,6 +294,7 @@ class Chunk:
     # multiple of the executor's local_window, at most `start`, nearer than that
     local_blocks: Sequence[int] = ()
     local_start: int = 0
+    adapter: int = 0  # the request's
 
 
 @dataclass(slots=True)
@@ -306,9 +308,9 @@ class Executor(Protocol):
     """Runs steps of one model. The engine knows nothing else of a model.
 
     The cache has `n_blocks` blocks of `block_size` positions each. Contents of a block are a function of the
-    tokens and images that precede and fill it, so blocks of equal prefixes may be shared. An executor whose
-    layers see back to a multiple of `local_window` only, in part, may keep `n_local_blocks` others for those;
-    where it does not, local_window is 0 and one block holds all layers.
+    adapter and of the tokens and images that precede and fill it, so blocks of equal prefixes may be shared.
+    An executor whose layers see back to a multiple of `local_window` only, in part, may keep `n_local_blocks`
+    others for those; where it does not, local_window is 0 and one block holds all layers.
     """
 
     block_size: int
@@ -336,6 +338,12 @@ class Executor(Protocol):
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         """step(), but rows are what the output matrix multiplies: [sum of n_logits, embedding_dim]."""
         ...
+
+    def prepare_adapter(self, adapter: Any, /) -> Any: ...  # weights.adapter's; any thread; raises BadValue
+
+    def load_adapter(self, number: int, prepared: Any, /) -> None: ...  # chunks may have it; between steps
+
+    def unload_adapter(self, number: int, /) -> None: ...  # between steps
 
     def close(self) -> None:
         """Free the weights and the cache. Further steps are errors."""

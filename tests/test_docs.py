@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shlex
 import subprocess
 import sys
@@ -69,11 +68,11 @@ def at_a_server(
         if not begun:
             home = {**environment, "PUNA_HOME": str(tmp_path_factory.mktemp("home"))}
             model = str(store.resolve("smollm2"))
-            command = [sys.executable, "-m", "puna", "serve", model, "--name", "smollm2", "--port", "0"]
+            command = [sys.executable, "-m", "puna", "serve", f"smollm2={model}", "--port", "0"]
             server = subprocess.Popen(command, env=home, stderr=subprocess.PIPE, text=True)
             assert server.stderr is not None
-            ready, _, _ = select.select([server.stderr], [], [], 120)
-            found = re.search(r"(http://127.0.0.1:\d+)/", server.stderr.readline() if ready else "")
+            said = iter(server.stderr.readline, "")
+            found = next(filter(None, (re.search(r"(http://127.0.0.1:\d+)/", line) for line in said)), None)
             assert found, "the server did not start"
             begun.append((server, found[1]))
         return begun[0][1]

@@ -127,23 +127,16 @@ def load(path: Path, args: argparse.Namespace, seed: int | None = None, *, batch
     `seed` is that of the first request that has none of its own.
     """
     with LateProgress() as progress:
-        return LLM(
-            path,
-            context=args.context,
-            cache_type=args.cache_type,
-            threads=args.threads,
-            batch=batch,
-            seed=seed,
-            speculate=not args.no_speculation,
-            backend=args.backend,
-            device=args.device,
-            mmproj=args.mmproj,
-            chat_format=args.chat_format,
-            weights=args.weights,
-            tensor_parallel=args.tensor_parallel,
-            draft=args.draft,
-            progress=progress,
-        )
+        return LLM(path, **loading_options(args), batch=batch, seed=seed, progress=progress)
+
+
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of LLM that `add_loading` has read."""
+    names = (
+        "context", "cache_type", "threads", "backend", "device", "mmproj", "chat_format", "weights",
+        "tensor_parallel", "draft",
+    )  # fmt: skip
+    return {**{name: getattr(args, name) for name in names}, "speculate": not args.no_speculation}
 
 
 class LateProgress:

@@ -2,6 +2,11 @@
 
   puna serve smollm2
   puna serve smollm2 --port 9000 --config serve.toml
+  puna serve smollm2 --adapter pirate=./pirate-lora
+  puna serve small=smollm2 large=./model.gguf --memory 8GiB --idle-unload 600
+
+Of several models, the first is the default; as many as fit into the memory are loaded at once, the others
+when they are asked for, in the place of those that nobody uses.
 
 Options of the server may also stand in a TOML file, under their names with underscores; options of the
 command line win. Interrupt it, or send SIGTERM, to finish what is being answered and stop.
@@ -17,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from puna.core import BadInput
 
 if TYPE_CHECKING:
-    from puna.llm import LLM
+    from puna.llm.adapted import AdaptedModels
     from puna.server.config import ServerConfig
     from puna.server.served import Models
     from puna.server.tenants.accounts import Accounts
@@ -29,13 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from puna.cli.options import add_loading
     from puna.server.config import ServerConfig
 
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="name, .gguf file, folder or source")
     parser.add_argument(
-        "--name",
-        metavar="NAME",
+        "models",
+        metavar="[NAME=]MODEL",
+        nargs="+",
+        help="name, .gguf file, folder or source; NAME is what requests call it",
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="[MODEL:]NAME=PATH",
         action="append",
         default=[],
-        help="name in requests, once for each model",
+        help="low-rank adapter (PEFT folder or GGUF file) that requests call NAME; may be repeated",
     )
     parser.add_argument("--batch", metavar="N", type=int, help="contexts that the cache has room for")
     parser.add_argument("--config", metavar="FILE", help="settings of the server (TOML)")
@@ -56,10 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = _config(args)
-    if args.name and len(args.name) != len(args.models):
-        raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
     from puna.llm.library import StoreLibrary
-    from puna.llm.models import LoadedModels
     from puna.server.app import create_app
     from puna.server.logs import logging_to
     from puna.server.run import serve
@@ -67,14 +74,13 @@ def run(args: argparse.Namespace) -> int:
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
         accounts = _accounts(config)
         try:
-            models = LoadedModels(_load(args))
+            pool = _pool(args, config)
             try:
-                for model in models.loaded().values():
-                    model.speed.measure()
-                app = create_app(config, models, accounts, StoreLibrary())
-                return serve(app, config, lambda url: _greet(url, models))
+                pool.preload([_adapter(text) for text in args.adapter])
+                app = create_app(config, pool, accounts, StoreLibrary())
+                return serve(app, config, lambda url: _greet(url, pool))
             finally:
-                models.close()
+                pool.close()
         finally:
             accounts.close()
 
@@ -109,18 +115,64 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig(**found)
 
 
-def _load(args: argparse.Namespace) -> dict[str, LLM]:
-    from puna.cli.options import load
+def _pool(args: argparse.Namespace, config: ServerConfig) -> AdaptedModels:
+    """The models of a server, not loaded yet."""
+    from puna.cli.options import loading_options
+    from puna.llm import backend
+    from puna.llm.adapted import AdaptedModels
+    from puna.llm.budget import Budget, LLMLoader
+    from puna.llm.config import LLMConfig
+    from puna.llm.models import ModelPool
     from puna.weights import store
 
-    loaded: dict[str, LLM] = {}
-    for i, model in enumerate(args.models):
-        path = store.resolve(model)
-        name = args.name[i] if args.name else _name_of(model)
-        if name in loaded:
-            raise BadInput(f"two models are called {name!r}; give each a --name of its own")
-        loaded[name] = load(path, args, batch=args.batch)
-    return loaded
+    def find(name: str) -> tuple[str, Path] | None:
+        stored = store.find(name)
+        return None if stored is None else (stored.name, store.resolve(stored.name))
+
+    def others() -> list[tuple[str, Path]]:
+        return [(stored.name, stored.path) for stored in store.list_models()]
+
+    options = {**loading_options(args), "batch": args.batch}
+    models = _models(args.models)
+    total = config.memory_bytes or backend.available(backend.choose(LLMConfig(**options)))
+    budget = Budget(total, len(models) + config.any_model)
+    more: dict[str, Any] = {"find": find, "others": others} if config.any_model else {}
+    loader = LLMLoader(**options)
+    return AdaptedModels(ModelPool(models, loader, budget, idle_s=config.idle_unload, **more))
+
+
+def _models(arguments: list[str]) -> list[tuple[str, Path]]:
+    """What requests call each model, and where it is."""
+    from puna.weights import store
+
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, model = _split(argument)
+        if name in found:
+            raise BadInput(f"two models are called {name!r}; give one another name: NAME={model}")
+        found[name] = store.resolve(model)
+    return list(found.items())
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """NAME=MODEL in its parts; a MODEL alone gets the name that it has."""
+    name, is_named, model = argument.partition("=")
+    if not is_named or Path(argument).exists():
+        return _name_of(argument), argument
+    from puna.llm.adapted import NAME
+
+    if not NAME.fullmatch(name):
+        raise BadInput(f"a name must be letters, digits and . _ - /, at most 96 of them, got {name!r}")
+    return name, model
+
+
+def _adapter(text: str) -> tuple[str | None, str, Path]:
+    """[MODEL:]NAME=PATH in its parts."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise BadInput(f"--adapter must be NAME=PATH or MODEL:NAME=PATH, got {text!r}")
+    base, _, own = name.rpartition(":")
+    return base or None, own, Path(path).expanduser()
 
 
 def _name_of(model: str) -> str:

@@ -129,6 +129,11 @@ class EngineThread:
     ) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken: neither closed nor broken."""
+        return self._refusal is None
+
     def stream(self, request: Request) -> Stream:
         """Submit a request. Raises what is wrong with it: PromptTooLong, BadValue, or EngineClosed."""
         items: SimpleQueue[Item] = SimpleQueue()
@@ -152,6 +157,10 @@ class EngineThread:
         """Figures of the engine. Takes no lock, and no step waits for it."""
         found = self._engine.stats()
         return replace(found, waiting=max(found.waiting, len(self._inboxes) - found.running))
+
+    def prepare_adapter(self, adapter: object) -> object:
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
+        return self._engine.prepare_adapter(adapter)
 
     def run(self, work: Callable[[Engine], T]) -> T:
         """Do something with the engine between two steps, and wait for what it gives.

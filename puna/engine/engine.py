@@ -28,6 +28,7 @@ from puna.core import (
     StepResult,
     WorkFailed,
 )
+from puna.engine.adapters import AdapterTable
 from puna.engine.blocks import BlockManager
 from puna.engine.checks import check_request, check_whole
 from puna.engine.config import EngineConfig
@@ -52,6 +53,7 @@ class Engine:
         config = config or EngineConfig()
         self._executor = executor
         self._proposer = proposer or PromptLookup()
+        self.adapters = AdapterTable(executor)
         blocks = BlockManager(
             executor.n_blocks,
             executor.block_size,
@@ -102,14 +104,24 @@ class Engine:
         if request.pooling is not None:
             seq.pooled = Pool(request.pooling, self._executor.embedding_dim)
         self._live[request.id] = seq
+        self.adapters.enter(request.adapter)
         self._scheduler.add(seq)
 
     def check(self, request: Request) -> None:
-        """Raise what is wrong with a request: PromptTooLong, BadValue or EngineClosed. Safe in any thread."""
+        """Raise what is wrong with a request: PromptTooLong, BadValue, UnknownModel (its adapter is gone) or
+        EngineClosed. Safe in any thread.
+        """
         check_whole(request.prompt)
         if self._is_closed:
             raise EngineClosed("the engine is closed; load the model again to go on")
         check_request(request, self._executor, self.capacity)
+        self.adapters.check(request.adapter)
+
+    def prepare_adapter(self, adapter: object) -> object:
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
+        if self._is_closed:
+            raise EngineClosed("the engine is closed; load the model again to go on")
+        return self._executor.prepare_adapter(adapter)
 
     def cancel(self, request_id: int) -> None:
         """End a request between steps; its last result says so. Nothing happens if it has ended already."""
@@ -377,6 +389,7 @@ class Engine:
         del self._live[seq.request.id]
         self._scheduler.remove(seq)
         self._proposer.forget(seq)
+        self.adapters.leave(seq.request.adapter)
 
 
 def _is_plain(seq: Sequence) -> bool:

@@ -53,6 +53,7 @@ class MockExecutor:
         self.n_local_blocks = n_local_blocks
         self.local_window = local_window
         self.is_closed = False
+        self.adapters: set[int] = set()
         self._rows_NV = _noise(vocab_size)
         self._blocks = [array("I", [0]) * block_size for _ in range(n_blocks)]
         self._local_blocks = [array("I", [0]) * block_size for _ in range(n_local_blocks)]
@@ -67,6 +68,7 @@ class MockExecutor:
 
     def _run(self, batch: Batch, n_columns: int) -> NDArray[np.float32]:
         assert not self.is_closed
+        assert all(chunk.adapter in self.adapters for chunk in batch.chunks if chunk.adapter)
         caches = [self._read(chunk) for chunk in batch.chunks]  # before any write, as if all ran at once
         local_caches = [self._read_local(chunk) for chunk in batch.chunks]
         written: set[tuple[int, int]] = set()
@@ -74,18 +76,20 @@ class MockExecutor:
         rows: list[NDArray[np.float32]] = []
         for chunk, cache, local in zip(batch.chunks, caches, local_caches, strict=True):
             for i, token in enumerate(chunk.tokens):
-                self._append(cache, local, token, chunk.images)
+                self._append(cache, local, token, chunk.images, chunk.adapter)
                 if i >= len(chunk.tokens) - chunk.n_logits:
                     rows.append(self._row(cache, local, token)[:n_columns])
             self._write(chunk, cache, written)
             self._write_local(chunk, local, written_local)
         return np.array(rows, np.float32).reshape(len(rows), n_columns)
 
-    def logits(self, tokens: Sequence[int], images: Sequence[PlacedImage] = ()) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], images: Sequence[PlacedImage] = (), adapter: int = 0
+    ) -> NDArray[np.float32]:
         """What step() must give after these tokens: [vocab_size]."""
         cache, local = array("I"), array("I")
         for token in tokens:
-            self._append(cache, local, token, images)
+            self._append(cache, local, token, images, adapter)
         return self._row(cache, local, tokens[-1])
 
     def n_image_positions(self, image: Image) -> int:
@@ -116,16 +120,30 @@ class MockExecutor:
     def close(self) -> None:
         self.is_closed = True
 
+    def prepare_adapter(self, adapter: object) -> object:
+        return adapter
+
+    def load_adapter(self, number: int, prepared: object) -> None:
+        self.adapters.add(number)
+
+    def unload_adapter(self, number: int) -> None:
+        self.adapters.remove(number)
+
     def _append(
-        self, cache: array[int], local: array[int], token: int, images: Sequence[PlacedImage]
+        self,
+        cache: array[int],
+        local: array[int],
+        token: int,
+        images: Sequence[PlacedImage],
+        adapter: int,
     ) -> None:
-        """Extend both caches of a sequence by one position."""
+        """Extend both caches of a sequence by one position; an adapter makes other keys of all of them."""
         position = len(cache)
         contents = _contents(token, position, images)
-        cache.append(crc32(contents, cache[-1] if cache else 0))
+        cache.append(crc32(contents, cache[-1] if cache else adapter))
         if self.local_window:
             opens = position % self.local_window == 0
-            local.append(crc32(contents, 1 if opens else local[-1]))
+            local.append(crc32(contents, 1 + adapter if opens else local[-1]))
 
     def _row(self, cache: array[int], local: array[int], last: int) -> NDArray[np.float32]:
         n_seen = (len(cache) - 1) % self.local_window + 1 if self.local_window else 0

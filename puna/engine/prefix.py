@@ -1,9 +1,9 @@
 """Prefix cache: which full blocks hold the keys and values of which beginnings of sequences.
 
-A block's contents depend on every token and every image before it, so an entry is keyed by the entry of the
-block before it, by the exact tokens of its own block, and by the images with positions there. Entries have
-serial numbers that are never used again: two chains are equal only if their tokens and images are, and no
-hash collision can hand a caller somebody else's context.
+A block's contents depend on the adapter and on every token and image before it, so an entry is keyed by the
+entry of the block before it (the first one by the adapter), by the exact tokens of its own block, and by the
+images with positions there. Entries have serial numbers that are never used again: two chains are equal
+only if their tokens and images are, and no hash collision can hand a caller somebody else's context.
 
 Knows no reference counts and no eviction order: blocks.py does.
 """
@@ -17,6 +17,12 @@ from collections.abc import Sequence
 from puna.core import PlacedImage
 
 ROOT = 0  # serial of the empty prefix
+
+
+def root_of(adapter: int) -> int:
+    """Serial of the empty prefix under an adapter (0: none): below all entries', which count upwards."""
+    return ROOT - adapter
+
 
 Mark = tuple[bytes, int, tuple[int, ...]]  # digest, how many positions lie before the block, those in it
 Key = tuple[int, bytes, tuple[Mark, ...]]  # serial of the parent, tokens, images
@@ -41,9 +47,11 @@ class PrefixCache:
         self._serial_of: dict[int, int] = {}  # block -> serial
         self._n_serials = ROOT
 
-    def match(self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = ()) -> list[int]:
-        """The cached blocks that hold the longest beginning of tokens[:limit], in order."""
-        size, parent = self._block_size, ROOT
+    def match(
+        self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = (), root: int = ROOT
+    ) -> list[int]:
+        """The cached blocks that hold the longest beginning of tokens[:limit] under `root`, in order."""
+        size, parent = self._block_size, root
         blocks: list[int] = []
         for end in range(size, limit + 1, size):
             seen = marks(images, end - size, end)

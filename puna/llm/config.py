@@ -97,6 +97,7 @@ class LLMConfig:
     weights: WeightsName = ""  # torch: what matrices are kept in; "": bf16 on an accelerator, f32 on a CPU
     tensor_parallel: int = 1  # torch: processes that share the model, each on a device of its own
     draft: str | os.PathLike[str] | None = None  # a smaller model that guesses tokens; never changes answers
+    memory: int | None = None  # bytes that weights, cache and work may take; None: what is free
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
@@ -107,7 +108,12 @@ class LLMConfig:
             raise BadValue(
                 "a draft model is there to guess tokens, and speculate is off; leave one of them out"
             )
-        for name, most in (("context", 2**31 - 1), ("batch", 4096), ("threads", env.most_threads())):
+        for name, most in (
+            ("context", 2**31 - 1),
+            ("batch", 4096),
+            ("threads", env.most_threads()),
+            ("memory", 2**63 - 1),
+        ):
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and 1 <= value <= most):
                 raise BadValue(f"{name} must be a whole number from 1 to {most:,}, got {value!r}")

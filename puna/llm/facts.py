@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from puna.core import BadInput
+from puna.llm.config import DEFAULT_PARAMS
+from puna.llm.load import chat_format_of, read_tokenizer
 from puna.model.sizes import n_parameters
 from puna.server.served import ModelFacts
 from puna.text.chat import encode_chat
@@ -21,9 +23,14 @@ _LONG = frozenset(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", 
 _LONGEST = 16  # items of a list that is shown
 
 
-def facts_of(path: Path, tokenizer: Tokenizer, chat_format: str | None) -> ModelFacts:
-    """Reads every byte of a model that is not in the store, for its checksum: may take long."""
+def facts_of(path: Path, chat_format: str | None = None) -> ModelFacts:
+    """Reads every byte of a model that is not in the store, for its checksum: may take long.
+
+    `chat_format` is what prompts are built in, as asked for. Raises what opening the model raises.
+    """
     with open_checkpoint(path) as checkpoint:
+        tokenizer = read_tokenizer(checkpoint)
+        chat_format = chat_format_of(str(path), tokenizer, chat_format)
         named = [key for key in checkpoint.metadata if key not in _LONG]
         metadata = {key: checkpoint.metadata[key] for key in named}
         metadata = {key: value for key, value in metadata.items() if _is_short(value)} | _shape(checkpoint)
@@ -37,6 +44,7 @@ def facts_of(path: Path, tokenizer: Tokenizer, chat_format: str | None) -> Model
             licence=_licence(path, checkpoint),
             capabilities=_capabilities(checkpoint, tokenizer, chat_format),
             metadata=metadata,
+            default_params=DEFAULT_PARAMS,
         )
 
 

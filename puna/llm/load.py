@@ -22,7 +22,7 @@ from puna.engine.config import EngineConfig
 from puna.llm import backend, draft
 from puna.llm.backend import Backend
 from puna.llm.config import LLMConfig
-from puna.llm.memory import Needs, Room, fit
+from puna.llm.memory import Needs, Room, extremes, fit
 from puna.llm.speed import Speed
 from puna.model.config import ModelConfig
 from puna.model.rope import rope_table
@@ -47,6 +47,7 @@ class Loaded:
     tokenizer: Tokenizer
     pooling: str  # of embeddings, as the file asks for it; "last" where it does not
     room: Room
+    memory_bytes: int  # that weights, a full cache and the work of a step take
     engine: EngineThread
     threads: int
     seconds: float  # that loading took
@@ -59,11 +60,11 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     Raises BadFile or Unsupported for the file, BadValue and DoesNotFit for what is asked.
     """
     began_at = perf_counter()
-    engine_config = EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
+    engine_config = _engine_config(asked)
     with open_checkpoint(path, asked.mmproj) as checkpoint, draft.opened(asked) as other:
-        chosen = backend.choose(asked)
-        name = path.name if path.is_dir() else path.stem
-        room, pooling = _room(name, checkpoint, other, asked, engine_config, chosen), _pooling(checkpoint)
+        chosen, pooling = backend.choose(asked), _pooling(checkpoint)
+        needs = _needs(path, checkpoint, other, asked, engine_config, chosen)
+        room = fit(needs, asked.context, asked.batch, _least(asked.memory, backend.available(chosen)))
         executor, tokenizer = _pack_and_tokenize(checkpoint, asked, room, engine_config, chosen, progress)
         cost = None if chosen.is_torch else cost_of(checkpoint, asked.cache_type)
         proposer = None
@@ -78,8 +79,28 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
 
     threads = executor.threads
     engine = EngineThread(Engine(executor, engine_config, proposer))
+    n_bytes = needs.total(room.cache_tokens)
     speed, seconds = Speed(cost, threads), perf_counter() - began_at
-    return Loaded(checkpoint.config, tokenizer, pooling, room, engine, threads, seconds, speed)
+    return Loaded(checkpoint.config, tokenizer, pooling, room, n_bytes, engine, threads, seconds, speed)
+
+
+def measure(path: Path, asked: LLMConfig) -> tuple[int, int]:
+    """Bytes that a model takes at least and at most, as asked for; nothing is loaded for it.
+
+    Raises what `load` raises for the file.
+    """
+    with open_checkpoint(path, asked.mmproj) as checkpoint, draft.opened(asked) as other:
+        needs = _needs(path, checkpoint, other, asked, _engine_config(asked), backend.choose(asked))
+        return extremes(needs, asked.context, asked.batch)
+
+
+def _engine_config(asked: LLMConfig) -> EngineConfig:
+    return EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
+
+
+def _least(*limits: int | None) -> int | None:
+    """The least of the limits that are known."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _pooling(checkpoint: Checkpoint) -> str:
@@ -91,14 +112,16 @@ def _pooling(checkpoint: Checkpoint) -> str:
     return {0: "last", 1: "mean", 2: "cls", 3: "last", 4: "rank"}.get(number, f"number {number}")
 
 
-def _room(
-    name: str,
+def _needs(
+    path: Path,
     checkpoint: Checkpoint,
     other: Checkpoint | None,
     asked: LLMConfig,
     engine_config: EngineConfig,
     chosen: Backend,
-) -> Room:
+) -> Needs:
+    """What a model and its draft, if there is one, take in memory."""
+    name = path.name if path.is_dir() else path.stem
     config = checkpoint.config
     if asked.context is not None and asked.context > config.context_length:
         raise BadValue(
@@ -107,11 +130,11 @@ def _room(
         )
     needs = needs_of(name, checkpoint, asked.cache_type, engine_config, chosen)
     needs = replace(needs, weight_bytes=backend.weight_bytes(checkpoint, chosen))
-    if other is not None:
-        alone = replace(chosen, ranks=1)
-        beside = needs_of("", other, asked.cache_type, engine_config, alone)
-        needs = draft.together(needs, replace(beside, weight_bytes=backend.weight_bytes(other, alone)))
-    return fit(needs, asked.context, asked.batch, backend.available(chosen))
+    if other is None:
+        return needs
+    alone = replace(chosen, ranks=1)
+    beside = needs_of("", other, asked.cache_type, engine_config, alone)
+    return draft.together(needs, replace(beside, weight_bytes=backend.weight_bytes(other, alone)))
 
 
 def needs_of(
@@ -184,7 +207,7 @@ def _pack_and_tokenize(
         try:
             packing = pool.submit(pack)
             tokenizer = _text_side(checkpoint)
-            _return_freed_memory()  # before the last weights are packed: at the peak, that is
+            return_freed_memory()  # before the last weights are packed: at the peak, that is
             executor = packing.result()
         finally:
             is_unwanted.set()  # where something else went wrong; leaving the block waits for the packing
@@ -221,7 +244,7 @@ def _text_side(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give the system back what building the tokenizer took for a moment, where the C library is glibc.
 
     It would keep 4 MB of it with SmolLM2, which takes 150 in all.

@@ -91,6 +91,16 @@ def fit(needs: Needs, context: int | None, batch: int | None, available: int | N
     return Room(wanted, n_tokens)
 
 
+def extremes(needs: Needs, context: int | None, batch: int | None) -> tuple[int, int]:
+    """Bytes that `fit` is content with, and those that it takes at most."""
+    least = min(needs.context, _LEAST_CONTEXT) if context is None else context
+    most = needs.context if context is None else context
+    return (
+        needs.total(needs.padded(least) * (batch or 1)),
+        needs.total(needs.padded(most) * (batch or _DEFAULT_BATCH)),
+    )
+
+
 def _tokens(needs: Needs, available: int, share: float, batch: int) -> int:
     """Tokens of each of `batch` sequences whose caches take `share` of what the rest of the model leaves."""
     return needs.tokens_in(int((available - needs.total(0)) * share), batch)
@@ -101,16 +111,16 @@ def _refusal(needs: Needs, context: int, batch: int, available: int) -> str:
     n_tokens = needs.padded(context) * batch
     times = f" for each of {batch} sequences" if batch > 1 else ""
     message = (
-        f"{needs.name} with a context of {context:,} tokens{times} needs {_gb(needs.total(n_tokens))} "
-        f"of memory ({_gb(needs.weight_bytes)} for weights, {_gb(needs.cache_bytes(n_tokens))} for "
-        f"keys and values), and {_gb(available)} are available"
+        f"{needs.name} with a context of {context:,} tokens{times} needs {readable(needs.total(n_tokens))} "
+        f"of memory ({readable(needs.weight_bytes)} for weights, {readable(needs.cache_bytes(n_tokens))} for "
+        f"keys and values), and {readable(available)} are available"
     )
     if fits < 1:
         return f"{message}; use a smaller model or a smaller quantization of it"
     return f"{message}; a context of {fits:,} fits"
 
 
-def _gb(n_bytes: int) -> str:
+def readable(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{n_bytes / 1e6:.2f} MB"
 
 

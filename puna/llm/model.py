@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,9 @@ class LLM(Sessions):
     threads: int
     load_seconds: float
     speed: Speed  # what steps take at the machine's limit
+    memory_bytes: int  # that weights, a full cache and the work of a step take
     path: Path
+    _base: LLM | None = None  # whose memory this one has
     default_params = DEFAULT_PARAMS
 
     def __init__(
@@ -90,6 +93,7 @@ class LLM(Sessions):
         weights: WeightsName = LLMConfig.weights,
         tensor_parallel: int = LLMConfig.tensor_parallel,
         draft: str | os.PathLike[str] | None = LLMConfig.draft,
+        memory: int | None = LLMConfig.memory,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
@@ -98,8 +102,9 @@ class LLM(Sessions):
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
             context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
-            weights, tensor_parallel, draft,
+            weights, tensor_parallel, draft, memory,
         )  # fmt: skip
+        from puna.llm.adapters import Adapters
         from puna.llm.load import chat_format_of, load
         from puna.weights import store
 
@@ -108,14 +113,38 @@ class LLM(Sessions):
         self.config, self.tokenizer, self.pooling = loaded.config, loaded.tokenizer, loaded.pooling
         self.context, self.cache_tokens = loaded.room.context, loaded.room.cache_tokens
         self.threads, self.load_seconds, self.speed = loaded.threads, loaded.seconds, loaded.speed
+        self.memory_bytes = loaded.memory_bytes
         self._engine: EngineThread = loaded.engine
+        self.adapters = Adapters(loaded.engine, self.config)
         self.chat_format = chat_format_of(os.fspath(model), self.tokenizer, chat_format)
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
 
+    @property
+    def is_open(self) -> bool:
+        """False once it was closed or its engine broke: then it answers nothing any more."""
+        return self._engine.is_open
+
     def close(self) -> None:
         """Cancel what runs and free the memory. A second call does nothing."""
         self._finalizer()
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> LLM:
+        """Load a low-rank adapter (LoRA), PEFT's folder or a GGUF file. Returns this model with it, in the
+        same memory: close either, and both are closed. Raises BadFile, Unsupported or BadValue.
+        """
+        self.adapters.load(name, Path(path).expanduser())
+        return self.with_adapter(name)
+
+    def with_adapter(self, name: str) -> LLM:
+        """This model with an adapter that is loaded; raises UnknownModel."""
+        found = copy.copy(self)
+        found._adapter, found._base = self.adapters.get(name), self
+        return found
+
+    def unload_adapter(self, name: str) -> None:
+        """No new request gets it, and those that have it end with it. Raises UnknownModel."""
+        self.adapters.unload(name)
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from puna.core import BadInput, BadValue, PlacedImage, Pooling, Request, Samplin
 from puna.llm.prompts import Message, Prompt, has_parts
 
 if TYPE_CHECKING:
+    from puna.llm.adapters import LoadedAdapter
     from puna.model.config import ModelConfig
     from puna.text.chat import Tools
     from puna.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class Requests:
     path: Path
     chat_format: str | None
     pooling: str  # of embeddings where nobody says; as the file has it, which may be one that is not done
+    _adapter: LoadedAdapter | None = None  # of all requests
 
     def text_request(
         self,
@@ -113,4 +115,5 @@ class Requests:
 
         sink = text_sink(self.tokenizer, params.stop, continuing=continuing, has_tools=bool(tools))
         end_ids = self.tokenizer.end_ids
-        return Request(ids, params, end_ids, prompt_logprobs=is_scored, sink=sink, images=images)
+        adapter = 0 if self._adapter is None else self._adapter.number
+        return Request(ids, params, end_ids, is_scored, sink=sink, images=images, adapter=adapter)

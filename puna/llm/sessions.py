@@ -35,7 +35,8 @@ class Origin:
 
     engine: EngineThread
     model: str  # name, for people
-    weights: str  # fingerprint
+    weights: str  # fingerprint, of its adapter as well
+    adapter: int = 0  # as the engine knows it
 
 
 class Sessions(Requests):
@@ -102,4 +103,8 @@ class Sessions(Requests):
                 raise WorkFailed(
                     f"the files of {self.path.name} have changed since they were loaded; load again"
                 )
-            return Origin(self._engine, self.path.stem, fingerprint(checkpoint))
+            model, weights, adapter = self.path.stem, fingerprint(checkpoint), self._adapter
+        if adapter is None:
+            return Origin(self._engine, model, weights)
+        weights = f"{weights}+{adapter.fingerprint}"
+        return Origin(self._engine, f"{model} with the adapter {adapter.name}", weights, adapter.number)

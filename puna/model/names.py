@@ -243,6 +243,18 @@ def _adapter_shapes(cfg: ModelConfig) -> Shapes:
     return shapes
 
 
+_ADAPTABLE = (*ADAPTED, "shared_w1", "shared_w2", "shared_w3")
+
+
+def adaptable_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The matrices that adapters of a loaded model may change: of layers, neither experts nor routers."""
+    return {
+        name: shape
+        for name, shape in shapes(cfg)
+        if name.startswith("layers.") and name.rpartition(".")[2] in _ADAPTABLE
+    }
+
+
 def _dense_shapes(cfg: ModelConfig) -> Shapes:
     return {"w1": (cfg.ffn_dim, cfg.dim), "w2": (cfg.dim, cfg.ffn_dim), "w3": (cfg.ffn_dim, cfg.dim)}
 

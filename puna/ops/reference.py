@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.core import Batch
+from puna.ops.adapters import Adaptable, AdapterRows, adapter_rows
 from puna.ops.images import NO_IMAGES, StepImages
 
 Array = NDArray[np.float32]
@@ -62,6 +63,7 @@ class Step:
     wanted_R: Indices  # rows of the step after which logits are wanted
     cache: Cache
     images: StepImages = NO_IMAGES
+    adapters: AdapterRows = ()
 
     @classmethod
     def of(cls, batch: Batch, cache: Cache, images: StepImages = NO_IMAGES) -> Step:
@@ -85,6 +87,7 @@ class Step:
             np.concatenate(wanted),
             cache,
             images,
+            adapter_rows(batch),
         )
 
 
@@ -105,8 +108,15 @@ class NumpyOps:
             x_TD[image.rows_N] = image.image_ID[image.parts_N]
         return x_TD
 
-    def linear(self, x_TD: Array, w_ED: Array, bias_E: Array | None = None) -> Array:
-        y_TE: Array = x_TD @ w_ED.T
+    def linear(self, x_TD: Array, w_ED: Array | Adaptable, bias_E: Array | None = None) -> Array:
+        if isinstance(w_ED, Adaptable):
+            y_TE = self.linear(x_TD, w_ED.w_ED, bias_E)
+            for number, rows in self.step.adapters:
+                if number in w_ED.adapters:
+                    down_AD, up_EA, scale = w_ED.adapters[number]
+                    y_TE[rows] += (scale * (x_TD[rows] @ down_AD.T)) @ up_EA.T
+            return y_TE
+        y_TE = x_TD @ w_ED.T
         return y_TE if bias_E is None else y_TE + bias_E
 
     def add(self, a_TD: Array, b_TD: Array, gate_1: Array | None = None) -> Array:

@@ -33,7 +33,10 @@ class Ops(Protocol[T]):
         ...
 
     def linear(self, x_TD: T, w_ED: Any, bias_E: Any = None) -> T:
-        """x @ w.T + bias -> [T, E]. The weight may be quantized, sliced or adapted: its kind says how."""
+        """x @ w.T + bias -> [T, E]. The weight may be quantized, sliced or adapted: its kind says how.
+
+        Of an adapters.Adaptable, each row gets what the adapter of its sequence adds, if it has one.
+        """
         ...
 
     def add(self, a_TD: T, b_TD: T, gate_1: Any = None) -> T:

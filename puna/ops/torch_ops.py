@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.core import Batch, Chunk
+from puna.ops.adapters import Adaptable, AdapterRows, adapter_rows
 from puna.ops.images import NO_IMAGES, StepImages
 from puna.ops.torch_attention import Masks, attend_span, masks_of
 from puna.ops.torch_experts import grouped_linear, share_out
@@ -101,6 +102,7 @@ class Step:
     cache: Cache
     images: StepImages = NO_IMAGES
     local_slots_T: Tensor | None = None  # of local layers
+    adapters: AdapterRows = ()
 
     @classmethod
     def of(cls, batch: Batch, cache: Cache, images: StepImages = NO_IMAGES) -> Step:
@@ -127,6 +129,7 @@ class Step:
             cache=cache,
             images=images,
             local_slots_T=None if local is None else _new_slots(local, chunks, cache.device),
+            adapters=adapter_rows(batch),
         )
 
 
@@ -202,8 +205,18 @@ class TorchOps:
         return x_TD
 
     def linear(self, x_TD: Tensor, w_ED: Any, bias_E: Tensor | None = None) -> Tensor:
+        if isinstance(w_ED, Adaptable):
+            return self._adapted(x_TD, w_ED)
         y_TE = linear(x_TD, w_ED)
         return y_TE if bias_E is None else y_TE + bias_E.to(x_TD.dtype)
+
+    def _adapted(self, x_TD: Tensor, w_ED: Adaptable) -> Tensor:
+        y_TE = linear(x_TD, w_ED.w_ED)
+        for number, rows in self.step.adapters:
+            if number in w_ED.adapters:
+                down_AD, up_EA, scale = w_ED.adapters[number]
+                y_TE[rows] += scale * linear(linear(x_TD[rows], down_AD), up_EA)
+        return y_TE
 
     def add(self, a_TD: Tensor, b_TD: Tensor, gate_1: Tensor | None = None) -> Tensor:
         return a_TD + (b_TD if gate_1 is None else gate_1.tanh().to(b_TD.dtype) * b_TD)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puna import _native
+from puna.core import WorkFailed
 
 
 def default_threads() -> int:
@@ -37,3 +38,13 @@ def measure_limits(
         "int8_tops": _native.int8_tops(target, threads, seconds),
         "bf16_tflops": _native.bf16_tflops(target, threads, seconds),
     }
+
+
+def new_plan(target: str, threads: int, sizes: tuple[Any, ...]) -> _native.Plan:
+    """A plan without ops, its threads running. Raises WorkFailed where the system starts no more."""
+    try:
+        return _native.Plan(target, threads, *sizes)
+    except RuntimeError as error:
+        raise WorkFailed(
+            f"{threads} threads could not be started ({error}); ask for fewer, or raise the limit"
+        ) from None

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna import _native
-from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, WorkFailed, closest
+from puna.core import BadValue, Batch, EngineClosed, Image, Unsupported, closest
 from puna.model.config import ModelConfig
+from puna.model.names import adaptable_shapes
 from puna.model.rope import RopeTable
 from puna.model.sizes import local_layers, local_positions, local_window
-from puna.runtime.cpu import default_threads
+from puna.runtime.cpu import default_threads, new_plan
 from puna.runtime.images import IMAGE_BYTES, max_images
+from puna.runtime.native_adapters import NativeAdapters, Prepared, pack
 from puna.runtime.native_blocks import MovableBlocks, cache_format
 from puna.runtime.passes import assign_buffers, fuse, without_output
 from puna.runtime.plan import Node, Plan, Value, WeightRef, record
+from puna.weights.adapter import Adapter
 from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.recode import kernel_kind, recode
 from puna.weights.blocks.tensor import RawTensor
@@ -98,17 +102,16 @@ class NativeExecutor(MovableBlocks):
             self.n_local_blocks,
             local_layers(cfg) if self.local_window else [],
         )
-        try:
-            self._plan: Any = _native.Plan(target, self.threads, *sizes)
-        except RuntimeError as error:
-            raise WorkFailed(
-                f"{self.threads} threads could not be started ({error}); ask for fewer, or raise the limit"
-            ) from None
+        self._plan: Any = new_plan(target, self.threads, sizes)
         self.cache_format = cache_format(cfg, rope, cache_type, target, self.local_window)
         self.ops = [node.op for node in plans[0].nodes]
         vectors = _vectors(plans, tensors)
         packed = _pack_all(_matrices(plans, cfg, refs), tensors, progress)
-        self._results = _lower_all(plans, self._plan, rope, packed, vectors)
+        lower = partial(_lower_all, native=self._plan, rope=rope, made=[], packed=packed, vectors=vectors)
+        self._results = lower(plans)
+        self._adapters = NativeAdapters(
+            self._plan, adaptable_shapes(cfg), lambda sites: lower(_plans(cfg, refs, rope, sites))
+        )
         self._images: Any = None
         if cfg.vision is not None:
             from puna.runtime.native_vision import NativeImages, encoder_weights  # most models see nothing
@@ -148,22 +151,40 @@ class NativeExecutor(MovableBlocks):
                 blocks.extend(c.local_blocks)
             tables = np.frombuffer(tables, np.int32)
         arrays = [*(np.frombuffer(x, np.int32) for x in (tokens, chunks, blocks)), tables]
-        images, given, seen = self._images.of(batch) if self._images is not None else (None, [], [])
-        number = first + bool(seen)
-        more = (*arrays, number, given, seen)
-        rows: NDArray[np.float32] = self._plan.step(self._results[number], n_columns, *more)
+        images, given, seen = (None, [], []) if self._images is None else self._images.of(batch)
+        adapters = self._adapters.of(batch)
+        results = self._results if adapters is None else self._adapters.results
+        number = first + bool(seen)  # among the lists of ops that are like it
+        n_before = 0 if adapters is None else len(self._results)
+        more = (*arrays, n_before + number, given, seen, adapters)
+        rows: NDArray[np.float32] = self._plan.step(results[number], n_columns, *more)
         del images  # `given` and `seen` point into them
         return rows
 
+    def prepare_adapter(self, adapter: Adapter) -> Prepared:
+        """See core.Executor.prepare_adapter."""
+        return pack(adapter)
+
+    def load_adapter(self, number: int, prepared: Prepared) -> None:
+        self._adapters.load(number, prepared)
+
+    def unload_adapter(self, number: int) -> None:
+        self._adapters.unload(number)
+
     def close(self) -> None:
         self._plan = self._images = None
+        del self._adapters
 
 
-def _plans(cfg: ModelConfig, refs: Mapping[str, WeightRef], rope: RopeTable) -> list[Plan]:
-    """Of logits, and with cross-attention of logits where tokens see images; then both of hidden states."""
-    plans = [fuse(record(cfg, refs, rope))]
-    if cfg.cross_attention:
-        plans.append(fuse(record(cfg, refs, rope, with_images=True)))
+def _plans(
+    cfg: ModelConfig, refs: Mapping[str, WeightRef], rope: RopeTable, sites: Mapping[str, int] | None = None
+) -> list[Plan]:
+    """Of logits, and with cross-attention of logits where tokens see images; then both of hidden states.
+
+    `sites` are those of matrices that may have adapters.
+    """
+    sees = (False, True) if cfg.cross_attention else (False,)
+    plans = [fuse(record(cfg, refs, rope, with_images), sites) for with_images in sees]
     return [*plans, *map(without_output, plans)]
 
 
@@ -252,14 +273,14 @@ def _lower_all(
     plans: Sequence[Plan],
     native: _native.Plan,
     rope: RopeTable,
+    made: list[tuple[int, str]],
     packed: Mapping[str, Any],
     vectors: Mapping[str, NDArray[np.float32]],
 ) -> list[int]:
     """Every plan as a list of ops over the same weights, cache and buffers; returns the results' buffers."""
-    made: list[tuple[int, str]] = []
     results = []
-    for i, plan in enumerate(plans):
-        if i:
+    for plan in plans:
+        if made:
             native.begin_list()
         native.set_rotation([float(f) for f in rope.frequencies], float(rope.attention_factor))
         results.append(_lower(plan, native, made, packed, vectors))
@@ -314,6 +335,8 @@ def _wanted_forms(plan: Plan) -> dict[Value, int]:
         if node.op in ("linear", "gated"):
             for w in node.weights:
                 forms[node.ins[0]] = forms.get(node.ins[0], 0) | _FORMS[_native.input_form(w.kind)]
+            if "sites" in node.attrs:  # adapters may be bfloat16
+                forms[node.ins[0]] |= _FORMS["bf16"]
     return forms
 
 
@@ -338,7 +361,7 @@ def _cross(native: Any, node: Node, ins: list[int], outs: list[int], _: Any, for
 
 
 def _linear(native: Any, node: Node, ins: list[int], outs: list[int], weights: list[Any], *_: Any) -> None:
-    native.linear(ins[0], weights, outs, ins[1] if len(ins) == 2 else -1)
+    native.linear(ins[0], weights, outs, ins[1] if len(ins) == 2 else -1, node.attrs.get("sites", []))
 
 
 def _store(native: Any, node: Node, ins: list[int], *_: Any) -> None:

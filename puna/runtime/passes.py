@@ -6,6 +6,7 @@ operations in the same order as the unfused plan.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,24 @@ _ROWWISE = {"linear", "add", "rms_norm", "swiglu", "hadamard", "experts"}
 _BEFORE_ATTEND = ("rope", "head_norm", "temper")
 
 
-def fuse(plan: Plan) -> Plan:
+def fuse(plan: Plan, sites: Mapping[str, int] | None = None) -> Plan:
+    """All passes; with `sites`, for matrices that may have adapters (native_adapters.py), by their names."""
     for rewrite in (select_early, route, add_to_linear, gate, group_linears, into_store):
-        plan = rewrite(plan)
-    return plan
+        if rewrite is not gate or sites is None:  # what adapters add comes before the gate
+            plan = rewrite(plan)
+    return plan if sites is None else at_sites(plan, sites)
+
+
+def at_sites(plan: Plan, sites: Mapping[str, int]) -> Plan:
+    """linear gets the sites of its matrices, -1 for those without; an op without any stays as it is."""
+
+    def with_sites(node: Node) -> Node:
+        found = [sites.get(w.name, -1) for w in node.weights]
+        if node.op != "linear" or max(found) < 0:
+            return node
+        return replace(node, attrs={**node.attrs, "sites": found})
+
+    return plan.with_nodes([with_sites(node) for node in plan.nodes])
 
 
 def without_output(plan: Plan) -> Plan:

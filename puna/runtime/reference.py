@@ -14,7 +14,9 @@ from puna.model.config import ModelConfig
 from puna.model.names import assemble
 from puna.model.rope import rope_table
 from puna.ops.reference import Cache, NumpyOps, Step
+from puna.runtime.adapters import AdaptableWeights
 from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore, max_images
+from puna.weights.blocks.quant import dequantize
 
 
 class ReferenceExecutor:
@@ -44,7 +46,10 @@ class ReferenceExecutor:
         self.n_local_blocks = self.local_window = 0  # one block holds all layers
         self.context_length = context_length or cfg.context_length
         self._cfg = cfg
-        self._weights = assemble(cfg, tensors, rope_table(cfg, self.context_length))
+        self._adapters = AdaptableWeights(cfg, tensors, lambda t: dequantize(t.data(), t.kind, t.shape))
+        self._weights = assemble(cfg, self._adapters.tensors, rope_table(cfg, self.context_length))
+        self.prepare_adapter = self._adapters.prepare  # see core.Executor
+        self.load_adapter, self.unload_adapter = self._adapters.load, self._adapters.unload
         self._cache = Cache(cfg.n_layers, n_blocks, block_size, cfg.n_kv_heads * cfg.head_dim)
         self._images = ImageStore(cfg, self._encode, image_bytes)
         self.max_images = max_images(cfg)
@@ -72,4 +77,5 @@ class ReferenceExecutor:
         return self._images.encode(image, self._weights, lambda tiles: NumpyVisionOps(tiles), np.asarray)
 
     def close(self) -> None:
-        del self._weights, self._cache, self._images
+        del self._weights, self._cache, self._images, self._adapters
+        del self.prepare_adapter, self.load_adapter, self.unload_adapter

@@ -18,10 +18,13 @@ from puna.model.names import assemble
 from puna.model.rope import RopeTable
 from puna.model.sizes import local_layers, local_positions, local_window
 from puna.ops.torch_ops import Cache, Step, TorchOps
+from puna.runtime.adapters import AdaptableWeights, Prepared
 from puna.runtime.images import IMAGE_BYTES, Encoded, ImageStore, max_images
 from puna.runtime.torch_graphs import DecodeSteps
 from puna.runtime.torch_shard import Ranks, Shard, ShardedOps
 from puna.runtime.torch_weights import DTYPES, WeightType, check_device, load_weight
+from puna.weights.adapter import Adapter
+from puna.weights.blocks.quant import dequantize
 from puna.weights.blocks.tensor import RawTensor
 
 BLOCK_TOKENS = 32
@@ -107,7 +110,7 @@ class TorchExecutor:
         shard = Shard(ranks, cfg) if ranks is not None else None
         self._ranks = ranks
         self._cfg = cfg = shard.config if shard is not None else cfg
-        loaded = {}
+        loaded: dict[str, Any] = {}
         for name, tensor in tensors.items():
             part = tensor if shard is None else shard.cut(tensor)
             weight = load_weight(part, wanted, self.device)
@@ -115,6 +118,8 @@ class TorchExecutor:
             tensor.release()
             if progress is not None:
                 progress(tensor.n_bytes)
+        self._adapters = AdaptableWeights(cfg, loaded, self._matrix) if ranks is None else None
+        loaded = loaded if self._adapters is None else self._adapters.tensors
         self._weights: Any = assemble(cfg, loaded, _on_device(rope, self.device))
         cached = _dtype("cache_type", cache_type) if cache_type else self.dtype
         window = local_window(cfg, BLOCK_TOKENS) if max_tokens else 0
@@ -181,6 +186,26 @@ class TorchExecutor:
             ops.ranks = self._ranks
         return compute(ops, self._cfg, self._weights, bool(step.images.seen))
 
+    def _matrix(self, tensor: RawTensor) -> torch.Tensor:
+        """One of an adapter's, in the type of activations."""
+        return torch.from_numpy(dequantize(tensor.data(), tensor.kind, tensor.shape)).to(
+            self.device, self.dtype
+        )
+
+    def prepare_adapter(self, adapter: Adapter) -> Prepared:
+        """What load_adapter needs of a weights.adapter.Adapter. Safe in any thread."""
+        if self._adapters is None:
+            raise BadValue("adapters need the whole model in one process, and tensor_parallel shares it out")
+        return self._adapters.prepare(adapter)
+
+    def load_adapter(self, number: int, prepared: Prepared) -> None:
+        assert self._adapters is not None
+        self._adapters.load(number, prepared)
+
+    def unload_adapter(self, number: int) -> None:
+        assert self._adapters is not None
+        self._adapters.unload(number)
+
     def _encode(self, image: Image) -> Encoded:
         from puna.ops.torch_vision import TorchVisionOps
 
@@ -192,7 +217,7 @@ class TorchExecutor:
         return self._images.encode(image, self._weights, ops, numbers)
 
     def close(self) -> None:
-        self._weights = self._decode = None
+        self._weights = self._decode = self._adapters = None
         del self._cache, self._images
 
 

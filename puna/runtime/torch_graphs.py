@@ -53,7 +53,7 @@ class DecodeSteps:
     def size_of(self, batch: Batch) -> tuple[int, int] | None:
         """(B, P) of the padded step; None for a batch that is no plain decode, or would mostly be padding."""
         chunks = batch.chunks
-        plain = all(len(c.tokens) == c.n_logits == 1 and not c.images for c in chunks)
+        plain = all(len(c.tokens) == c.n_logits == 1 and not (c.images or c.adapter) for c in chunks)
         if not plain or not 0 < len(chunks) <= _BATCHES[-1]:
             return None
         lengths = [c.start + 1 for c in chunks]

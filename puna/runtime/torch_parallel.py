@@ -33,6 +33,7 @@ from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable
 from puna.runtime.torch import TorchExecutor, choose_device
 from puna.runtime.torch_shard import check_ranks
+from puna.weights.adapter import Adapter
 from puna.weights.blocks.tensor import RawTensor
 
 _HOST = "127.0.0.1"
@@ -282,6 +283,10 @@ class ParallelExecutor:
         with suppress(Empty):
             self._error = self._error or self._heard.get(timeout=_FAREWELL)
         return self._error
+
+    def prepare_adapter(self, adapter: Adapter) -> Any:
+        """Raises BadValue: see TorchExecutor."""
+        return self._executor.prepare_adapter(adapter)
 
     def close(self) -> None:
         if self._finalizer.detach() is not None:

@@ -20,17 +20,17 @@ from puna.core import PunaError
 from puna.server import guard, ollama
 from puna.server.anthropic import messages
 from puna.server.batches.runner import Runner
-from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, from_puna
 from puna.server.llama_api import routes as llama_api
-from puna.server.native import admin, operations, sessions, tokens
+from puna.server.native import adapters, admin, operations, sessions, tokens
 from puna.server.openai import batches, chat, completions, embeddings, files, models, moderations
 from puna.server.openai.responses import conversations
 from puna.server.openai.responses import routes as responses
 from puna.server.page import routes as page
 from puna.server.replies import dumps
 from puna.server.served import Library, Models
+from puna.server.service import Service
 from puna.server.tenants.accounts import Accounts
 from puna.server.validation import explained
 
@@ -49,11 +49,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(service.rates.run())
+        served.start()
         runner.start()
         yield
         service.is_draining = True
         looking.cancel()
         await runner.close()
+        await served.stop()
         if service.tasks:
             await asyncio.wait(service.tasks)
         await asyncio.to_thread(service.traces.close)
@@ -68,7 +70,7 @@ def create_app(
     app.state.service = service
     app.state.runner = runner = Runner(app, service)
     openai = (chat, completions, responses, conversations, files, embeddings, moderations, models)
-    others = (messages, llama_api, *ollama.PARTS, tokens, operations, admin, sessions, page)
+    others = (messages, llama_api, *ollama.PARTS, tokens, operations, admin, adapters, sessions, page)
     routers = [part.routes(service) for part in (*openai, *others)]
     paths = frozenset(getattr(route, "path", "") for router in routers for route in router.routes)
     for router in (*routers, batches.routes(service, runner, paths)):

@@ -10,160 +10,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request, SamplingParams
-from puna.server.batches.inside import BatchLine, line_of
-from puna.server.config import ServerConfig
-from puna.server.errors import ApiError, Dialects, from_puna, from_results, unavailable
-from puna.server.figures import Figures
+from puna.server.batches.inside import BatchLine
+from puna.server.errors import ApiError, from_results, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
-from puna.server.metrics import Metrics
-from puna.server.rates import Rates
-from puna.server.served import Library, Models, ModelUse, ServedModel
+from puna.server.served import ModelUse, ServedModel
 from puna.server.sse import when_gone
-from puna.server.storage.database import data_folder
-from puna.server.storage.files import Files
-from puna.server.tenants.accounts import Account, Accounts
+from puna.server.tenants.accounts import Account
 from puna.server.tenants.limits import Lease
 from puna.server.tenants.usage import Usage
-from puna.server.tiers import Asked, Tier, priority_of, tier_of
-from puna.server.traces import HEADERS, open_traces
-from puna.server.watch import Watch
+from puna.server.tiers import Tier, tier_of
+
+if TYPE_CHECKING:
+    from puna.server.service import Service
 
 Tools = Sequence[str | Mapping[str, Any]]
 Choices = Sequence[Request]  # the answers to one prompt that were asked for
-
-_T = TypeVar("_T")
-
-LARGE = 20_000  # characters that take longer to encode than others should wait
-
-
-class Service:
-    """What the routes share: models, accounts, metrics, and the calls in flight."""
-
-    def __init__(
-        self, config: ServerConfig, models: Models, accounts: Accounts, library: Library | None = None
-    ) -> None:
-        self.config = config
-        self.library = library  # None: nobody may change what is on this machine
-        self.models = models
-        self.accounts = accounts
-        self.metrics = Metrics()
-        self.watch = Watch(self)
-        self.rates = Rates(models)
-        self.dialects = Dialects()
-        self.files = Files(
-            accounts.database,
-            Path(config.files_folder) if config.files_folder else data_folder() / "files",
-            max_bytes=config.max_file_mb << 20,
-            quota_bytes=config.file_quota_mb << 20,
-            keep=timedelta(days=config.keep_stored_days),
-        )
-        self.calls: set[Call] = set()
-        self.tasks: set[asyncio.Task[None]] = set()  # that go on without a client
-        self.is_draining = False
-        self.metrics.add(Figures(self))
-        self.traces = open_traces(config.otel_endpoint)
-
-    def authenticate(self, http: HTTPConnection, scope: str = "inference") -> Account:
-        """Whose request this is. Raises ApiError 401 or 403."""
-        if (line := line_of(http)) is not None:
-            account = self.accounts.of_key(line.key_id)
-        else:
-            account = self.accounts.authenticate(_key_of(http), scope)
-        http.state.account = account
-        return account
-
-    def check_room(self) -> None:
-        """Raise ApiError 503 where another call would be one too many."""
-        if self.is_draining:
-            raise unavailable("the server is shutting down; try another one, or again in a moment", 5)
-        if len(self.calls) >= self.config.max_requests:
-            raise unavailable(
-                f"the server takes {self.config.max_requests} requests at a time and has as many; "
-                "try again in a moment",
-                1,
-            )
-        self.accounts.check_writable()
-
-    def check_operator(self, http: HTTPConnection) -> None:
-        """Raise ApiError for strangers: where keys are required, what tells of tenants needs an admin's."""
-        if self.accounts.requires_keys:
-            self.authenticate(http, "admin")
-
-    async def begin(
-        self,
-        http: HttpRequest,
-        endpoint: str,
-        model: str,
-        make: Callable[[ServedModel], Sequence[Choices]],
-        *,
-        is_slow: bool = False,
-        tools: Tools | None = None,
-        parallel: bool = True,
-        param: str = "messages",
-        tier: Asked | None = None,
-    ) -> Call:
-        """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
-
-        `is_slow` says that `make` may take longer than others should wait, as a chat template may, which is
-        somebody's program. Without `parallel`, answers end with their first call of one of the `tools`.
-        `param` is the field that is at fault where the prompt is, `tier` how urgent the request calls itself.
-        Raises ApiError.
-        """
-        account = self.authenticate(http)
-        priority = priority_of(tier, account.priority)
-        self.check_room()
-        account.check_model(model)
-        began_at = perf_counter()
-        try:
-            use = await self.models.use(model)
-        except PunaError as error:
-            raise from_puna(error, "model") from None
-        call = Call(self, endpoint, account, use, priority, line_of(http))
-        call.load_s = call.began_at - began_at
-        call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
-        try:
-            prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
-            for requests in prompts:
-                check_length(use.model, requests[0], param)
-            call.start(prompts, tools, parallel)
-        except PunaError as error:
-            raise from_puna(error, param) from None
-        finally:
-            if not call.is_started:
-                call.abandon()
-        return call
-
-    async def ask(
-        self,
-        http: HttpRequest,
-        model: str,
-        make: Callable[[ServedModel], _T],
-        *,
-        is_slow: bool = False,
-        param: str = "messages",
-    ) -> _T:
-        """What `make` finds out of a model, for requests that generate nothing. Raises ApiError."""
-        account = self.authenticate(http)
-        account.check_model(model)
-        try:
-            use = await self.models.use(model)
-        except PunaError as error:
-            raise from_puna(error, "model") from None
-        with use as served:
-            try:
-                return await asyncio.to_thread(make, served) if is_slow else make(served)
-            except PunaError as error:
-                raise from_puna(error, param) from None
 
 
 def check_length(model: ServedModel, request: Request, param: str) -> None:
@@ -424,11 +293,3 @@ def choices(request: Request, n: int, make: Callable[[SamplingParams], Request])
     params = request.params
     seeds = [None if params.seed is None else params.seed + i for i in range(n)]
     return [request, *(make(replace(params, seed=seed)) for seed in seeds[1:])]
-
-
-def _key_of(http: HTTPConnection) -> str | None:
-    """The key of a request: `Authorization: Bearer`, or Anthropic's `x-api-key`."""
-    scheme, _, key = http.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key:
-        return key.strip()
-    return http.headers.get("x-api-key")

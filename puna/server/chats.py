@@ -10,9 +10,10 @@ from starlette.requests import Request as HttpRequest
 
 from puna.core import Request, SamplingParams
 from puna.engine.grammar import Grammar
-from puna.server.calls import Call, Choices, Service, choices
+from puna.server.calls import Call, Choices, choices
 from puna.server.images import resolved, uploaded
 from puna.server.served import ServedModel
+from puna.server.service import Service
 from puna.server.structured import calls_only
 from puna.server.tiers import Asked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ class ServerConfig:
     require_keys: bool = option(False, "refuse requests without an API key on loopback, too")
     database: str = option("", "URL of the database of keys and usage (default: SQLite, user's data)", "URL")
     prices: str = option("", "price list (TOML) that usage is charged by", "FILE")
+    memory: str = option("", "memory for all models together, 8GiB say (default: what is free)", "SIZE")
+    idle_unload: float = option(0.0, "seconds after which an unused model is unloaded; 0: never", "SECONDS")
+    any_model: bool = option(False, "serve every pulled model by its name, too, loaded when it is asked for")
     max_requests: int = option(1024, "requests in flight; more are told to come back (503)", "N")
     max_body_mb: int = option(32, "megabytes of a request's body", "N")
     max_file_mb: int = option(512, "megabytes of an uploaded file", "N")
@@ -65,6 +69,7 @@ class ServerConfig:
             ("timeout", 1, 7 * 86400),
             ("stall_timeout", 1, 86400),
             ("grace", 0, 86400),
+            ("idle_unload", 0, 7 * 86400),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -80,6 +85,13 @@ class ServerConfig:
             missing = "tls_key" if self.tls_cert else "tls_cert"
             raise BadValue(f"HTTPS needs tls_cert and tls_key, {missing} is missing; give both or neither")
 
+        if self.memory:
+            parse_bytes("memory", self.memory)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return parse_bytes("memory", self.memory) if self.memory else None
+
     @property
     def keeps_text(self) -> bool:
         """Whether the operator wants to see what is asked and answered."""
@@ -88,6 +100,21 @@ class ServerConfig:
     @property
     def is_loopback(self) -> bool:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+_UNITS = {"": 1, "B": 1, **{p + "B": 1000**i for i, p in enumerate("KMGT", 1)}}
+_UNITS |= {p + "IB": 1024**i for i, p in enumerate("KMGT", 1)}
+
+
+def parse_bytes(what: str, text: str) -> int:
+    """Bytes of a text such as "8GiB", "1.5 GB" or "900000000". Raises BadValue."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})\s*", text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or float(found[1]) * unit < 1:
+        raise BadValue(
+            f"{what} must be a number of bytes, KiB, MiB, GiB, KB, MB or GB, like 8GiB, got {text!r}"
+        )
+    return int(float(found[1]) * unit)
 
 
 def read_config(path: Path) -> dict[str, Any]:

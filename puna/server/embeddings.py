@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 
-from puna.server.calls import LARGE, Call, Choices, Service
+from puna.server.calls import Call, Choices
 from puna.server.errors import bad
 from puna.server.served import ServedModel
+from puna.server.service import LARGE, Service
 
 if TYPE_CHECKING:
     import numpy as np

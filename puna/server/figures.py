@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from puna.engine.stats import EngineStats
 
 if TYPE_CHECKING:
-    from puna.server.calls import Service
+    from puna.server.service import Service
 
 # name and help of a figure -> the fields of EngineStats that it comes from, by the value of its label
 _NOW = {
@@ -74,7 +74,7 @@ class Figures(Collector):
     def _server(self) -> Iterable[Metric]:
         service, ledger = self._service, self._service.accounts.ledger
         return (
-            GaugeMetricFamily("puna_requests_in_flight", "Calls being answered", len(service.calls)),
+            GaugeMetricFamily("puna_requests_in_flight", "Calls being answered", service.n_in_flight),
             GaugeMetricFamily("puna_draining", "1 while no more calls are taken", int(service.is_draining)),
             GaugeMetricFamily(
                 "puna_ledger_writable", "0 while no call can be recorded", int(ledger.is_writable)
@@ -94,7 +94,8 @@ class Figures(Collector):
         for card in self._service.models.cards():
             info.add_metric((card.name,), int(card.name in loaded))
             size.add_metric((card.name,), card.size)
-            context.add_metric((card.name,), card.context)
+            if card.context is not None:
+                context.add_metric((card.name,), card.context)
         return info, size, context
 
     def _engines(self) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from puna.server.errors import ApiError
 
 if TYPE_CHECKING:
-    from puna.server.calls import Service
+    from puna.server.service import Service
 
 Message = MutableMapping[str, Any]
 App = Callable[

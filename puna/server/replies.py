@@ -9,8 +9,9 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.server.calls import Call, Service
+from puna.server.calls import Call
 from puna.server.generation import Whole
+from puna.server.service import Service
 from puna.server.sse import Stream
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

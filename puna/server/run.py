@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from puna.core import BadInput
-from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.logs import event
+from puna.server.service import Service
 
 _SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
 
@@ -107,7 +107,7 @@ class _Server(uvicorn.Server):
         event("drain", in_flight=len(self._service.calls), grace_s=self._service.config.grace)
         loop = asyncio.get_running_loop()
         until = loop.time() + self._service.config.grace
-        while self._service.calls and loop.time() < until:
+        while self._service.n_in_flight and loop.time() < until:
             await asyncio.sleep(0.02)
         for call in list(self._service.calls):
             call.cancel()

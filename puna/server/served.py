@@ -133,7 +133,10 @@ class ModelCard:
     name: str  # as requests call it
     created: int  # seconds since 1970 that its file was written
     size: int  # bytes of the file
-    context: int  # tokens of a prompt and its answer
+    context: int | None  # tokens of a prompt and its answer; None: loading decides
+    state: str = "loaded"  # or loading, or unloaded
+    parent: str | None = None  # of an adapter: the model that it changes
+    idle_left_s: float | None = None  # after which it is unloaded if nobody asks for it; None: nothing is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class ModelFacts:
     licence: str  # empty where it names none
     capabilities: tuple[str, ...]  # completion, tools, vision, insert, embedding
     metadata: Mapping[str, Any]  # what else the file says, without vocabularies
+    default_params: SamplingParams  # of requests that say nothing else
 
 
 class Models(Protocol):
@@ -163,13 +167,48 @@ class Models(Protocol):
 
     def loaded(self) -> Mapping[str, ServedModel]:
         """Those in memory, for their figures: nothing keeps them there."""
+        ...
 
     async def facts(self, name: str) -> ModelFacts:
-        """What the files of a model say. Raises UnknownModel."""
+        """What the files of a model say, or of the model of an adapter, in memory or not.
+
+        Raises UnknownModel, and what is wrong with the files.
+        """
+        ...
+
+    def hold(self, name: str) -> ModelUse | None:
+        """A model that is in memory; None where it has to be loaded first. Raises UnknownModel."""
         ...
 
     async def use(self, name: str) -> ModelUse:
-        """A model, loaded if it has to be. Raises UnknownModel, NotPulled or DoesNotFit."""
+        """A model, loaded if it has to be; who is cancelled while it waits leaves nothing behind.
+
+        Raises UnknownModel, NotPulled, DoesNotFit, WorkFailed where loading fails, or EngineClosed.
+        """
+        ...
+
+    async def unload(self, name: str) -> bool:
+        """Take a model out of memory; False where somebody uses it, so that it stays. Raises UnknownModel."""
+        ...
+
+    async def load_adapter(self, base: str | None, name: str, path: str) -> None:
+        """Serve a model with an adapter of a path under a name of its own, too.
+
+        Without `base` the adapter belongs to the only model there is. Raises BadInput, WorkFailed or
+        DoesNotFit.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """No new request gets it; those that have it go on. Raises UnknownModel."""
+        ...
+
+    def start(self) -> None:
+        """The event loop runs."""
+        ...
+
+    async def stop(self) -> None:
+        """It is about to end: nothing more is loaded."""
         ...
 
 

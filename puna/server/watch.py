@@ -12,8 +12,9 @@ from puna.server.logs import event
 from puna.server.tenants.prices import dollars
 
 if TYPE_CHECKING:
-    from puna.server.calls import Call, Service
+    from puna.server.calls import Call
     from puna.server.errors import ApiError
+    from puna.server.service import Service
     from puna.server.tenants.usage import Usage
 
 _KEPT = 30  # kinds of errors

@@ -92,11 +92,11 @@ def answer(model: MockExecutor, request: Request, capacity: int) -> Answer:
     ends = set(p.stop_ids) | (set() if p.ignore_end else set(request.end_ids))
     tokens = array("i", request.prompt)
     for n in range(1, len(tokens)):
-        row_V = softmax(model.logits(tokens[:n], request.images).astype(np.float64))
+        row_V = softmax(model.logits(tokens[:n], request.images, adapter=request.adapter).astype(np.float64))
         result.prompt_logprobs.append(float(np.log(row_V[tokens[n]])))
     limit = min(max(capacity, len(tokens) + 1), len(tokens) + (p.max_tokens or capacity))
     while len(tokens) < limit:
-        row_V = model.logits(tokens, request.images)
+        row_V = model.logits(tokens, request.images, adapter=request.adapter)
         x_V = adjusted(row_V, p, request.prompt, result.tokens, ends)
         token = choose(x_V, p, uniform(p.seed or 0, len(tokens)))
         if token in ends:

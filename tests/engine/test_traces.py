@@ -1,5 +1,6 @@
 """10,000 random traces: arrivals, cancellations, tiny block pools, shared beginnings, every chunk size, with
-and without blocks of their own for local layers, of one tenant or of several with priorities.
+and without blocks of their own for local layers, of one tenant or of several with priorities, with adapters
+that are unloaded now and then.
 
 Whatever happens around it, every request gets the answer that it gets alone; no block is lost or used
 twice, and of one tenant the oldest request moves on in every step.
@@ -11,10 +12,11 @@ from functools import cache
 from random import Random
 
 import numpy as np
+import pytest
 from engine import slow_engine
 from numpy.typing import NDArray
 
-from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob
+from puna.core import Batch, Request, SamplingParams, StepResult, TokenLogprob, UnknownModel
 from puna.engine.completion import completion
 from puna.engine.config import EngineConfig
 from puna.engine.draft import DraftModel
@@ -66,10 +68,10 @@ class Model(MockExecutor):
 
 @cache
 def expected(
-    prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int, window: int
+    prompt: tuple[int, ...], end_ids: frozenset[int], i_params: int, window: int, adapter: int
 ) -> slow_engine.Answer:
     """The answer in the largest context; in a smaller one it only ends sooner."""
-    request = Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=True)
+    request = Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=True, adapter=adapter)
     return slow_engine.answer(MockExecutor(VOCAB, local_window=window), request, CONTEXT)
 
 
@@ -100,17 +102,19 @@ def draw_request(rng: Random) -> tuple[Request, int]:
     if rng.random() < 0.3:
         prompt = [*prompt, rng.randrange(3)]
     i_params = rng.randrange(len(PARAMS))
+    adapter = rng.choice([0, 0, 1, 2])
     if rng.random() < 0.2:
-        return Request(prompt, EMBEDDING, pooling=rng.choice(["last", "mean"])), 0
+        return Request(prompt, EMBEDDING, adapter=adapter, pooling=rng.choice(["last", "mean"])), 0
     end_ids = frozenset({END}) if rng.random() < 0.5 else frozenset()
-    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=rng.random() < 0.3), i_params
+    is_scored = rng.random() < 0.3
+    return Request(prompt, PARAMS[i_params], end_ids, prompt_logprobs=is_scored, adapter=adapter), i_params
 
 
 def compare(request: Request, i_params: int, results: list[StepResult], engine: Engine) -> None:
     window = engine._scheduler.blocks.window
     if request.pooling is not None:
         return compare_embedding(request, results[-1], window)
-    answer = expected(tuple(request.prompt), request.end_ids, i_params, window)
+    answer = expected(tuple(request.prompt), request.end_ids, i_params, window, request.adapter)
     room = max(1, engine.capacity - len(request.prompt))
     done = completion(request, results)
     assert list(done.token_ids) == answer.tokens[: len(done.token_ids)]
@@ -129,7 +133,7 @@ def compare_embedding(request: Request, last: StepResult, window: int) -> None:
     if last.finish_reason == "cancelled":
         assert last.embedding is None
         return
-    rows_RD = rows(tuple(request.prompt), window)
+    rows_RD = rows(tuple(request.prompt), window, request.adapter)
     expected_D = rows_RD[-1] if request.pooling == "last" else rows_RD.mean(axis=0, dtype=np.float64)
     assert (last.finish_reason, last.token_ids) == ("stop", [])
     assert last.embedding is not None
@@ -137,9 +141,10 @@ def compare_embedding(request: Request, last: StepResult, window: int) -> None:
 
 
 @cache
-def rows(prompt: tuple[int, ...], window: int) -> NDArray[np.float32]:
+def rows(prompt: tuple[int, ...], window: int, adapter: int) -> NDArray[np.float32]:
     model = MockExecutor(VOCAB, local_window=window)
-    return np.stack([model.logits(prompt[:n])[: model.embedding_dim] for n in range(1, len(prompt) + 1)])
+    all_rows = [model.logits(prompt[:n], adapter=adapter) for n in range(1, len(prompt) + 1)]
+    return np.stack([row_V[: model.embedding_dim] for row_V in all_rows])
 
 
 def compare_logprobs(found: tuple[TokenLogprob, ...] | None, expected: list[float]) -> None:
@@ -159,15 +164,24 @@ def run_trace(seed: int) -> None:
         rng.choice([1, 5, 50]),
     )
     model.engine = engine = Engine(model, config, draw_draft(rng, config))
+    for adapter in (1, 2):
+        engine.adapters.load(adapter, None)
     to_come = [draw_request(rng) for _ in range(rng.randint(1, 6))]
     kinds: dict[int, tuple[Request, int]] = {}
     results: dict[int, list[StepResult]] = {}
+    p_unload = rng.choice([0.0, 0.3])
     p_arrival, p_cancel = rng.choice([0.2, 0.7, 1.0]), rng.choice([0.0, 0.0, 0.05])
     while to_come or engine.is_busy:
         while to_come and rng.random() < p_arrival:
             request, i_params = to_come.pop()
             if is_mixed:
                 request.tenant, request.priority = rng.choice("abc"), rng.choice([0, 0, 0, 1, -1])
+            if request.adapter == 2 and rng.random() < p_unload:  # who has it keeps it
+                engine.adapters.unload(2)
+                with pytest.raises(UnknownModel):
+                    engine.submit(request)
+                to_come = [other for other in to_come if other[0].adapter != 2]
+                continue
             engine.submit(request)
             kinds[request.id] = request, i_params
             results[request.id] = []
@@ -178,6 +192,8 @@ def run_trace(seed: int) -> None:
             results[result.request_id].append(result)
         assert is_mixed or oldest is None or id(oldest.chunk) in model.seen
         check_books(engine)
+    assert set(engine.adapters._n_users.values()) == {0}
+    assert model.adapters == set(engine.adapters._n_users)
     for request_id, (request, i_params) in kinds.items():
         compare(request, i_params, results[request_id], engine)
     assert engine._scheduler.blocks.n_free == model.n_blocks

@@ -26,7 +26,7 @@ from puna.ops.cases import (
 from puna.ops.reference import Cache, NumpyOps, Step
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights.blocks import quant
-from puna.weights.blocks.formats import FORMATS
+from puna.weights.blocks.formats import FORMATS, n_bytes
 from puna.weights.blocks.recode import kernel_kind
 
 TARGETS = _native.available_targets()
@@ -284,6 +284,35 @@ def test_bad_arguments_are_refused() -> None:
         bench.plan.rms_norm(out, np.ones(31, np.float32), 1e-5, out, 0)
     with pytest.raises(ValueError, match="more than the buffer holds"):
         bench.plan.set_values(out, np.zeros((2049, 32), np.float32))
+
+
+def test_bad_adapters_are_refused() -> None:
+    def matrix(rows: int, cols: int, kind: str = "F32") -> _native.Matrix:
+        return pack_weight(kind, (rows, cols), np.zeros(n_bytes(kind, (rows, cols)), np.uint8))
+
+    bench = OpBench(TARGETS[-1])
+    x, out = bench.buffer(64), bench.buffer(32)
+    site = bench.plan.site(32, 64)
+    with pytest.raises(ValueError, match="no site of the weight's shape"):
+        bench.plan.linear(x, [matrix(32, 32)], [out], -1, [site])
+    with pytest.raises(ValueError, match="a site for each weight"):
+        bench.plan.linear(x, [matrix(32, 64)], [out], -1, [site, site])
+    bench.plan.linear(x, [matrix(32, 64)], [out], -1, [site])
+    good = matrix(16, 64), matrix(32, 16)
+    for slot, at, down, up, message in (
+        (-1, site, *good, "a slot must be from 0"),
+        (4096, site, *good, "a slot must be from 0"),
+        (0, site + 1, *good, "no such site"),
+        (0, site, good[0], None, "down and up are needed"),
+        (0, site, matrix(16, 32), good[1], "do not fit the site"),
+        (0, site, good[0], matrix(16, 16), "do not fit the site"),
+        (0, site, matrix(8, 64), matrix(32, 8), "no multiple of 16"),
+        (0, site, matrix(16, 64, "Q8_0"), good[1], "must be F32, F16 or BF16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bench.plan.set_adapter(slot, at, down, up, 1.0)
+    bench.plan.set_adapter(0, site, *good, 1.0)
+    bench.plan.set_adapter(0, site, None, None, 0.0)
 
 
 @on_targets

@@ -24,6 +24,7 @@ from puna.model.rope import rope_table  # noqa: E402
 from puna.runtime.torch import TorchExecutor  # noqa: E402
 from puna.runtime.torch_parallel import ParallelExecutor  # noqa: E402
 from puna.runtime.torch_shard import Shard, check_ranks  # noqa: E402
+from puna.weights.adapter import Adapter  # noqa: E402
 from puna.weights.blocks.quant import dequantize, quantize  # noqa: E402
 from puna.weights.blocks.tensor import RawTensor  # noqa: E402
 from puna.weights.load import open_checkpoint  # noqa: E402
@@ -61,6 +62,8 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=LOGPROB)
     batch = Batch([Chunk(ids[:95], 0, [4, 0, 2], 95)])
     np.testing.assert_allclose(ex.embed(batch), one.embed(batch), rtol=0, atol=1e-4)
+    with pytest.raises(BadValue, match="adapters need the whole model in one process"):
+        ex.prepare_adapter(Adapter({}))
     os.kill(ex._workers[0]._process.pid, signal.SIGKILL)
     with pytest.raises(WorkFailed, match=r"rank 1 ended with status -9, so that .* load the model again"):
         ex.step(Batch([Chunk(ids[:95], 0, [4, 0, 2], 1)]))

@@ -19,11 +19,13 @@ from server.databases import postgres as postgres
 from server.databases import url as url
 
 from puna import LLM
-from puna.llm.models import LoadedModels
+from puna.llm.adapted import AdaptedModels
+from puna.llm.budget import Budget, LLMLoader
+from puna.llm.models import ModelPool
 from puna.server.app import create_app
-from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.run import serve
+from puna.server.service import Service
 from puna.server.storage.database import open_database
 from puna.server.tenants.accounts import Accounts
 from puna.server.tenants.prices import PriceList
@@ -36,6 +38,7 @@ class Running:
     url: str
     app: FastAPI
     llm: LLM
+    models: AdaptedModels
 
     @property
     def service(self) -> Service:
@@ -66,6 +69,22 @@ def open_accounts(
     return Accounts(database, prices or PriceList(), requires_keys=requires_keys, journal=folder / journal)
 
 
+class LoadedAlready(LLMLoader):
+    """Gives out one model that a test has loaded."""
+
+    def __init__(self, llm: LLM) -> None:
+        super().__init__()
+        self._llm = llm
+
+    def load(self, path: Path, room: int | None, progress: object) -> LLM:
+        return self._llm
+
+
+def one_model(name: str, llm: LLM) -> AdaptedModels:
+    """The models of a server that has this one alone."""
+    return AdaptedModels(ModelPool([(name, llm.path)], LoadedAlready(llm), Budget(None)))
+
+
 Start = Callable[..., Running]
 
 
@@ -80,16 +99,21 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         name: str = "tiny",
         llm: LLM | None = None,
         path: Path | None = None,
+        models: AdaptedModels | None = None,
     ) -> Running:
         own = accounts or open_accounts(tmp_path_factory.mktemp("ledger"))
         if not config.files_folder:
             config = replace(config, files_folder=str(tmp_path_factory.mktemp("stored") / "files"))
-        llm = llm or LLM(path or tiny_path, threads=1, batch=64)
-        app = create_app(config, LoadedModels({name: llm}), own)
+        if models is None:
+            llm = llm or LLM(path or tiny_path, threads=1, batch=64)
+            models = one_model(name, llm)
+        models.preload()
+        llm = models.loaded()[models.default]
+        app = create_app(config, models, own)
         urls: SimpleQueue[str] = SimpleQueue()
         thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
         thread.start()
-        running = Running(urls.get(timeout=30), app, llm)
+        running = Running(urls.get(timeout=30), app, llm, models)
         begun.append((running, thread))
         return running
 
@@ -98,7 +122,7 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         running.service.is_draining = True
         thread.join(30)
         assert not thread.is_alive()
-        running.llm.close()
+        running.models.close()
         running.service.accounts.close()
 
 

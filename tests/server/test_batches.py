@@ -264,7 +264,7 @@ class Process:
     def start(self) -> openai.OpenAI:
         script = Path(__file__).parent / "fast_serve.py"
         self._process = subprocess.Popen(
-            [sys.executable, str(script), "serve", str(self._model), "--name", "tiny", "--port", "0",
+            [sys.executable, str(script), "serve", f"tiny={self._model}", "--port", "0",
              "--grace", "0", "--threads", "1"],
             env={**os.environ, "PUNA_HOME": str(self._folder)},
             stderr=subprocess.PIPE,

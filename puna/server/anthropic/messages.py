@@ -13,10 +13,10 @@ from puna.server.anthropic.errors import body_of
 from puna.server.anthropic.events import PING, events, message
 from puna.server.anthropic.fields import FromAssistant, MessagesRequest, OneTool, Prompt, Tool
 from puna.server.anthropic.turns import turns_of
-from puna.server.calls import Service
 from puna.server.chats import Chat, ToolUse, begin_chat, n_prompt_tokens
 from puna.server.openai.fields import ignored
 from puna.server.replies import reply
+from puna.server.service import Service
 from puna.server.structured import compiled
 
 

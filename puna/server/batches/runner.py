@@ -19,7 +19,7 @@ from puna.server.storage.batches import Batch, Lost
 from puna.server.storage.tables import conversations, responses
 
 if TYPE_CHECKING:
-    from puna.server.calls import Service
+    from puna.server.service import Service
 
 LEASE_S = 10.0  # a server that has not been heard of for so long is dead, and others run its batches
 POLL_S = 2.0

@@ -8,7 +8,6 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.server.calls import Service
 from puna.server.chats import Chat, begin_chat
 from puna.server.errors import ApiError, not_found
 from puna.server.llama_api.fields import ChatRequest, Moderation, Upload
@@ -17,6 +16,7 @@ from puna.server.openai.fields import ignored
 from puna.server.openai.messages import as_text_reads, use_of
 from puna.server.openai.models import find, listed
 from puna.server.replies import reply
+from puna.server.service import Service
 
 PREFIX = "/llama/v1"
 

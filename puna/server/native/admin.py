@@ -13,8 +13,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
 from puna.core import PunaError
-from puna.server.calls import Service
 from puna.server.errors import from_puna
+from puna.server.service import Service
 from puna.server.tenants.accounts import Accounts
 from puna.server.tenants.queries import Filters, export_csv, moment, totals
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from puna.server.calls import Service
+from puna.server.service import Service
 
 
 def routes(service: Service) -> APIRouter:
@@ -21,8 +21,8 @@ def routes(service: Service) -> APIRouter:
     async def ready() -> Response:
         """200 where a load balancer may send requests; 503 while draining."""
         if service.is_draining:
-            return JSONResponse({"status": "draining", "in_flight": len(service.calls)}, 503)
-        return JSONResponse({"status": "ready", "in_flight": len(service.calls)})
+            return JSONResponse({"status": "draining", "in_flight": service.n_in_flight}, 503)
+        return JSONResponse({"status": "ready", "in_flight": service.n_in_flight})
 
     @router.get("/metrics", response_model=None)
     async def metrics(http: HttpRequest) -> Response:

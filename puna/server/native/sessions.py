@@ -17,11 +17,11 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError
-from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, from_puna, not_found
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
 from puna.server.served import ServedModel
+from puna.server.service import Service
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SUFFIX = ".session"
@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
         tools = [definition(tool) for tool in body.tools] if body.tools else None
         most = service.config.max_session_mb * _MB
         found = await _with_model(
-            service, body, lambda model: model.save_session(path, prompt, tools=tools, max_bytes=most)
+            service, http, body, lambda model: model.save_session(path, prompt, tools=tools, max_bytes=most)
         )
         return {"name": body.name, "tokens": len(found.tokens), "bytes": found.n_bytes}
 
@@ -78,7 +78,7 @@ def routes(service: Service) -> APIRouter:
         if not path.is_file():
             raise not_found(f"there is no session {body.name!r}; GET /admin/sessions lists them", "name")
         most = service.config.max_session_mb * _MB
-        found = await _with_model(service, body, lambda model: model.load_session(path, max_bytes=most))
+        found = await _with_model(service, http, body, lambda model: model.load_session(path, max_bytes=most))
         answer = {"name": body.name, "tokens": len(found.tokens), "bytes": found.n_bytes}
         return {**answer, "messages": list(found.messages)}
 
@@ -104,11 +104,13 @@ def _path(service: Service, name: str) -> Path:
     return folder / f"{name}{_SUFFIX}"
 
 
-async def _with_model(service: Service, body: Restore, work: Callable[[ServedModel], T]) -> T:
+async def _with_model(
+    service: Service, http: HttpRequest, body: Restore, work: Callable[[ServedModel], T]
+) -> T:
     """What `work` gives, done beside the event loop."""
     service.check_room()
     try:
-        with await service.models.use(body.model or service.models.default) as model:
+        with await service.use(http, body.model or service.models.default) as model:
             return await asyncio.to_thread(work, model)
     except PunaError as error:
         raise from_puna(error, "name") from None

@@ -11,11 +11,11 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
 from puna.core import SamplingParams
-from puna.server.calls import LARGE, Service
 from puna.server.openai import wire
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
 from puna.server.served import ServedModel
+from puna.server.service import LARGE, Service
 
 _Make = Callable[[ServedModel], dict[str, Any]]
 

@@ -10,13 +10,14 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from puna.server.calls import Call, Choices, Service
+from puna.server.calls import Call, Choices
 from puna.server.generation import Piece, Whole
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, picture
 from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
 from puna.server.served import ServedModel
+from puna.server.service import Service
 
 
 class CalledFunction(Body):

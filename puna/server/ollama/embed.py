@@ -10,11 +10,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.engine.pooling import normalized
-from puna.server.calls import Call, Service
+from puna.server.calls import Call
 from puna.server.embeddings import embedded
 from puna.server.ollama import wire
 from puna.server.ollama.fields import KeepAlive, Named
 from puna.server.openai.wire import dumps
+from puna.server.service import Service
 
 
 class _Embedding(Named):

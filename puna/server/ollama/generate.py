@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.core import Request
-from puna.server.calls import Call, Choices, Service
+from puna.server.calls import Call, Choices
 from puna.server.errors import bad
 from puna.server.generation import Piece, Whole
 from puna.server.infill import infill
@@ -18,6 +18,7 @@ from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, picture
 from puna.server.ollama.models import loaded
 from puna.server.served import ServedModel
+from puna.server.service import Service
 
 
 class GenerateRequest(Asked):

@@ -19,12 +19,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.core import Cancelled, PunaError
-from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, from_puna, unavailable
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Named
 from puna.server.openai.fields import Body
 from puna.server.served import Library
+from puna.server.service import Service
 from puna.server.sse import Stream
 
 _UNSUPPORTED = (

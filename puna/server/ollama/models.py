@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from time import time
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,11 +11,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import PunaError
-from puna.server.calls import Service
-from puna.server.errors import bad, from_puna
+from puna.server.errors import ApiError, from_puna
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, Named
 from puna.server.served import ModelCard, ModelFacts
+from puna.server.service import Service
 
 
 class ShowRequest(Named):
@@ -44,13 +45,9 @@ def routes(service: Service) -> APIRouter:
     async def running(http: HttpRequest) -> dict[str, Any]:
         """The models in memory."""
         service.authenticate(http)
-        more = {"expires_at": wire.FOREVER, "size_vram": 0}
-        return {
-            "models": [
-                {**await _listed(service, card), **more, "context_length": card.context}
-                for card in service.models.cards()
-            ]
-        }
+        loaded = service.models.loaded()
+        cards = [card for card in service.models.cards() if card.name in loaded]
+        return {"models": [await _running(service, card) for card in cards]}
 
     @router.post("/api/show")
     async def show(body: ShowRequest, http: HttpRequest) -> dict[str, Any]:
@@ -61,15 +58,25 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+async def _running(service: Service, card: ModelCard) -> dict[str, Any]:
+    left_s = service.config.idle_unload if card.idle_left_s is None else card.idle_left_s
+    expires_at = wire.moment(time() + left_s) if service.config.idle_unload else wire.FOREVER
+    more = {"expires_at": expires_at, "size_vram": 0, "context_length": card.context}
+    return {**await _listed(service, card), **more}
+
+
 async def _listed(service: Service, card: ModelCard) -> dict[str, Any]:
-    facts = await service.models.facts(card.name)
+    try:
+        facts = await service.models.facts(card.name)
+        known = {"digest": facts.sha256, "details": details(facts)}
+    except PunaError:  # a damaged file, which whoever asks for the model is told of
+        known = {"digest": "", "details": {}}
     return {
         "name": card.name,
         "model": card.name,
         "modified_at": wire.moment(card.created),
         "size": card.size,
-        "digest": facts.sha256,
-        "details": details(facts),
+        **known,
     }
 
 
@@ -79,8 +86,7 @@ async def _shown(service: Service, name: str) -> dict[str, Any]:
     except PunaError as error:
         raise from_puna(error, "model") from None
     card = next(card for card in service.models.cards() if card.name == name)
-    with await service.models.use(name) as model:
-        params = model.default_params
+    params = facts.default_params
     return {
         "license": facts.licence,
         "modelfile": f"FROM {name}\n",
@@ -94,17 +100,30 @@ async def _shown(service: Service, name: str) -> dict[str, Any]:
 
 
 async def loaded(service: Service, http: HttpRequest, body: Asked) -> dict[str, Any]:
-    """The answer to a request without a prompt: the model is in memory, as it asks. Raises ApiError."""
+    """The answer to a request without a prompt: the model is in memory, as it asks, or with a keep_alive of
+    0 is not any more, which only an operator may ask for. Raises ApiError.
+    """
     account = service.authenticate(http)
     account.check_model(body.name)
-    if str(body.keep_alive) in ("0", "0.0", "0s"):
-        raise bad("keep_alive", "this server keeps its models in memory until it is stopped; stop it instead")
-    try:
-        with await service.models.use(body.name):
+    unloads = str(body.keep_alive) in ("0", "0.0", "0s")
+    if unloads:
+        await _unload(service, http, body.name)
+    else:
+        with await service.use(http, body.name):
             pass
+    reason = "unload" if unloads else "load"
+    return {"model": body.name, "created_at": wire.moment(), "done": True, "done_reason": reason}
+
+
+async def _unload(service: Service, http: HttpRequest, name: str) -> None:
+    service.check_operator(http)
+    try:
+        is_done = await service.models.unload(name)
     except PunaError as error:
         raise from_puna(error, "model") from None
-    return {"model": body.name, "created_at": wire.moment(), "done": True, "done_reason": "load"}
+    if not is_done:
+        message = f"{name} is answering requests and stays in memory; ask again when it has ended"
+        raise ApiError(409, message, param="keep_alive")
 
 
 def details(facts: ModelFacts) -> dict[str, Any]:

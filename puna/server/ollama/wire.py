@@ -10,11 +10,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import TokenLogprob
-from puna.server.calls import Call, Service
+from puna.server.calls import Call
 from puna.server.errors import ApiError
 from puna.server.generation import Piece, Whole
 from puna.server.ollama.fields import OFF, Asked, Options
 from puna.server.openai.wire import dumps, finite, token_text
+from puna.server.service import Service
 from puna.server.sse import Stream
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall

@@ -12,12 +12,12 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
 from puna.server.batches.runner import Runner
-from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, not_found
 from puna.server.openai.fields import Body
 from puna.server.openai.lists import listed
 from puna.server.openai.responses.items import new_id
 from puna.server.openai.responses.request import Id, Metadata
+from puna.server.service import Service
 from puna.server.storage import batches
 from puna.server.storage.batches import Batch
 

@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import SamplingParams
-from puna.server.calls import Call, Service
+from puna.server.calls import Call
 from puna.server.chats import Chat, begin_chat
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Piece, Whole
@@ -28,6 +28,7 @@ from puna.server.openai.messages import (
     check_choice,
     use_of,
 )
+from puna.server.service import Service
 
 
 class ChatRequest(Sampling):

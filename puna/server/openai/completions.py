@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import Request, SamplingParams, TokenLogprob
-from puna.server.calls import LARGE, Call, Choices, Service, choices
+from puna.server.calls import Call, Choices, choices
 from puna.server.errors import ApiError, bad
 from puna.server.generation import Whole
 from puna.server.infill import infill
@@ -20,6 +20,7 @@ from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.served import ServedModel
+from puna.server.service import LARGE, Service
 
 _MOST_LOGPROBS = 20
 

@@ -13,10 +13,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.engine.pooling import normalized
-from puna.server.calls import Service
 from puna.server.embeddings import embedded
 from puna.server.openai import wire
 from puna.server.openai.fields import Body, ignored
+from puna.server.service import Service
 
 
 class EmbeddingsRequest(Body):

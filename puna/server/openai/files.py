@@ -12,10 +12,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
 from puna.core import PunaError
-from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, from_puna, not_found
 from puna.server.openai.lists import Order, listed
 from puna.server.openai.uploads import receive
+from puna.server.service import Service
 from puna.server.storage.files import StoredFile
 
 PURPOSES = ("batch", "vision", "user_data")

@@ -10,9 +10,9 @@ from starlette.requests import Request as HttpRequest
 
 from puna.server.anthropic import models as anthropic
 from puna.server.anthropic.errors import body_of
-from puna.server.calls import Service
 from puna.server.errors import not_found
 from puna.server.served import ModelCard
+from puna.server.service import Service
 
 
 def routes(service: Service) -> APIRouter:
@@ -55,4 +55,7 @@ def listed(card: ModelCard) -> dict[str, Any]:
         "created": card.created,
         "owned_by": "puna",
         "max_model_len": card.context,
+        "state": card.state,
+        "root": card.parent or card.name,
+        "parent": card.parent,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
@@ -13,13 +14,14 @@ from starlette.responses import Response
 from puna.core import PunaError, SamplingParams
 from puna.safety.guard import Guard, Verdict, guard_of, is_guard, verdict
 from puna.safety.taxonomy import OPENAI, openai_names
-from puna.server.calls import Choices, Service
+from puna.server.calls import Choices
 from puna.server.errors import ApiError, bad, from_results, not_found
 from puna.server.images import resolved
 from puna.server.openai import wire
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import ImagePart, TextPart
 from puna.server.served import ServedModel
+from puna.server.service import Service
 from puna.server.structured import compiled
 
 _MOST = 128  # inputs of one request
@@ -93,8 +95,9 @@ async def _guard_name(service: Service, asked: str | None) -> str:
             "model_not_found",
         )
     for name in names:
-        if is_guard((await service.models.facts(name)).template):
-            return name
+        with suppress(PunaError):  # what cannot be read is none
+            if is_guard((await service.models.facts(name)).template):
+                return name
     raise not_found(
         "moderations need a guard model, this server has none; serve one with its chat template, such as "
         "llama-guard-3-8b, beside the others",

@@ -11,12 +11,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import TokenLogprob
-from puna.server.calls import Call, Service
+from puna.server.calls import Call
 from puna.server.errors import ApiError, body_of
 from puna.server.generation import Whole
 from puna.server.openai.fields import Sampling, ignored
 from puna.server.replies import dumps as dumps
 from puna.server.replies import reply
+from puna.server.service import Service
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall
 

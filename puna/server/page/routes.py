@@ -18,11 +18,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import RedirectResponse, Response
 
 from puna.core import PunaError
-from puna.server.calls import Service
 from puna.server.errors import ApiError, not_found
 from puna.server.page import formats
 from puna.server.page.sessions import LASTS_S, Sessions
 from puna.server.page.status import Statuses
+from puna.server.service import Service
 from puna.server.tenants.keys import Key
 
 _FILES = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}

@@ -20,7 +20,7 @@ from puna.server.tenants.queries import Filters, Total, totals
 from puna.server.watch import Failures
 
 if TYPE_CHECKING:
-    from puna.server.calls import Service
+    from puna.server.service import Service
 
 MOST_ROWS = 100  # of tenants and keys
 _FRESH_S = 5.0  # that sums of the ledger are shown again
@@ -30,7 +30,7 @@ _FRESH_S = 5.0  # that sums of the ledger are shown again
 class ModelRow:
     name: str
     size: int  # bytes of its file
-    context: int
+    context: int | None  # None: loading decides
     in_flight: int
     stats: EngineStats | None  # None: not in memory
     rate: Rate
@@ -117,7 +117,7 @@ class Statuses:
         return Status(
             datetime.now(UTC),
             service.is_draining,
-            len(service.calls),
+            service.n_in_flight,
             models,
             service.watch.failures,
             tenants,

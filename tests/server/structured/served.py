@@ -11,12 +11,11 @@ from queue import SimpleQueue
 from typing import Any
 
 import httpx
-from server.conftest import open_accounts
+from server.conftest import one_model, open_accounts
 
 from puna import LLM
 from puna.core import BadValue
 from puna.engine.masks import GrammarStats
-from puna.llm.models import LoadedModels
 from puna.model.config import ModelConfig
 from puna.server.app import create_app
 from puna.server.config import ServerConfig
@@ -62,7 +61,7 @@ def served(model: str | None, vocabulary: Path | None) -> Iterator[Served]:
         accounts = open_accounts(Path(folder))
         config = ServerConfig(port=0)
         with LLM(path) as llm:
-            app = create_app(config, LoadedModels({"m": llm}), accounts)
+            app = create_app(config, one_model("m", llm), accounts)
             urls: SimpleQueue[str] = SimpleQueue()
             thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
             thread.start()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.core import Request, SamplingParams
-from puna.server.calls import Service
 from puna.server.errors import bad, not_found
 from puna.server.images import resolved, uploaded
 from puna.server.openai.responses.items import (
@@ -21,6 +20,7 @@ from puna.server.openai.responses.items import (
 )
 from puna.server.openai.responses.request import Context
 from puna.server.served import ServedModel
+from puna.server.service import Service
 from puna.server.storage import conversations, responses
 from puna.server.tenants.accounts import Account
 

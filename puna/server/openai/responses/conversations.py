@@ -10,13 +10,13 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
-from puna.server.calls import Service
 from puna.server.errors import ApiError, not_found
 from puna.server.openai.fields import Body
 from puna.server.openai.lists import Limit, Order, listed
 from puna.server.openai.responses.context import too_long
 from puna.server.openai.responses.items import InputItem, Item, kept_items, new_id, references
 from puna.server.openai.responses.request import Include, Metadata
+from puna.server.service import Service
 from puna.server.storage import conversations, responses
 from puna.server.storage.database import Database
 from puna.server.tenants.accounts import Account

@@ -11,13 +11,14 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request
-from puna.server.calls import Call, Service
+from puna.server.calls import Call
 from puna.server.errors import ApiError, from_puna
 from puna.server.generation import Finish
 from puna.server.openai.responses.context import Reading, read
 from puna.server.openai.responses.events import Event, Writer
 from puna.server.openai.responses.request import ResponseRequest
 from puna.server.served import ServedModel
+from puna.server.service import Service
 from puna.server.storage import conversations, responses
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import PunaError
-from puna.server.calls import Service
 from puna.server.errors import ApiError, bad, from_puna, not_found
 from puna.server.openai import wire
 from puna.server.openai.fields import ignored
@@ -21,6 +20,7 @@ from puna.server.openai.responses.context import read
 from puna.server.openai.responses.events import Event
 from puna.server.openai.responses.making import Making, begin
 from puna.server.openai.responses.request import CountRequest, Include, ResponseRequest
+from puna.server.service import Service
 from puna.server.sse import Stream, when_gone
 from puna.server.storage import responses
 from puna.server.storage.responses import Stored
@@ -53,7 +53,7 @@ def routes(service: Service) -> APIRouter:
         account.check_model(body.model)
         reading = await read(service, account, body)
         try:
-            with await service.models.use(body.model) as model:
+            with await service.use(http, body.model) as model:
                 params = model.default_params
                 request = await asyncio.to_thread(reading.request, body, model, params)
         except PunaError as error:
