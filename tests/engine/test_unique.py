@@ -119,7 +119,7 @@ def test_guesses_are_read_as_well() -> None:
 
 
 def test_names_of_keywords_are_names_as_well() -> None:
-    named = {"properties": {name: UNIQUE for name in ("enum", "type", "items", "$defs", "uniqueItems")}}
+    named = {"properties": dict.fromkeys(("enum", "type", "items", "$defs", "uniqueItems"), UNIQUE)}
     state = after({"type": "object", **named}, '{"enum": ["a", "a')
     assert '"' not in allowed(state)
 

@@ -178,17 +178,6 @@ def _few_integers(node: Mapping[str, Any]) -> list[str] | None:
     return [str(n) for n in range(first, last + 1)]
 
 
-def has_unique(node: Any) -> bool:
-    """Whether a schema has a list whose items must differ."""
-    if isinstance(node, list):
-        return any(map(has_unique, node))
-    if not isinstance(node, dict):
-        return False
-    return node.get("uniqueItems") is True or any(
-        has_unique(value) for key, value in node.items() if key not in _VALUES
-    )
-
-
 def _may_match(pattern: str, name: str) -> bool:
     """Patterns are those of another library: where this one does not know better, they match."""
     if len(name) > 64:
