@@ -134,7 +134,7 @@ def without_unique(places: Places, node: Any) -> Any:
     """A schema for a grammar, which cannot hold lists to being unique; those of a few items are as short."""
     if not isinstance(node, dict):
         return node
-    made = {}
+    made: dict[str, Any] = {}
     for key, value in node.items():
         if key in _NAMED:
             made[key] = {name: without_unique(places, part) for name, part in value.items()}
