@@ -18,6 +18,8 @@ from typing import Any
 
 from puna.core import BadInput, BadValue, closest
 from puna.text.formats.base import ToolStyle
+from puna.text.json_schema import prepared
+from puna.text.schema.numbers import bounded
 from puna.text.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -31,17 +33,11 @@ _SPACED = {
     "lenient": False,
     "coerce_one_of": False,
 }
-_LARGEST_INTEGER = 2**53 - 1  # RFC 8259: what readers of JSON agree on
-_LARGEST_NUMBER = 1e15
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # Keywords of a schema of arguments that Python's form can follow argument by argument.
 _BY_ARGUMENT = {
     "type", "properties", "required", "additionalProperties", "title", "description", "$schema", "$defs",
     "definitions", "strict",
 }  # fmt: skip
-_WITH_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
-_WITH_SCHEMA_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
-_WITH_SCHEMA = ("items", "additionalProperties", "additionalItems")
 
 
 def tag_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -76,11 +72,11 @@ def call_grammar(
 
     `named` is the one tool that may be called. Without `required` the answer may also be text, and text may
     come before the calls; arguments are then held to the schemas of those tools that say "strict": true, and
-    None is returned where no tool says so. A tool with arguments that Python has no names for is called in
-    JSON, which every answer is read for.
+    None is returned where no tool says so and there may be any number of calls. A tool with arguments that
+    Python has no names for is called in JSON, which every answer is read for.
 
     Raises BadInput for a tool without a proper name, BadValue where there is no tool of the name or none at
-    all.
+    all, and what json_schema.prepared does for the arguments.
     """
     functions = [_function(tool) for tool in tools]
     if named is not None:
@@ -93,7 +89,7 @@ def call_grammar(
     if not functions:
         raise BadValue("to call a tool there must be one, found none; give tools or let the answer be free")
     if not required:
-        if not any(function.strict for function in functions):
+        if parallel and not any(function.strict for function in functions):
             return None
         functions = [f if f.strict else _Function(f.name, {"type": "object"}, False) for f in functions]
     if style == "pythonic" and not all(_is_pythonic(f) for f in functions if required or f.strict):
@@ -122,34 +118,11 @@ def _function(tool: Mapping[str, Any]) -> _Function:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise BadInput(f"parameters of tool {name!r} must be a JSON schema, found {parameters!r:.80}")
-    return _Function(name, _bounded(parameters), inner.get("strict") is True)
-
-
-def _bounded(schema: Any) -> Any:
-    """A schema with numbers that every reader has, in all places that are schemas."""
-    if not isinstance(schema, Mapping):
-        return schema
-    bounded = dict(schema)
-    for key in _WITH_SCHEMAS:
-        if isinstance(schema.get(key), Mapping):
-            bounded[key] = {name: _bounded(value) for name, value in schema[key].items()}
-    for key in _WITH_SCHEMA_LISTS:
-        if isinstance(schema.get(key), list | tuple):
-            bounded[key] = [_bounded(value) for value in schema[key]]
-    for key in _WITH_SCHEMA:
-        if key in schema:
-            bounded[key] = _bounded(schema[key])
-    kinds = schema.get("type")
-    kinds = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
-    is_free = not any(key in schema for key in (*_BOUNDS, "enum", "const", "$ref", "multipleOf"))
-    if is_free and ("number" in kinds or "integer" in kinds):
-        largest = _LARGEST_NUMBER if "number" in kinds else _LARGEST_INTEGER
-        bounded |= {"minimum": -largest, "maximum": largest}
-    return bounded
+    return _Function(name, parameters, inner.get("strict") is True)
 
 
 def _schema(schema: Mapping[str, Any] | bool) -> str:
-    found = {} if schema is True else {"not": {}} if schema is False else schema
+    found = bounded(prepared(schema))
     return "%json " + json.dumps({**found, "x-guidance": _SPACED}, ensure_ascii=False)
 
 
@@ -264,6 +237,7 @@ def _is_pythonic(function: _Function) -> bool:
         and isinstance(properties, Mapping)
         and set(required) <= set(properties)
         and ("properties" in schema or schema.get("additionalProperties") is False)
+        and '"$ref": "#"' not in json.dumps(schema, default=str)  # the value of one argument is no whole
         and all(_ARGUMENT.fullmatch(name) and not iskeyword(name) for name in properties)
     )
 

@@ -33,6 +33,7 @@ SCHEMAS: list[Any] = [
     {"prefixItems": [True, UNIQUE], "items": {"type": "array"}},
     {"patternProperties": {"^a": UNIQUE}},
     {"allOf": [{"properties": {"b": {"allOf": [UNIQUE]}}}]},
+    {"properties": {"enum": UNIQUE, "a": {"properties": {"type": True, "b": UNIQUE}}}},
 ]
 
 
@@ -115,6 +116,12 @@ def test_guesses_are_read_as_well() -> None:
     assert state.n_possible(good) == len(good)
     masks = state.masks(good)
     assert all(masks[i][token >> 3] >> (token & 7) & 1 for i, token in enumerate(good))
+
+
+def test_names_of_keywords_are_names_as_well() -> None:
+    named = {"properties": dict.fromkeys(("enum", "type", "items", "$defs", "uniqueItems"), UNIQUE)}
+    state = after({"type": "object", **named}, '{"enum": ["a", "a')
+    assert '"' not in allowed(state)
 
 
 def test_two_schemas_of_one_grammar_are_two() -> None:

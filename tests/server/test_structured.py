@@ -75,7 +75,7 @@ def test_what_cannot_be_held_to_is_named(server: Running) -> None:
     for form, said in (
         (
             {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {"pattern": "a"}}}},
-            "uniqueItems",
+            "'not'",
         ),
         ({"type": "regex", "regex": "("}, "unclosed group"),
         ({"type": "choice", "choices": []}, "at least 1 item"),

@@ -81,13 +81,19 @@ def test_what_cannot_be_held_to_is_refused_with_its_place(schema: Any, place: st
         prepared(schema)
 
 
-@pytest.mark.parametrize("value", [None, 3, -1, 0.5, "x", [], [1], [[]], {}, {"a": 1}, True, {"a": [3]}])
+@pytest.mark.parametrize(
+    "value", [None, 3, -1, 0.5, "x", [], [1], [[]], {}, {"a": 1}, True, {"a": [3]}, {"a": [[3]]}]
+)
 @pytest.mark.parametrize(
     "keyword", sorted({*_SHAPES, "const", "minContains", "$id", "$anchor", "$defs", "$schema"})
 )
 @pytest.mark.parametrize(
-    "around", [lambda s: s, lambda s: {"not": s}, lambda s: {"oneOf": [s, {"type": "array"}]}]
-)
+    "around",
+    [
+        lambda s: s, lambda s: {"not": s}, lambda s: {"oneOf": [s, {"type": "array"}]},
+        lambda s: {"$ref": "#/default", "default": s}, lambda s: {"not": {"if": s, "then": s}},
+    ],
+)  # fmt: skip
 def test_values_that_keywords_cannot_have_are_refused(around: Any, keyword: str, value: Any) -> None:
     """Or not: but nothing else happens."""
     with suppress(BadValue, Unsupported):

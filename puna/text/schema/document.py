@@ -54,11 +54,11 @@ class Document:
                 "a JSON schema must not have so many combinations of not, if, oneOf and references inside "
                 "each other; simplify it"
             )
-        if id(node) not in self._bases:
-            return node
         if id(node) not in self._checked:
             _check_shape(node)
-            self._checked.add(id(node))
+        if id(node) not in self._bases:
+            return node
+        self._checked.add(id(node))
         if self.draft <= 7 and isinstance(node.get("$ref"), str):
             return {"$ref": node["$ref"]}
         dropped = _LATER.get(self.draft, frozenset[str]())

@@ -14,6 +14,10 @@ from typing import Any
 
 _MOST_TEXTS = 512  # items of which a list may be made up
 _DEEPEST = 8
+# Where schemas are in a schema that was written anew.
+_NAMED = ("properties", "patternProperties", "$defs")
+_LISTED = ("allOf", "anyOf", "prefixItems")
+_ONE = ("items", "additionalProperties")
 
 
 class Places:
@@ -128,20 +132,38 @@ class Place:
 
 def without_unique(places: Places, node: Any) -> Any:
     """A schema for a grammar, which cannot hold lists to being unique; those of a few items are as short."""
-    if isinstance(node, list):
-        return [without_unique(places, part) for part in node]
     if not isinstance(node, dict):
         return node
-    made = {
-        key: value if key in _VALUES else without_unique(places, value)
-        for key, value in node.items()
-        if key != "uniqueItems" or value is not True
-    }
-    if node.get("uniqueItems") is True and "prefixItems" not in node:
+    made: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in _NAMED:
+            made[key] = {name: without_unique(places, part) for name, part in value.items()}
+        elif key in _LISTED:
+            made[key] = [without_unique(places, part) for part in value]
+        elif key in _ONE:
+            made[key] = without_unique(places, value)
+        elif key != "uniqueItems":
+            made[key] = value
+    if "uniqueItems" in node and "prefixItems" not in node:
         texts = places.texts(node.get("items"))
         if texts is not None:
             made["maxItems"] = min(len(set(texts)), node.get("maxItems", len(texts)))
     return made
+
+
+def has_unique(node: Any) -> bool:
+    """Whether a schema has a list whose items must differ."""
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict):
+            continue
+        if "uniqueItems" in node:
+            return True
+        pending += [part for key in _NAMED for part in node.get(key, {}).values()]
+        pending += [part for key in _LISTED for part in node.get(key, ())]
+        pending += [node[key] for key in _ONE if key in node]
+    return False
 
 
 def _few_integers(node: Mapping[str, Any]) -> list[str] | None:
@@ -154,20 +176,6 @@ def _few_integers(node: Mapping[str, Any]) -> list[str] | None:
         return None
     first, last = low + ("minimum" not in node), high - ("maximum" not in node)
     return [str(n) for n in range(first, last + 1)]
-
-
-_VALUES = frozenset(("const", "enum", "required", "type"))
-
-
-def has_unique(node: Any) -> bool:
-    """Whether a schema has a list whose items must differ."""
-    if isinstance(node, list):
-        return any(map(has_unique, node))
-    if not isinstance(node, dict):
-        return False
-    return node.get("uniqueItems") is True or any(
-        has_unique(value) for key, value in node.items() if key not in _VALUES
-    )
 
 
 def _may_match(pattern: str, name: str) -> bool:

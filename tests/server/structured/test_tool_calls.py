@@ -105,6 +105,16 @@ def test_code_for_the_interpreter_is_known_by_its_token(client: httpx.Client, sc
     assert at_once(client) == ("", [("code_interpreter", {"code": "print(1)"})], "tool_calls")
 
 
+def test_no_tool_is_called_where_none_may_be(
+    client: httpx.Client, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHAT, "tool_choice", "none")
+    script.say('{"name": "f", "parameters": {}}')
+    assert at_once(client) == ('{"name": "f", "parameters": {}}', [], "stop")
+    script.say('{"name": "f", "parameters": {}}')
+    assert streamed(client) == ('{"name": "f", "parameters": {}}', [], "stop")
+
+
 def test_without_tools_control_tokens_are_no_text(
     client: httpx.Client, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
