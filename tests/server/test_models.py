@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import threading
@@ -73,8 +74,8 @@ def house(start: Start, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def say(running: Running, model: str) -> str:
-    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)
-    return client.chat.completions.create(model=model, **GREEDY).choices[0].message.content or ""
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        return client.chat.completions.create(model=model, **GREEDY).choices[0].message.content or ""
 
 
 def admin(house: tuple[Running, str], path: str, **body: Any) -> httpx.Response:
@@ -129,6 +130,24 @@ def test_ollamas_clients_see_what_is_in_memory_and_operators_take_it_out(
         assert say(running, "one") == expected["one"]
         with pytest.raises(ollama.ResponseError, match="no model 'ten'"):
             client.generate("ten", keep_alive=0)
+
+
+def test_the_operators_page_and_figures_tell_what_is_in_memory(
+    house: tuple[Running, str], folder: Path
+) -> None:
+    running, _ = house
+    body = {"lora_name": "a1", "lora_path": str(folder / "a1"), "base_model_name": "one"}
+    assert admin(house, "/v1/load_lora_adapter", **body).status_code == 200
+    say(running, "a1")
+    page = httpx.get(running.url).text
+    rows = re.findall(r'<th scope="row">(one|two|a1)</th>\s*<td class="text">(.*?)</td>', page)
+    assert rows == [("one", "loaded"), ("a1", "adapter of one"), ("two", "on disk")]
+    figures = httpx.get(f"{running.url}/metrics").text
+    for name, value in (("one", 1), ("a1", 1), ("two", 0)):
+        assert f'puna_model_loaded{{model="{name}"}} {value}.0' in figures
+    assert 'puna_model_context_tokens{model="one"} 256.0' in figures
+    assert 'puna_model_context_tokens{model="two"}' not in figures
+    assert admin(house, "/v1/unload_lora_adapter", lora_name="a1").status_code == 200
 
 
 def test_who_may_take_a_model_out_of_memory(
