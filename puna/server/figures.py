@@ -90,9 +90,8 @@ class Figures(Collector):
         context = GaugeMetricFamily(
             "puna_model_context_tokens", "Tokens of a prompt and its answer", labels=("model",)
         )
-        loaded = self._service.models.loaded()
         for card in self._service.models.cards():
-            info.add_metric((card.name,), int(card.name in loaded))
+            info.add_metric((card.name,), int(card.state == "loaded"))
             size.add_metric((card.name,), card.size)
             if card.context is not None:
                 context.add_metric((card.name,), card.context)

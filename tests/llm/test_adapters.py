@@ -69,6 +69,46 @@ def test_an_adapter_that_is_unloaded_finishes_what_it_began(llm: LLM, tmp_path: 
     assert same(llm.with_adapter("b").generate(TEXT, **OPTIONS), fresh)
 
 
+def test_embeddings_are_those_of_the_adapter_whatever_else_is_embedded(llm: LLM, tmp_path: Path) -> None:
+    base = llm.embed(TEXT)
+    views = [llm.load_adapter(f"a{seed}", tmp_path / f"a{seed}") for seed in (1, 2)]
+    alone = [view.embed(TEXT) for view in views]
+    assert abs(alone[0] @ alone[1]) < 0.99
+    assert abs(alone[0] @ base) < 0.99
+    texts = [TEXT, "apples", TEXT + TEXT]
+    assert all((view.embed(texts)[0] == row).all() for view, row in zip(views, alone, strict=True))
+    assert (llm.embed(texts)[0] == base).all()
+
+
+def test_guesses_of_a_draft_change_no_answer_of_an_adapter(llm: LLM, tmp_path: Path) -> None:
+    expected = llm.load_adapter("a", tmp_path / "a1").generate(TEXT, **OPTIONS)
+    with LLM(llm.path, threads=1, batch=16, draft=llm.path) as drafted:
+        answer = drafted.load_adapter("a", tmp_path / "a1").generate(TEXT, **OPTIONS)
+        assert same(answer, expected)
+        assert drafted.stats().proposed_tokens > 0
+
+
+def test_a_session_comes_back_to_its_adapter_and_to_no_other(llm: LLM, tmp_path: Path) -> None:
+    text = TEXT * 3
+    view = llm.load_adapter("a", tmp_path / "a1")
+    saved = view.save_session(tmp_path / "a.session", text)
+    assert len(saved.tokens) >= 64
+    expected = view.generate(text, **OPTIONS)
+    llm.unload_adapter("a")
+    again = llm.load_adapter("other name", tmp_path / "a1")
+    fresh = llm.generate(text, **OPTIONS)
+    again.load_session(tmp_path / "a.session")
+    restored = again.generate(text, **OPTIONS)
+    assert restored.n_cached == len(saved.tokens)
+    assert same(restored, expected)
+    llm.save_session(tmp_path / "base.session", text)
+    second = llm.load_adapter("b", tmp_path / "a2")
+    for model, file in ((llm, "a"), (second, "a"), (again, "base")):
+        with pytest.raises(BadFile, match="saved with other weights"):
+            model.load_session(tmp_path / f"{file}.session")
+    assert same(llm.generate(text, **OPTIONS), fresh)
+
+
 def test_what_is_wrong_with_an_adapter_is_said_and_the_model_goes_on(llm: LLM, tmp_path: Path) -> None:
     llm.load_adapter("a", tmp_path / "a1")
     with pytest.raises(BadValue, match="loaded already"):

@@ -11,9 +11,7 @@ from llm.tiny_llm import write_tiny_llm
 from puna.core import BadInput, UnknownModel
 from puna.llm.facts import facts_of
 from puna.llm.library import StoreLibrary
-from puna.text.tokenizer import Tokenizer
 from puna.weights import store
-from puna.weights.load import open_checkpoint
 
 
 @pytest.fixture
@@ -47,14 +45,17 @@ def test_a_model_that_is_not_there_is_named(stored: store.StoredModel) -> None:
 
 
 def test_facts_are_those_of_the_file(stored: store.StoredModel) -> None:
-    with open_checkpoint(stored.path) as checkpoint:
-        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
-    facts = facts_of(stored.path, tokenizer, None)
+    facts = facts_of(stored.path)
     assert facts.sha256 == hashlib.sha256(stored.path.read_bytes()).hexdigest()
     assert (facts.format, facts.family, facts.quantization) == ("gguf", "llama", "Q8_0")
     assert facts.metadata["llama.embedding_length"] == 64
     assert not any(key.endswith((".tokens", ".merges")) for key in facts.metadata)
     assert facts.capabilities == ("completion",)
-    assert facts_of(stored.path, tokenizer, "chatml").capabilities == ("completion",)
-    tokenizer.chat_template = "{% if tools %}{{ tools }}{% endif %}"
-    assert facts_of(stored.path, tokenizer, None).capabilities == ("completion", "tools")
+    assert facts_of(stored.path, "chatml").capabilities == ("completion",)
+
+
+def test_a_template_says_whether_there_are_tools(tmp_path: Path) -> None:
+    path = write_tiny_llm(tmp_path / "tools.gguf", template="{% if tools %}{{ tools }}{% endif %}")
+    facts = facts_of(path)
+    assert facts.capabilities == ("completion", "tools")
+    assert facts.template.startswith("{% if tools %}")

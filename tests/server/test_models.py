@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ollama
 import openai
 import pytest
 from llm.tiny_llm import write_tiny_llm
@@ -68,12 +70,12 @@ def house(start: Start, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     accounts = open_accounts(tmp_path_factory.mktemp("ledger"))
     key = accounts.keys.create("root", "house", scopes=("inference", "admin"))[1]
     models = AdaptedModels(ModelPool(places, loader, Budget(most, 2)))
-    return start(ServerConfig(port=0), accounts, models), key
+    return start(ServerConfig(port=0), accounts, models=models), key
 
 
 def say(running: Running, model: str) -> str:
-    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)
-    return client.chat.completions.create(model=model, **GREEDY).choices[0].message.content or ""
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        return client.chat.completions.create(model=model, **GREEDY).choices[0].message.content or ""
 
 
 def admin(house: tuple[Running, str], path: str, **body: Any) -> httpx.Response:
@@ -82,7 +84,14 @@ def admin(house: tuple[Running, str], path: str, **body: Any) -> httpx.Response:
 
 
 def listed(running: Running) -> dict[str, dict[str, Any]]:
-    return {card["id"]: card for card in httpx.get(f"{running.url}/v1/models").json()["data"]}
+    return listed_by(running, "none")
+
+
+def listed_by(running: Running, key: str) -> dict[str, dict[str, Any]]:
+    headers = {"authorization": f"Bearer {key}"}
+    return {
+        card["id"]: card for card in httpx.get(f"{running.url}/v1/models", headers=headers).json()["data"]
+    }
 
 
 def test_models_take_turns_where_there_is_room_for_one(
@@ -101,6 +110,71 @@ def test_models_take_turns_where_there_is_room_for_one(
         openai.NotFoundError, match="there is no model 'three' here; this server has one, two"
     ):
         say(running, "three")
+
+
+def test_ollamas_clients_see_what_is_in_memory_and_operators_take_it_out(
+    house: tuple[Running, str], expected: dict[str, str]
+) -> None:
+    running, _ = house
+    say(running, "one")
+    with ollama.Client(running.url) as client:
+        assert [model.model for model in client.ps().models] == ["one"]
+        found = {model.model: model for model in client.list().models}
+        assert list(found) == ["one", "two"]
+        assert found["two"].digest  # its file was read, it was not loaded
+        assert client.show("two").capabilities == ["completion"]
+        assert [model.model for model in client.ps().models] == ["one"]
+        done = client.generate("one", keep_alive=0)
+        assert done.done_reason == "unload"
+        assert client.ps().models == []
+        assert say(running, "one") == expected["one"]
+        with pytest.raises(ollama.ResponseError, match="no model 'ten'"):
+            client.generate("ten", keep_alive=0)
+
+
+def test_the_operators_page_and_figures_tell_what_is_in_memory(
+    house: tuple[Running, str], folder: Path
+) -> None:
+    running, _ = house
+    body = {"lora_name": "a1", "lora_path": str(folder / "a1"), "base_model_name": "one"}
+    assert admin(house, "/v1/load_lora_adapter", **body).status_code == 200
+    say(running, "a1")
+    page = httpx.get(running.url).text
+    rows = re.findall(r'<th scope="row">(one|two|a1)</th>\s*<td class="text">(.*?)</td>', page)
+    assert rows == [("one", "loaded"), ("a1", "adapter of one"), ("two", "on disk")]
+    figures = httpx.get(f"{running.url}/metrics").text
+    for name, value in (("one", 1), ("a1", 1), ("two", 0)):
+        assert f'puna_model_loaded{{model="{name}"}} {value}.0' in figures
+    assert 'puna_model_context_tokens{model="one"} 256.0' in figures
+    assert 'puna_model_context_tokens{model="two"}' not in figures
+    assert admin(house, "/v1/unload_lora_adapter", lora_name="a1").status_code == 200
+
+
+def test_who_may_take_a_model_out_of_memory(
+    house: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, root = house
+    say(running, "one")
+    body = {"model": "one", "keep_alive": 0}
+    accounts = running.service.accounts
+    monkeypatch.setattr(accounts, "requires_keys", True)
+    for secret, status in ((accounts.keys.create("test", "acme")[1], 403), (root, 200)):
+        headers = {"authorization": f"Bearer {secret}"}
+        answer = httpx.post(f"{running.url}/api/generate", json=body, headers=headers, timeout=60)
+        assert answer.status_code == status
+        assert (listed_by(running, root)["one"]["state"] == "loaded") == (status == 403)
+
+
+def test_a_model_in_use_is_not_taken_out_of_memory(house: tuple[Running, str]) -> None:
+    running, _ = house
+    say(running, "one")
+    use = running.models.hold("one")
+    assert use is not None
+    answer = running.post("/api/chat", {"model": "one", "messages": [], "keep_alive": 0})
+    assert answer.status_code == 409
+    assert "is answering requests" in answer.json()["error"]
+    use.release()
+    assert running.post("/api/chat", {"model": "one", "messages": [], "keep_alive": 0}).status_code == 200
 
 
 def test_a_crowd_that_asks_for_both_is_answered(house: tuple[Running, str], expected: dict[str, str]) -> None:
@@ -199,7 +273,7 @@ def test_a_model_that_never_fits_is_503_with_both_numbers(start: Start, folder: 
         Budget(least, 1),
         find=lambda name: ("two", folder / "two.gguf"),
     )
-    running = start(ServerConfig(port=0), None, AdaptedModels(pool))
+    running = start(ServerConfig(port=0), models=AdaptedModels(pool))
     answer = running.post("/v1/chat/completions", {"model": "two", **GREEDY})
     assert answer.status_code == 503
     error = answer.json()["error"]
@@ -218,7 +292,7 @@ def test_every_pulled_model_is_served_where_the_operator_says_so(
     args = parser.parse_args([str(folder / "one.gguf"), "--threads", "1", "--context", "256", "--batch", "4"])
     for is_open in (True, False):
         config = ServerConfig(port=0, any_model=is_open, idle_unload=0.05)
-        running = start(config, None, serve._pool(args, config))
+        running = start(config, models=serve._pool(args, config))
         if not is_open:
             with pytest.raises(openai.NotFoundError, match="this server has one"):
                 say(running, "mine")
@@ -278,7 +352,7 @@ def test_the_command_serves_what_it_is_told_to(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=home(tmp_path))
     try:
         assert process.stderr is not None
-        url = process.stderr.readline().split(" at ")[1].split("/v1")[0]
+        url = next(line for line in process.stderr if "Serving" in line).split(" at ")[1].split("/v1")[0]
         cards = httpx.get(f"{url}/v1/models").json()["data"]
         assert [(card["id"], card["parent"]) for card in cards] == [
             ("small", None),

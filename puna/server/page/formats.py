@@ -11,8 +11,8 @@ NONE = "\N{EN DASH}"
 _WIDTH, _HEIGHT = 120, 24  # of a small plot, in units of its own
 
 
-def whole(value: int) -> str:
-    return f"{value:,}"
+def whole(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
 
 
 def per_second(value: float) -> str:

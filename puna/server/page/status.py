@@ -35,6 +35,14 @@ class ModelRow:
     stats: EngineStats | None  # None: not in memory
     rate: Rate
     history: Sequence[float]  # tokens of answers a second, over the last minute
+    state: str  # loaded, loading or unloaded
+    parent: str | None  # of an adapter: the model that it changes, whose figures are its as well
+
+    @property
+    def where(self) -> str:
+        if self.parent is not None:
+            return f"adapter of {self.parent}"
+        return "on disk" if self.state == "unloaded" else self.state
 
     @property
     def cache_share(self) -> float:
@@ -110,6 +118,8 @@ class Statuses:
                 loaded[card.name].stats() if card.name in loaded else None,
                 rates.rate(card.name) if card.name in loaded else STILL,
                 rates.history(card.name),
+                card.state,
+                card.parent,
             )
             for card in service.models.cards()
         ]
