@@ -15,7 +15,7 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from puna.engine.prefix import ROOT, LocalPrefixes, PrefixCache, marks
+from puna.engine.prefix import ROOT, LocalPrefixes, Parent, PrefixCache, marks
 from puna.engine.sequence import Sequence
 
 
@@ -141,7 +141,7 @@ class BlockManager:
             blocks.extend(known)
             blocks.extend(pool.take(n))
         seq.n_shared = len(cached)
-        seq.parent = self._prefix.serial(cached[-1]) if cached else ROOT
+        seq.parent = self._prefix.serial(cached[-1]) if cached else seq.root
         seq.n_computed = len(cached) * self.block_size
         seq.chunk.local_start = origin
         return True
@@ -158,7 +158,8 @@ class BlockManager:
     def _wanted(self, seq: Sequence) -> tuple[list[int], list[int], int, int, int]:
         """Blocks and local ones that hold the beginning of `seq`, the first position that local layers see
         after it, and how many blocks and local ones there must be beside them."""
-        cached, local_cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images), list[int]()
+        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images, seq.root)
+        local_cached: list[int] = []
         if self.window:
             cached, local_cached = self._with_local(cached)
         origin = self._origin(len(cached) * self.block_size)
@@ -187,9 +188,9 @@ class BlockManager:
             known.append(local)
         return cached[: begin + len(known)], known
 
-    def hold_prefix(self, tokens: array[int]) -> Held:
-        """The cached blocks of a beginning of `tokens`, kept until let_go()."""
-        cached, local_cached = self._prefix.match(tokens, len(tokens)), list[int]()
+    def hold_prefix(self, tokens: array[int], root: Parent = ROOT) -> Held:
+        """The cached blocks of a beginning of `tokens` under `root`, kept until let_go()."""
+        cached, local_cached = self._prefix.match(tokens, len(tokens), root=root), list[int]()
         if self.window:
             cached, local_cached = self._with_local(cached)
         for pool, blocks in ((self._pool, cached), (self._local, local_cached)):
@@ -205,9 +206,9 @@ class BlockManager:
         self.n_transfers += 1
         return Held(self._pool.take(n_blocks), self._local.take(n_local))
 
-    def offer(self, tokens: array[int], held: Held) -> None:
-        """Let the prefix cache have what `held` was filled with: whole blocks of `tokens`."""
-        parent, size = ROOT, self.block_size
+    def offer(self, tokens: array[int], held: Held, root: Parent = ROOT) -> None:
+        """Let the prefix cache have what `held` was filled with: whole blocks of `tokens` under `root`."""
+        parent, size = root, self.block_size
         n_without_local = len(held.blocks) - len(held.local_blocks)
         for i, block in enumerate(held.blocks):
             parent = self._prefix.serial(

@@ -3,7 +3,8 @@
 A block's contents depend on every token and every image before it, so an entry is keyed by the entry of the
 block before it, by the exact tokens of its own block, and by the images with positions there. Entries have
 serial numbers that are never used again: two chains are equal only if their tokens and images are, and no
-hash collision can hand a caller somebody else's context.
+hash collision can hand a caller somebody else's context. The first block of a chain is keyed by the salt of
+its request as well, so that nobody learns from the time of an answer what others have asked.
 
 Knows no reference counts and no eviction order: blocks.py does.
 """
@@ -18,8 +19,14 @@ from puna.core import PlacedImage
 
 ROOT = 0  # serial of the empty prefix
 
+Parent = int | str  # serial of an entry; of the empty prefix ROOT, or the salt that it is under
 Mark = tuple[bytes, int, tuple[int, ...]]  # digest, how many positions lie before the block, those in it
-Key = tuple[int, bytes, tuple[Mark, ...]]  # serial of the parent, tokens, images
+Key = tuple[Parent, bytes, tuple[Mark, ...]]  # the parent, tokens, images
+
+
+def root_of(salt: str) -> Parent:
+    """The empty prefix of all requests with that salt."""
+    return salt or ROOT
 
 
 def marks(images: Sequence[PlacedImage], start: int, end: int) -> tuple[Mark, ...]:
@@ -41,9 +48,11 @@ class PrefixCache:
         self._serial_of: dict[int, int] = {}  # block -> serial
         self._n_serials = ROOT
 
-    def match(self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = ()) -> list[int]:
-        """The cached blocks that hold the longest beginning of tokens[:limit], in order."""
-        size, parent = self._block_size, ROOT
+    def match(
+        self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = (), root: Parent = ROOT
+    ) -> list[int]:
+        """The cached blocks that hold the longest beginning of tokens[:limit] under `root`, in order."""
+        size, parent = self._block_size, root
         blocks: list[int] = []
         for end in range(size, limit + 1, size):
             seen = marks(images, end - size, end)
@@ -54,7 +63,9 @@ class PrefixCache:
             parent = self._serial_of[block]
         return blocks
 
-    def insert(self, parent: int, tokens: array[int], block: int, images: tuple[Mark, ...] = ()) -> int:
+    def insert(
+        self, parent: Parent, tokens: array[int], block: int, images: tuple[Mark, ...] = ()
+    ) -> int:
         """Offer `block`, which follows entry `parent` and is filled with `tokens` and `images`; returns the
         block that is kept: an older one where the same contents were cached already."""
         key = (parent, tokens.tobytes(), images)

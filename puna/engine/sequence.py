@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from puna.core import Chunk, Request
-from puna.engine.prefix import ROOT
+from puna.engine.prefix import ROOT, Parent, root_of
 
 if TYPE_CHECKING:
     from puna.engine.fair_queue import Flow, Rank
@@ -47,13 +47,18 @@ class Sequence:
     blocks: array[int] = field(default_factory=lambda: array("i"))  # block table
     local_blocks: array[int] = field(default_factory=lambda: array("i"))  # from chunk.local_start on
     n_shared: int = 0  # leading blocks that the prefix cache knows
-    parent: int = ROOT  # prefix cache entry of the last of them
+    parent: Parent = ROOT  # prefix cache entry of the last of them; without any, `root`
     chunk: Chunk = field(init=False)  # what the next step runs; the same object every step
 
     def __post_init__(self) -> None:
         self.tokens = array("i", self.request.prompt)
         self.n_prompt = len(self.tokens)
         self.chunk = Chunk(self.tokens, 0, self.blocks, 0, self.request.images, self.local_blocks)
+
+    @property
+    def root(self) -> Parent:
+        """Where its prefixes begin: others begin somewhere else if their salt is another."""
+        return root_of(self.request.cache_salt)
 
     @property
     def n_to_score(self) -> int:

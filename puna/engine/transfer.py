@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from puna.core import Executor, Unsupported
 from puna.engine.blocks import Held
+from puna.engine.prefix import root_of
 from puna.engine.scheduler import Scheduler
 
 
@@ -56,9 +57,9 @@ class Transfer:
         window = self._blocks.window
         return n_blocks % (window // self.block_tokens) if window else 0
 
-    def hold_prefix(self, tokens: array[int]) -> Held:
-        """The cached beginning of `tokens`; give it to let_go() in the end."""
-        return self._blocks.hold_prefix(tokens)
+    def hold_prefix(self, tokens: array[int], salt: str = "") -> Held:
+        """The beginning of `tokens` cached under a salt; give it to let_go() in the end."""
+        return self._blocks.hold_prefix(tokens, root_of(salt))
 
     def hold_free(self, n_blocks: int) -> Held | None:
         """Blocks to write a beginning to; None where too few are free."""
@@ -73,9 +74,9 @@ class Transfer:
         blocks = held.local_blocks if local else held.blocks
         self.store.write_blocks(blocks[first : first + len(data)], data, local=local)
 
-    def offer(self, tokens: array[int], held: Held) -> None:
-        """All of `held` is written, and belongs to `tokens`: equal prompts may find it."""
-        self._blocks.offer(tokens, held)
+    def offer(self, tokens: array[int], held: Held, salt: str = "") -> None:
+        """All of `held` is written, and belongs to `tokens`: equal prompts under that salt may find it."""
+        self._blocks.offer(tokens, held, root_of(salt))
 
     def let_go(self, held: Held) -> None:
         """What is in the prefix cache stays there until it is overwritten."""

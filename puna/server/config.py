@@ -25,6 +25,7 @@ class ServerConfig:
     port: int = option(8000, "port to listen on; 0 takes a free one", "N")
     require_keys: bool = option(False, "refuse requests without an API key on loopback, too")
     database: str = option("", "URL of the database of keys and usage (default: SQLite, user's data)", "URL")
+    share_prefixes: bool = option(False, "let tenants find each other's prompts in the prefix cache")
     prices: str = option("", "price list (TOML) that usage is charged by", "FILE")
     max_requests: int = option(1024, "requests in flight; more are told to come back (503)", "N")
     max_body_mb: int = option(32, "megabytes of a request's body", "N")

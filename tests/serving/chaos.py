@@ -225,7 +225,8 @@ def _held(server: Served) -> float:
         if not server.metric("puna_requests_in_flight"):
             break
         sleep(0.1)
-    return server.metric("puna_requests_in_flight") + server.metric("puna_requests_running")
+    held = ("puna_requests_in_flight", "puna_engine_sequences", "puna_engine_cache_blocks_used")
+    return sum(server.metric(name) for name in held)
 
 
 def _kill_under_load(server: Served, seen: Seen) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import sleep
 
 import httpx
 
@@ -20,7 +21,7 @@ class Served:
     """A server that runs."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
     @property
     def rss_mb(self) -> float:
@@ -58,14 +59,15 @@ def start(model: str, home: Path, *flags: str) -> Served:
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "puna", "serve", model, "--port", "0"]
     command += ["--database", f"sqlite:///{home}/ledger.db", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if " at http" in line:
-            return Served(line.split(" at ")[1].split("/v1")[0], process)
-    raise RuntimeError(f"the server did not start: {''.join(said)}")
+    log = home / f"server-{len(list(home.glob('server-*.log')))}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file)
+    while process.poll() is None:
+        for line in log.read_text().splitlines():
+            if " at http" in line:
+                return Served(line.split(" at ")[1].split("/v1")[0], process)
+        sleep(0.05)
+    raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
 @contextmanager
@@ -77,5 +79,3 @@ def served(model: str, home: Path, *flags: str) -> Iterator[Served]:
         if server.process.poll() is None:
             server.process.terminate()
             server.process.wait(60)
-        assert server.process.stderr is not None
-        server.process.stderr.close()

@@ -94,6 +94,7 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
         form=None if body.response_format is None else body.response_format.grammar_for,
         n=n,
         tier=body.service_tier,
+        cache_salt=body.cache_salt,
     )
     return await begin_chat(service, http, "chat", chat)
 

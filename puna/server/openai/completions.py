@@ -99,9 +99,15 @@ async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -
         return prompts
 
     is_slow = body.response_format is not None or sum(map(len, body.prompts)) > LARGE
-    tier = body.service_tier
     return await service.begin(
-        http, "completions", body.model, make, is_slow=is_slow, param="prompt", tier=tier
+        http,
+        "completions",
+        body.model,
+        make,
+        is_slow=is_slow,
+        param="prompt",
+        tier=body.service_tier,
+        cache_salt=body.cache_salt,
     )
 
 
