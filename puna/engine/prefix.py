@@ -63,9 +63,7 @@ class PrefixCache:
             parent = self._serial_of[block]
         return blocks
 
-    def insert(
-        self, parent: Parent, tokens: array[int], block: int, images: tuple[Mark, ...] = ()
-    ) -> int:
+    def insert(self, parent: Parent, tokens: array[int], block: int, images: tuple[Mark, ...] = ()) -> int:
         """Offer `block`, which follows entry `parent` and is filled with `tokens` and `images`; returns the
         block that is kept: an older one where the same contents were cached already."""
         key = (parent, tokens.tobytes(), images)

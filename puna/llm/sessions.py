@@ -61,8 +61,11 @@ class Sessions(Requests):
 
         What of it is not in the cache is computed first. Only whole blocks of the cache are saved, so that up
         to 31 tokens at the end are not; of a conversation the messages are saved as well. `cache_salt` is
-        that of the requests whose cache it is (core.Request). Raises what generate() raises; BadValue for a prompt that fills no block, or more than `max_bytes`; Unsupported
-        for pictures and other backends than native; DiskFull, or WorkFailed where nothing can be written.
+        that of the requests whose cache it is (core.Request).
+
+        Raises what generate() raises; BadValue for a prompt that fills no block, or more than `max_bytes`;
+        Unsupported for pictures and other backends than native; DiskFull, or WorkFailed where nothing can be
+        written.
         """
         params = SamplingParams(temperature=0, max_tokens=1, ignore_end=True)
         messages: Sequence[Message] = ()

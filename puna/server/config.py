@@ -43,6 +43,7 @@ class ServerConfig:
     allow_pull: bool = option(False, "let admins pull and delete models over HTTP on any address")
     sessions: str = option("", "folder of saved sessions (POST /admin/sessions/save)", "FOLDER")
     max_session_mb: int = option(4096, "megabytes of a saved session", "N")
+    server_name: tuple[str, ...] = option((), "name that browsers may call a server without keys by", "NAME")
     tls_cert: str = option("", "certificate chain (PEM) to serve HTTPS with", "FILE")
     tls_key: str = option("", "its private key (PEM)", "FILE")
 

@@ -115,9 +115,7 @@ class ServedModel(Protocol):
         """Write what was computed of a prompt to a file; takes a while. Raises PunaError."""
         ...
 
-    def load_session(
-        self, path: Path, *, max_bytes: int | None = None, cache_salt: str = ""
-    ) -> SavedSession:
+    def load_session(self, path: Path, *, max_bytes: int | None = None, cache_salt: str = "") -> SavedSession:
         """Put it back into the cache; takes a while. Raises PunaError."""
         ...
 

@@ -1,4 +1,4 @@
-"""The figures that the server is held to: PYTHONPATH=tests python -m serving [NAME …] [--minutes N] [--peers FILE]
+"""The figures that the server is held to: PYTHONPATH=tests python -m serving [NAME …] [--minutes N]
 
 Each starts servers of its own on loopback, stops by itself, and prints what it found beside what is wanted;
 the exit code is 1 where one is missed. Measurements of speed want a machine that does nothing else.

@@ -13,7 +13,27 @@ from serving.process import Served, served
 
 _REQUESTS = 200
 _CROWD = 32
-_WORDS = "why how where when does the grey llama walk over cold stones beside a lake and sing of rain".split()
+_WORDS = [
+    "why",
+    "how",
+    "where",
+    "when",
+    "does",
+    "the",
+    "grey",
+    "llama",
+    "walk",
+    "over",
+    "cold",
+    "stones",
+    "beside",
+    "a",
+    "lake",
+    "and",
+    "sing",
+    "of",
+    "rain",
+]
 
 
 def same_in_a_crowd(model: str, home: Path, n: int = _REQUESTS) -> list[Figure]:

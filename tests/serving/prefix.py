@@ -42,7 +42,24 @@ def prefix_cache(model: str, home: Path) -> list[Figure]:
 
 def _text(server: Served, seed: int) -> str:
     """Words that make up 3,000 tokens, other ones for each seed from the first word on."""
-    words = "llama alpaca puna grass stone river cloud snow lake wind bird fox path hill star night".split()
+    words = [
+        "llama",
+        "alpaca",
+        "puna",
+        "grass",
+        "stone",
+        "river",
+        "cloud",
+        "snow",
+        "lake",
+        "wind",
+        "bird",
+        "fox",
+        "path",
+        "hill",
+        "star",
+        "night",
+    ]
     rng = random.Random(seed)
     made: list[str] = []
     n = 0

@@ -15,6 +15,8 @@ from time import sleep
 
 import httpx
 
+from puna.weights.store import resolve
+
 
 @dataclass
 class Served:
@@ -54,14 +56,14 @@ class Served:
         self.process.wait()
 
 
-def start(model: str, home: Path, *flags: str) -> Served:
-    """Start a server whose keys, ledger and settings lie in `home`; it has its model loaded on return."""
+def start(model: str, home: Path, *flags: str, database: str = "") -> Served:
+    """Start a server whose keys, ledger and journal lie in `home`; it has its model loaded on return."""
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "puna", "serve", model, "--port", "0"]
-    command += ["--database", f"sqlite:///{home}/ledger.db", *flags]
+    command = [sys.executable, "-m", "puna", "serve", str(resolve(model)), "--port", "0"]
+    command += ["--database", database or f"sqlite:///{home}/ledger.db", *flags]
     log = home / f"server-{len(list(home.glob('server-*.log')))}.log"
     with log.open("w") as file:
-        process = subprocess.Popen(command, stderr=file)
+        process = subprocess.Popen(command, stderr=file, env={**os.environ, "PUNA_HOME": str(home)})
     while process.poll() is None:
         for line in log.read_text().splitlines():
             if " at http" in line:

@@ -23,6 +23,7 @@ from puna.server.errors import ApiError, bad, from_puna, not_found
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
 from puna.server.served import ServedModel
+from puna.server.strict import Route
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SUFFIX = ".session"
@@ -44,7 +45,7 @@ class Save(Restore):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Operations"])
+    router = APIRouter(tags=["Operations"], route_class=Route)
 
     @router.get("/admin/sessions")
     async def listed(http: HttpRequest) -> dict[str, Any]:

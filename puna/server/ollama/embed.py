@@ -15,6 +15,7 @@ from puna.server.embeddings import embedded
 from puna.server.ollama import wire
 from puna.server.ollama.fields import KeepAlive, Named
 from puna.server.openai.wire import dumps
+from puna.server.strict import Route
 
 
 class _Embedding(Named):
@@ -33,7 +34,7 @@ class EmbeddingsRequest(_Embedding):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=Route)
 
     @router.post("/api/embed", response_model=None)
     async def embed(body: EmbedRequest, http: HttpRequest) -> Response:

@@ -15,6 +15,7 @@ from puna.server.errors import bad, from_puna
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, Named
 from puna.server.served import ModelCard, ModelFacts
+from puna.server.strict import Route
 
 
 class ShowRequest(Named):
@@ -22,7 +23,7 @@ class ShowRequest(Named):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=Route)
 
     @router.head("/", include_in_schema=False)
     async def alive() -> Response:

@@ -28,6 +28,7 @@ from puna.server.openai.messages import (
     check_choice,
     use_of,
 )
+from puna.server.strict import Route
 
 
 class ChatRequest(Sampling):
@@ -69,7 +70,7 @@ class ChatRequest(Sampling):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:

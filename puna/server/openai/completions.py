@@ -20,6 +20,7 @@ from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.served import ServedModel
+from puna.server.strict import Route
 
 _MOST_LOGPROBS = 20
 
@@ -46,7 +47,7 @@ class CompletionRequest(Sampling):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
 
     @router.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, http: HttpRequest) -> Response:
