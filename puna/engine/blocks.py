@@ -15,7 +15,7 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from puna.engine.prefix import LocalPrefixes, PrefixCache, marks
+from puna.engine.prefix import LocalPrefixes, Parent, PrefixCache, marks
 from puna.engine.sequence import Sequence
 
 
@@ -188,7 +188,7 @@ class BlockManager:
             known.append(local)
         return cached[: begin + len(known)], known
 
-    def hold_prefix(self, tokens: array[int], root: int) -> Held:
+    def hold_prefix(self, tokens: array[int], root: Parent) -> Held:
         """The cached blocks of a beginning of `tokens` under `root`, kept until let_go()."""
         cached, local_cached = self._prefix.match(tokens, len(tokens), root=root), list[int]()
         if self.window:
@@ -206,7 +206,7 @@ class BlockManager:
         self.n_transfers += 1
         return Held(self._pool.take(n_blocks), self._local.take(n_local))
 
-    def offer(self, tokens: array[int], held: Held, root: int) -> None:
+    def offer(self, tokens: array[int], held: Held, root: Parent) -> None:
         """Let the prefix cache have what `held` was filled with: whole blocks of `tokens` under `root`."""
         parent, size = root, self.block_size
         n_without_local = len(held.blocks) - len(held.local_blocks)

@@ -85,7 +85,7 @@ class DraftModel:
             return None
         shadow = self._shadows.get(seq.request.id)
         if shadow is None:
-            request = Request(seq.tokens, seq.request.params)
+            request = Request(seq.tokens, seq.request.params, cache_salt=seq.request.cache_salt)
             own = Sequence(request, seq.max_len, seq.stop_ids, seq.sampling, Guesser())
             shadow = self._shadows[seq.request.id] = _Shadow(own)
         self._shadows.move_to_end(seq.request.id)

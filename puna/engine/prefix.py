@@ -1,9 +1,11 @@
 """Prefix cache: which full blocks hold the keys and values of which beginnings of sequences.
 
 A block's contents depend on the adapter and on every token and image before it, so an entry is keyed by the
-entry of the block before it (the first one by the adapter), by the exact tokens of its own block, and by the
-images with positions there. Entries have serial numbers that are never used again: two chains are equal
-only if their tokens and images are, and no hash collision can hand a caller somebody else's context.
+entry of the block before it, by the exact tokens of its own block, and by the images with positions there.
+Entries have serial numbers that are never used again: two chains are equal only if their tokens and images
+are, and no hash collision can hand a caller somebody else's context. The first block of a chain is keyed by
+the adapter, and by the salt of its request, so that nobody learns from the time of an answer what others have
+asked.
 
 Knows no reference counts and no eviction order: blocks.py does.
 """
@@ -19,13 +21,18 @@ from puna.core import PlacedImage
 ROOT = 0  # serial of the empty prefix
 
 
-def root_of(adapter: int) -> int:
-    """Serial of the empty prefix under an adapter (0: none): below all entries', which count upwards."""
-    return ROOT - adapter
+Parent = int | tuple[int, str]  # serial of an entry; of the empty prefix what root_of() says
+
+
+def root_of(adapter: int, salt: str = "") -> Parent:
+    """The empty prefix under an adapter (0: none) of all requests with that salt. Without one it is a serial
+    below all entries', which count upwards.
+    """
+    return (adapter, salt) if salt else ROOT - adapter
 
 
 Mark = tuple[bytes, int, tuple[int, ...]]  # digest, how many positions lie before the block, those in it
-Key = tuple[int, bytes, tuple[Mark, ...]]  # serial of the parent, tokens, images
+Key = tuple[Parent, bytes, tuple[Mark, ...]]  # the parent, tokens, images
 
 
 def marks(images: Sequence[PlacedImage], start: int, end: int) -> tuple[Mark, ...]:
@@ -48,7 +55,7 @@ class PrefixCache:
         self._n_serials = ROOT
 
     def match(
-        self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = (), root: int = ROOT
+        self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = (), root: Parent = ROOT
     ) -> list[int]:
         """The cached blocks that hold the longest beginning of tokens[:limit] under `root`, in order."""
         size, parent = self._block_size, root
@@ -62,7 +69,7 @@ class PrefixCache:
             parent = self._serial_of[block]
         return blocks
 
-    def insert(self, parent: int, tokens: array[int], block: int, images: tuple[Mark, ...] = ()) -> int:
+    def insert(self, parent: Parent, tokens: array[int], block: int, images: tuple[Mark, ...] = ()) -> int:
         """Offer `block`, which follows entry `parent` and is filled with `tokens` and `images`; returns the
         block that is kept: an older one where the same contents were cached already."""
         key = (parent, tokens.tobytes(), images)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from puna.core import Chunk, Request
-from puna.engine.prefix import ROOT, root_of
+from puna.engine.prefix import ROOT, Parent, root_of
 
 if TYPE_CHECKING:
     from puna.engine.fair_queue import Flow, Rank
@@ -47,7 +47,7 @@ class Sequence:
     blocks: array[int] = field(default_factory=lambda: array("i"))  # block table
     local_blocks: array[int] = field(default_factory=lambda: array("i"))  # from chunk.local_start on
     n_shared: int = 0  # leading blocks that the prefix cache knows
-    parent: int = ROOT  # prefix cache entry of the last of them; without any, `root`
+    parent: Parent = ROOT  # prefix cache entry of the last of them; without any, `root`
     chunk: Chunk = field(init=False)  # what the next step runs; the same object every step
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class Sequence:
         )
 
     @property
-    def root(self) -> int:
-        """Where its prefixes begin: nobody else's keys and values are those of its adapter."""
-        return root_of(self.request.adapter)
+    def root(self) -> Parent:
+        """Where its prefixes begin: those of another adapter or another salt are not for it."""
+        return root_of(self.request.adapter, self.request.cache_salt)
 
     @property
     def n_to_score(self) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from puna.core import Executor, Unsupported
 from puna.engine.blocks import Held
-from puna.engine.prefix import root_of
+from puna.engine.prefix import Parent
 from puna.engine.scheduler import Scheduler
 
 
@@ -57,9 +57,9 @@ class Transfer:
         window = self._blocks.window
         return n_blocks % (window // self.block_tokens) if window else 0
 
-    def hold_prefix(self, tokens: array[int], adapter: int = 0) -> Held:
-        """The beginning of `tokens` that is cached of an adapter; give it to let_go() in the end."""
-        return self._blocks.hold_prefix(tokens, root_of(adapter))
+    def hold_prefix(self, tokens: array[int], root: Parent) -> Held:
+        """The beginning of `tokens` that is cached under a root; give it to let_go() in the end."""
+        return self._blocks.hold_prefix(tokens, root)
 
     def hold_free(self, n_blocks: int) -> Held | None:
         """Blocks to write a beginning to; None where too few are free."""
@@ -74,9 +74,9 @@ class Transfer:
         blocks = held.local_blocks if local else held.blocks
         self.store.write_blocks(blocks[first : first + len(data)], data, local=local)
 
-    def offer(self, tokens: array[int], held: Held, adapter: int = 0) -> None:
-        """All of `held` is written, and belongs to `tokens`: equal prompts of an adapter may find it."""
-        self._blocks.offer(tokens, held, root_of(adapter))
+    def offer(self, tokens: array[int], held: Held, root: Parent) -> None:
+        """All of `held` is written, and belongs to `tokens`: equal prompts under that root may find it."""
+        self._blocks.offer(tokens, held, root)
 
     def let_go(self, held: Held) -> None:
         """What is in the prefix cache stays there until it is overwritten."""

@@ -56,7 +56,7 @@ def save(
     """
     engine = origin.engine
     size, store = engine.run(lambda engine: (engine.transfer.block_tokens, engine.transfer.store))
-    with _held(engine, lambda engine: engine.transfer.hold_prefix(tokens, origin.adapter)) as held:
+    with _held(engine, lambda engine: engine.transfer.hold_prefix(tokens, origin.root)) as held:
         assert held is not None
         n_blocks, n_local = len(held.blocks), len(held.local_blocks)
         if n_blocks < len(tokens) // size:
@@ -109,7 +109,7 @@ def load(origin: Origin, path: Path, max_bytes: int | None) -> Session:
                 raise BadFile("its bytes do not give the checksum in it; it is damaged or altered, save anew")
             tokens = array("i", struct.unpack(f"<{n_blocks * size}i", raw))
             messages = _messages(metadata["messages"])
-            engine.run(lambda engine: engine.transfer.offer(tokens, held, origin.adapter))
+            engine.run(lambda engine: engine.transfer.offer(tokens, held, origin.root))
     return Session(path, origin.model, tuple(tokens), messages, n_bytes)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.core import BadValue, SamplingParams, Unsupported, WorkFailed
+from puna.engine.prefix import Parent, root_of
 from puna.llm.prompts import Message, Prompt, is_conversation
 from puna.llm.requests import Requests
 
@@ -37,6 +38,11 @@ class Origin:
     model: str  # name, for people
     weights: str  # fingerprint, of its adapter as well
     adapter: int = 0  # as the engine knows it
+    salt: str = ""  # of the requests that may find it
+
+    @property
+    def root(self) -> Parent:
+        return root_of(self.adapter, self.salt)
 
 
 class Sessions(Requests):
@@ -54,14 +60,18 @@ class Sessions(Requests):
         tools: Tools | None = None,
         special: bool = False,
         max_bytes: int | None = None,
+        cache_salt: str = "",
     ) -> Session:
         """Write the keys and values of a prompt, or of a conversation, to a file: load_session() puts them
         back, and what begins like this is answered without computing its beginning again.
 
         What of it is not in the cache is computed first. Only whole blocks of the cache are saved, so that up
-        to 31 tokens at the end are not; of a conversation the messages are saved as well. Raises what
-        generate() raises; BadValue for a prompt that fills no block, or more than `max_bytes`; Unsupported
-        for pictures and other backends than native; DiskFull, or WorkFailed where nothing can be written.
+        to 31 tokens at the end are not; of a conversation the messages are saved as well. `cache_salt` is
+        that of the requests whose cache it is (core.Request).
+
+        Raises what generate() raises; BadValue for a prompt that fills no block, or more than `max_bytes`;
+        Unsupported for pictures and other backends than native; DiskFull, or WorkFailed where nothing can be
+        written.
         """
         params = SamplingParams(temperature=0, max_tokens=1, ignore_end=True)
         messages: Sequence[Message] = ()
@@ -72,7 +82,8 @@ class Sessions(Requests):
             request = self.text_request(prompt, params, special=special)
         if request.images:
             raise Unsupported("a session with pictures cannot be saved; leave them out")
-        origin = self._origin()
+        request.cache_salt = cache_salt
+        origin = self._origin(cache_salt)
         tokens = array("i", request.prompt)
         size = self._engine.run(lambda engine: engine.transfer.block_tokens)
         if len(tokens) < size and not messages:
@@ -83,17 +94,20 @@ class Sessions(Requests):
 
         return save(origin, Path(path), tokens, messages, max_bytes)
 
-    def load_session(self, path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Session:
-        """Put what save_session() has written back into the cache. Answers are the same with and without.
+    def load_session(
+        self, path: str | os.PathLike[str], *, max_bytes: int | None = None, cache_salt: str = ""
+    ) -> Session:
+        """Put what save_session() has written back into the cache, for requests with that salt. Answers are
+        the same with and without.
 
         Raises BadFile for what is no session of this model as it is loaded, or is truncated or altered;
         BadValue for more than `max_bytes`; DoesNotFit where the cache has no room beside running requests.
         """
         from puna.llm.session_file import load
 
-        return load(self._origin(), Path(path), max_bytes)
+        return load(self._origin(cache_salt), Path(path), max_bytes)
 
-    def _origin(self) -> Origin:
+    def _origin(self, cache_salt: str) -> Origin:
         """Raises WorkFailed where the model's files are not any more those that were loaded."""
         from puna.weights.fingerprint import fingerprint
         from puna.weights.load import open_checkpoint
@@ -105,6 +119,8 @@ class Sessions(Requests):
                 )
             model, weights, adapter = self.path.stem, fingerprint(checkpoint), self._adapter
         if adapter is None:
-            return Origin(self._engine, model, weights)
+            return Origin(self._engine, model, weights, salt=cache_salt)
         weights = f"{weights}+{adapter.fingerprint}"
-        return Origin(self._engine, f"{model} with the adapter {adapter.name}", weights, adapter.number)
+        return Origin(
+            self._engine, f"{model} with the adapter {adapter.name}", weights, adapter.number, cache_salt
+        )

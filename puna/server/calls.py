@@ -92,6 +92,7 @@ class Call:
         self.trace_headers: Mapping[str, str] = {}
         self.began_at = perf_counter()
         self.load_s = 0.0  # that it waited for its model
+        self.cache_salt = ""
         self._prompts: list[list[Generation]] = []
         self._service = service
         self._use = use
@@ -112,6 +113,7 @@ class Call:
             self._prompts.append([])
             for i, request in enumerate(requests):
                 request.priority, request.tenant = self.priority, self.account.tenant
+                request.cache_salt = self.cache_salt
                 if self._line is not None:
                     request.params = self._line.seeded(request.params, i)
                 generation = Generation(

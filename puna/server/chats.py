@@ -55,6 +55,7 @@ class Chat:
     form: Callable[[ServedModel], Grammar | None] | None = None
     n: int = 1
     tier: Asked | None = None  # how urgent the request calls itself
+    cache_salt: str | None = None  # only requests of the tenant with the same one share cached prompts
     continues: bool = False  # the last turn is an answer that was begun, and goes on
     ends_with_context: bool = False  # max_tokens may be more than there is room for: then that is the most
 
@@ -101,6 +102,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         tools=chat.use.shown,
         parallel=chat.use.parallel,
         tier=chat.tier,
+        cache_salt=chat.cache_salt,
     )
 
 

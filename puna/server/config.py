@@ -26,6 +26,7 @@ class ServerConfig:
     port: int = option(8000, "port to listen on; 0 takes a free one", "N")
     require_keys: bool = option(False, "refuse requests without an API key on loopback, too")
     database: str = option("", "URL of the database of keys and usage (default: SQLite, user's data)", "URL")
+    share_prefixes: bool = option(False, "let tenants find each other's prompts in the prefix cache")
     prices: str = option("", "price list (TOML) that usage is charged by", "FILE")
     memory: str = option("", "memory for all models together, 8GiB say (default: what is free)", "SIZE")
     idle_unload: float = option(0.0, "seconds after which an unused model is unloaded; 0: never", "SECONDS")
@@ -46,6 +47,7 @@ class ServerConfig:
     allow_pull: bool = option(False, "let admins pull and delete models over HTTP on any address")
     sessions: str = option("", "folder of saved sessions (POST /admin/sessions/save)", "FOLDER")
     max_session_mb: int = option(4096, "megabytes of a saved session", "N")
+    server_name: tuple[str, ...] = option((), "name that browsers may call a server without keys by", "NAME")
     tls_cert: str = option("", "certificate chain (PEM) to serve HTTPS with", "FILE")
     tls_key: str = option("", "its private key (PEM)", "FILE")
 

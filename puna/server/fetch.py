@@ -18,11 +18,17 @@ from puna.server.errors import ApiError, bad
 _MAX_BYTES = 20 << 20
 _TIMEOUT_S = 10.0
 _MAX_HEAD = 32 << 10
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# the last 32 bits are an IPv4 address: NAT64 (RFC 6052, RFC 8215), and IPv4-compatible (RFC 4291)
+_EMBEDDING = [ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
 
 
 async def fetch_image(url: str, allowed: Sequence[str], param: str) -> bytes:
     """The bytes behind an https or http URL. Raises ApiError 400 for whatever is wrong with it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise bad(param, f"an image URL must be one, {url!r:.80} is not: {error}") from None
     host = parts.hostname or ""
     if host not in allowed:
         hosts = f"only from {', '.join(allowed)}" if allowed else "from no host"
@@ -47,13 +53,23 @@ async def public_address(host: str, port: int) -> str:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(item[4][0]) for item in found]
     for address in addresses:
-        ip = ipaddress.ip_address(address)
-        mapped = getattr(ip, "ipv4_mapped", None)
-        if not (mapped or ip).is_global or ip.is_multicast:
+        if not _is_public(ipaddress.ip_address(address)):
             raise ValueError(f"{host} has the address {address}, which is not a public one")
     if not addresses:
         raise ValueError(f"{host} has no address")
     return addresses[0]
+
+
+def _is_public(ip: _Address) -> bool:
+    """Also of what it carries: IPv4 in IPv6 is led on to by the host itself, or by a gateway near it."""
+    if isinstance(ip, ipaddress.IPv6Address):
+        found = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        found += [ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) for net in _EMBEDDING if ip in net]
+        if not all(_is_public(inner) for inner in found if inner is not None):
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    return ip.is_global and not ip.is_multicast
 
 
 async def _get(is_tls: bool, host: str, port: int | None, path: str, query: str, param: str) -> bytes:

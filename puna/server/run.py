@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from puna.core import BadInput
 from puna.server.config import ServerConfig
+from puna.server.connection import Connection
 from puna.server.logs import event
 from puna.server.service import Service
 
@@ -31,7 +32,7 @@ def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> i
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             loop="uvloop",
             ws="none",
             lifespan="on",
@@ -40,7 +41,6 @@ def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> i
             server_header=False,
             backlog=2048,
             timeout_keep_alive=75,
-            h11_max_incomplete_event_size=64 << 10,
             timeout_graceful_shutdown=2,
             ssl_certfile=config.tls_cert or None,
             ssl_keyfile=config.tls_key or None,

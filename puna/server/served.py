@@ -110,11 +110,12 @@ class ServedModel(Protocol):
         *,
         tools: Sequence[Any] | None = None,
         max_bytes: int | None = None,
+        cache_salt: str = "",
     ) -> SavedSession:
         """Write what was computed of a prompt to a file; takes a while. Raises PunaError."""
         ...
 
-    def load_session(self, path: Path, *, max_bytes: int | None = None) -> SavedSession:
+    def load_session(self, path: Path, *, max_bytes: int | None = None, cache_salt: str = "") -> SavedSession:
         """Put it back into the cache; takes a while. Raises PunaError."""
         ...
 

@@ -93,6 +93,16 @@ class Service:
         if self.accounts.requires_keys:
             self.authenticate(http, "admin")
 
+    def cache_salt(self, tenant: str, own: str = "") -> str:
+        """Which cached prompts a call may find: those of `tenant`, and among them those with its own salt.
+
+        From the time of an answer one could learn otherwise whether somebody else had asked the same. Without
+        keys all are one tenant.
+        """
+        is_shared = self.config.share_prefixes or not self.accounts.requires_keys
+        tenant = "" if is_shared else tenant
+        return f"{tenant}\0{own}" if own else tenant  # no tenant's name has a NUL
+
     async def use(self, http: HttpRequest, name: str) -> ModelUse:
         """A model that stays in memory until the result is left, loaded first if need be.
 
@@ -146,13 +156,14 @@ class Service:
         parallel: bool = True,
         param: str = "messages",
         tier: Asked | None = None,
+        cache_salt: str | None = None,
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
         `is_slow` says that `make` may take longer than others should wait, as a chat template may, which is
         somebody's program. Without `parallel`, answers end with their first call of one of the `tools`.
-        `param` is the field that is at fault where the prompt is, `tier` how urgent the request calls itself.
-        Raises ApiError.
+        `param` is the field that is at fault where the prompt is, `tier` how urgent the request calls itself,
+        `cache_salt` what keeps its prompts apart from others of its tenant. Raises ApiError.
         """
         account = self.authenticate(http)
         priority = priority_of(tier, account.priority)
@@ -161,6 +172,7 @@ class Service:
         began_at = perf_counter()
         use = await self.use(http, model)
         call = Call(self, endpoint, account, use, priority, line_of(http))
+        call.cache_salt = self.cache_salt(account.tenant, cache_salt or "")
         call.load_s = call.began_at - began_at
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:

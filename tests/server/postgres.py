@@ -21,6 +21,10 @@ def _tools() -> Path | None:
     return Path(on_path).parent if on_path else None
 
 
+def has_postgres() -> bool:
+    return _tools() is not None
+
+
 class Postgres:
     """A cluster in `folder`, listening on a free port of loopback.
 

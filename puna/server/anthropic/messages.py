@@ -17,11 +17,12 @@ from puna.server.chats import Chat, ToolUse, begin_chat, n_prompt_tokens
 from puna.server.openai.fields import ignored
 from puna.server.replies import reply
 from puna.server.service import Service
+from puna.server.strict import Route
 from puna.server.structured import compiled
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Anthropic"])
+    router = APIRouter(tags=["Anthropic"], route_class=Route)
     service.dialects.add("/v1/messages", body_of)
 
     @router.post("/v1/messages", response_model=None)

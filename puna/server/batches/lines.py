@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from puna.server.strict import loads
+
 MOST_LINES = 50_000
 _MOST_ID = 512  # letters of a custom_id
 _FIELDS = ("custom_id", "method", "url", "body")
@@ -60,7 +62,7 @@ def parsed(number: int, line: bytes, endpoint: str, most_bytes: int) -> Line:
     if len(line) > most_bytes:
         raise BadLine(number, f"a line may have {most_bytes:,} bytes, this one has more")
     try:
-        found = json.loads(line)
+        found = loads(line)
         content = json.dumps(found["body"] if isinstance(found, dict) and "body" in found else None)
     except (ValueError, RecursionError) as error:
         raise BadLine(number, f"a line must be JSON, this one is not: {error}") from None

@@ -17,12 +17,13 @@ from puna.server.openai.messages import as_text_reads, use_of
 from puna.server.openai.models import find, listed
 from puna.server.replies import reply
 from puna.server.service import Service
+from puna.server.strict import Route
 
 PREFIX = "/llama/v1"
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix=PREFIX, tags=["Llama API"])
+    router = APIRouter(prefix=PREFIX, tags=["Llama API"], route_class=Route)
 
     @router.post("/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:

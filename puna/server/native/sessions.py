@@ -1,7 +1,8 @@
 """Sessions in files: /admin/sessions, and what saves and restores one. Needs a key with the scope "admin".
 
 A session is known by a name in the operator's folder, never by a path. Whatever is restored is in the cache
-of its model like any prompt that was answered before: requests that begin like it find it.
+of its model like any prompt that was answered before: requests that begin like it find it. Where tenants
+do not share cached prompts, it is in the cache of one of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
 from puna.server.served import ServedModel
 from puna.server.service import Service
+from puna.server.strict import Route
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SUFFIX = ".session"
@@ -33,6 +35,7 @@ T = TypeVar("T")
 class Restore(Body):
     model: str | None = None
     name: str
+    tenant: str | None = None  # whose requests find it, where tenants are kept apart; the key's own
 
 
 class Save(Restore):
@@ -42,7 +45,7 @@ class Save(Restore):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Operations"])
+    router = APIRouter(tags=["Operations"], route_class=Route)
 
     @router.get("/admin/sessions")
     async def listed(http: HttpRequest) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/admin/sessions/save")
     async def save(body: Save, http: HttpRequest) -> dict[str, Any]:
         """Write what was computed of a prompt or a conversation to a file; an older one is replaced."""
-        service.authenticate(http, "admin")
+        salt = _salt(service, http, body)
         path = _path(service, body.name)
         prompt: Any = body.prompt
         if (body.prompt is None) == (body.messages is None):
@@ -66,23 +69,34 @@ def routes(service: Service) -> APIRouter:
         tools = [definition(tool) for tool in body.tools] if body.tools else None
         most = service.config.max_session_mb * _MB
         found = await _with_model(
-            service, http, body, lambda model: model.save_session(path, prompt, tools=tools, max_bytes=most)
+            service,
+            http,
+            body,
+            lambda model: model.save_session(path, prompt, tools=tools, max_bytes=most, cache_salt=salt),
         )
         return {"name": body.name, "tokens": len(found.tokens), "bytes": found.n_bytes}
 
     @router.post("/admin/sessions/restore")
     async def restore(body: Restore, http: HttpRequest) -> dict[str, Any]:
         """Put a session back into the cache of its model."""
-        service.authenticate(http, "admin")
+        salt = _salt(service, http, body)
         path = _path(service, body.name)
         if not path.is_file():
             raise not_found(f"there is no session {body.name!r}; GET /admin/sessions lists them", "name")
         most = service.config.max_session_mb * _MB
-        found = await _with_model(service, http, body, lambda model: model.load_session(path, max_bytes=most))
+        found = await _with_model(
+            service, http, body, lambda model: model.load_session(path, max_bytes=most, cache_salt=salt)
+        )
         answer = {"name": body.name, "tokens": len(found.tokens), "bytes": found.n_bytes}
         return {**answer, "messages": list(found.messages)}
 
     return router
+
+
+def _salt(service: Service, http: HttpRequest, body: Restore) -> str:
+    """Of the requests whose cache it is. Raises ApiError 401 or 403 for whoever is no admin."""
+    account = service.authenticate(http, "admin")
+    return service.cache_salt(account.tenant if body.tenant is None else body.tenant)
 
 
 def _folder(service: Service) -> Path:

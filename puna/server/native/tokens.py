@@ -16,6 +16,7 @@ from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
 from puna.server.served import ServedModel
 from puna.server.service import LARGE, Service
+from puna.server.strict import Route
 
 _Make = Callable[[ServedModel], dict[str, Any]]
 
@@ -45,7 +46,7 @@ class Score(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Puna"])
+    router = APIRouter(tags=["Puna"], route_class=Route)
     ask = partial(_ask, service)
 
     @router.post("/tokenize")

@@ -18,6 +18,7 @@ from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
 from puna.server.served import ServedModel
 from puna.server.service import Service
+from puna.server.strict import Route
 
 
 class CalledFunction(Body):
@@ -68,7 +69,7 @@ class ChatRequest(Asked):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=Route)
 
     @router.post("/api/chat", response_model=None)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:

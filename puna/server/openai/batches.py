@@ -20,6 +20,7 @@ from puna.server.openai.responses.request import Id, Metadata
 from puna.server.service import Service
 from puna.server.storage import batches
 from puna.server.storage.batches import Batch
+from puna.server.strict import Route
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 _TIMES = (
@@ -43,7 +44,7 @@ class CreateBatch(Body):
 
 def routes(service: Service, runner: Runner, paths: frozenset[str]) -> APIRouter:
     """`paths` are those that the server has."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
     database = service.accounts.database
     endpoints = [path for path in ENDPOINTS if path in paths]
 

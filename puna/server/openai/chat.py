@@ -29,6 +29,7 @@ from puna.server.openai.messages import (
     use_of,
 )
 from puna.server.service import Service
+from puna.server.strict import Route
 
 
 class ChatRequest(Sampling):
@@ -70,7 +71,7 @@ class ChatRequest(Sampling):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
@@ -95,6 +96,7 @@ async def begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
         form=None if body.response_format is None else body.response_format.grammar_for,
         n=n,
         tier=body.service_tier,
+        cache_salt=body.cache_salt,
     )
     return await begin_chat(service, http, "chat", chat)
 

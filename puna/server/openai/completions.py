@@ -21,6 +21,7 @@ from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
 from puna.server.served import ServedModel
 from puna.server.service import LARGE, Service
+from puna.server.strict import Route
 
 _MOST_LOGPROBS = 20
 
@@ -47,7 +48,7 @@ class CompletionRequest(Sampling):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
 
     @router.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, http: HttpRequest) -> Response:
@@ -100,9 +101,15 @@ async def _begin(service: Service, body: CompletionRequest, http: HttpRequest) -
         return prompts
 
     is_slow = body.response_format is not None or sum(map(len, body.prompts)) > LARGE
-    tier = body.service_tier
     return await service.begin(
-        http, "completions", body.model, make, is_slow=is_slow, param="prompt", tier=tier
+        http,
+        "completions",
+        body.model,
+        make,
+        is_slow=is_slow,
+        param="prompt",
+        tier=body.service_tier,
+        cache_salt=body.cache_salt,
     )
 
 

@@ -17,6 +17,7 @@ from puna.server.embeddings import embedded
 from puna.server.openai import wire
 from puna.server.openai.fields import Body, ignored
 from puna.server.service import Service
+from puna.server.strict import Route
 
 
 class EmbeddingsRequest(Body):
@@ -36,7 +37,7 @@ class EmbeddingsRequest(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
 
     @router.post("/v1/embeddings", response_model=None)
     async def embeddings(body: EmbeddingsRequest, http: HttpRequest) -> Response:

@@ -71,6 +71,7 @@ class Sampler(Body):
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     service_tier: Asked | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None  # as vLLM has it
 
     def params(
         self, defaults: SamplingParams, *, logprobs: int | None, max_tokens: int | None

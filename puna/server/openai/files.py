@@ -17,6 +17,7 @@ from puna.server.openai.lists import Order, listed
 from puna.server.openai.uploads import receive
 from puna.server.service import Service
 from puna.server.storage.files import StoredFile
+from puna.server.strict import Route
 
 PURPOSES = ("batch", "vision", "user_data")
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -41,7 +42,7 @@ _FORM = frozenset({"file", "purpose", _ANCHOR, _SECONDS})
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
     files = service.files
 
     @router.post("/v1/files", openapi_extra={"requestBody": _BODY})

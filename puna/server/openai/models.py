@@ -13,10 +13,11 @@ from puna.server.anthropic.errors import body_of
 from puna.server.errors import not_found
 from puna.server.served import ModelCard
 from puna.server.service import Service
+from puna.server.strict import Route
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
     service.dialects.add("/v1/models", body_of, header=anthropic.HEADER)
 
     @router.get("/v1/models")

@@ -22,6 +22,7 @@ from puna.server.openai.fields import Body
 from puna.server.openai.messages import ImagePart, TextPart
 from puna.server.served import ServedModel
 from puna.server.service import Service
+from puna.server.strict import Route
 from puna.server.structured import compiled
 
 _MOST = 128  # inputs of one request
@@ -48,7 +49,7 @@ class ModerationRequest(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
 
     @router.post("/v1/moderations", response_model=None)
     async def moderations(body: ModerationRequest, http: HttpRequest) -> Response:

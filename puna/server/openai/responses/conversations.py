@@ -19,6 +19,7 @@ from puna.server.openai.responses.request import Include, Metadata
 from puna.server.service import Service
 from puna.server.storage import conversations, responses
 from puna.server.storage.database import Database
+from puna.server.strict import Route
 from puna.server.tenants.accounts import Account
 
 _Items = Annotated[list[InputItem], Field(max_length=20)]
@@ -38,7 +39,7 @@ class AddItems(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
     database = service.accounts.database
 
     @router.post("/v1/conversations")

@@ -138,7 +138,14 @@ async def begin(service: Service, body: ResponseRequest, http: HttpRequest) -> M
     tools = [tool.definition() for tool in body.usable_tools] or None
     try:
         call = await service.begin(
-            http, "responses", body.model, make, is_slow=True, tools=tools, param="input"
+            http,
+            "responses",
+            body.model,
+            make,
+            is_slow=True,
+            tools=tools,
+            param="input",
+            cache_salt=body.cache_salt,
         )
     except ApiError as error:
         if error.param == "max_tokens":

@@ -24,6 +24,7 @@ from puna.server.service import Service
 from puna.server.sse import Stream, when_gone
 from puna.server.storage import responses
 from puna.server.storage.responses import Stored
+from puna.server.strict import Route
 
 Running = dict[str, tuple[Making, asyncio.Task[None]]]  # in the background, by id
 
@@ -31,7 +32,7 @@ _LATE_S = 60  # after its time is up, a background response that nobody finished
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Route)
     running: Running = {}
 
     @router.post("/v1/responses", response_model=None)
