@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from puna.core import Executor, Unsupported
 from puna.engine.blocks import Held
-from puna.engine.prefix import Parent
+from puna.engine.prefix import ROOT, Parent
 from puna.engine.scheduler import Scheduler
 
 
@@ -57,7 +57,7 @@ class Transfer:
         window = self._blocks.window
         return n_blocks % (window // self.block_tokens) if window else 0
 
-    def hold_prefix(self, tokens: array[int], root: Parent) -> Held:
+    def hold_prefix(self, tokens: array[int], root: Parent = ROOT) -> Held:
         """The beginning of `tokens` that is cached under a root; give it to let_go() in the end."""
         return self._blocks.hold_prefix(tokens, root)
 
@@ -74,7 +74,7 @@ class Transfer:
         blocks = held.local_blocks if local else held.blocks
         self.store.write_blocks(blocks[first : first + len(data)], data, local=local)
 
-    def offer(self, tokens: array[int], held: Held, root: Parent) -> None:
+    def offer(self, tokens: array[int], held: Held, root: Parent = ROOT) -> None:
         """All of `held` is written, and belongs to `tokens`: equal prompts under that root may find it."""
         self._blocks.offer(tokens, held, root)
 
