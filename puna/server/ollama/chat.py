@@ -67,7 +67,7 @@ class ChatRequest(Asked):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.post("/api/chat", response_model=None)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:

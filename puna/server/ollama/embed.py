@@ -33,7 +33,7 @@ class EmbeddingsRequest(_Embedding):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.post("/api/embed", response_model=None)
     async def embed(body: EmbedRequest, http: HttpRequest) -> Response:

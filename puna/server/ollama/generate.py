@@ -76,7 +76,7 @@ def _text(text: str) -> dict[str, str]:
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.post("/api/generate", response_model=None)
     async def generate(body: GenerateRequest, http: HttpRequest) -> Response:

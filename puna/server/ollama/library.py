@@ -51,7 +51,7 @@ class CopyRequest(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
     pulling: set[str] = set()
 
     @router.post("/api/pull", response_model=None)

@@ -22,7 +22,7 @@ class ShowRequest(Named):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"])
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.head("/", include_in_schema=False)
     async def alive() -> Response:
