@@ -19,7 +19,7 @@ from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, Request, SamplingParams
 from puna.server.batches.inside import BatchLine
-from puna.server.errors import ApiError, from_results, unavailable
+from puna.server.errors import ApiError, from_results, too_long, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
 from puna.server.served import ModelUse, ServedModel
 from puna.server.sse import when_gone
@@ -40,21 +40,17 @@ def check_length(model: ServedModel, request: Request, param: str) -> None:
     n_prompt, n_max = len(request.prompt), request.params.max_tokens
     room = min(model.context, model.cache_tokens)
     if n_prompt > room:
-        raise ApiError(
-            400,
+        raise too_long(
             f"the prompt has {n_prompt} tokens, but the context of this model holds {room}; "
             "shorten the prompt",
-            param=param,
-            code="context_length_exceeded",
+            param,
         )
     if n_max is not None and n_prompt + n_max > room:
-        raise ApiError(
-            400,
+        raise too_long(
             f"the prompt has {n_prompt} tokens and the answer may have {n_max}, together {n_prompt + n_max}, "
             f"but the context of this model holds {room}; shorten the prompt or ask for at most "
             f"{max(0, room - n_prompt)} tokens",
-            param="max_tokens",
-            code="context_length_exceeded",
+            "max_tokens",
         )
 
 

@@ -57,6 +57,13 @@ def bad(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
+def too_long(message: str, param: str | None = None) -> ApiError:
+    """A prompt that does not fit, as `message` says. LangChain, LiteLLM and agents know by these words, in
+    every API, that the conversation has to be shortened.
+    """
+    return ApiError(400, f"prompt is too long: {message}", param=param, code="context_length_exceeded")
+
+
 def not_found(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     return ApiError(404, message, param=param, code=code)
 
@@ -67,7 +74,6 @@ def unavailable(message: str, retry_after_s: int) -> ApiError:
 
 # the first class that an error is an instance of decides: status, type, code
 _TABLE: tuple[tuple[type[PunaError], int, str, str | None], ...] = (
-    (PromptTooLong, 400, INVALID, "context_length_exceeded"),
     (NotPulled, 404, INVALID, "model_not_found"),
     (UnknownModel, 404, INVALID, "model_not_found"),
     (DoesNotFit, 503, "server_error", "insufficient_memory"),
@@ -87,6 +93,8 @@ def from_puna(error: PunaError, param: str | None = None) -> ApiError:
     if isinstance(error, RateLimited):
         wait = {} if error.retry_after is None else {"retry-after": str(ceil(error.retry_after))}
         return ApiError(429, str(error), kind="rate_limit_error", code="rate_limit_exceeded", headers=wait)
+    if isinstance(error, PromptTooLong):
+        return too_long(str(error), param)
     wait = {"retry-after": "5"} if isinstance(error, DatabaseUnavailable) else {}
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):

@@ -266,6 +266,20 @@ def test_what_is_wrong_is_said_in_ollamas_shape(
     assert not server.service.calls
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", None])
+def test_bodies_are_json_whatever_their_type_is_called(server: Running, kind: str | None) -> None:
+    """`curl -d` calls them forms. Browsers send those of any page without asking, so pages are told no."""
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": False, "options": GREEDY})
+    headers = {} if kind is None else {"content-type": kind}
+    found = httpx.post(f"{server.url}/api/chat", content=body, headers=headers, timeout=60)
+    assert found.status_code == 200, found.text
+    assert found.json()["done"]
+    page = httpx.post(
+        f"{server.url}/api/chat", content=body, headers={**headers, "origin": "https://a.example"}
+    )
+    assert page.status_code == 400
+
+
 def test_options_of_hardware_are_named_as_ignored(server: Running) -> None:
     body = {"model": "tiny", "messages": MESSAGES, "stream": False, "keep_alive": "5m",
             "options": {**GREEDY, "num_gpu": 1, "num_thread": 8, "mirostat": 0}}  # fmt: skip

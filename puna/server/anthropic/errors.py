@@ -16,16 +16,11 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-# by which clients of this API know that they have to shorten the conversation
-_TOO_LONG = "prompt is too long: "
 
 
 def body_of(error: ApiError) -> dict[str, Any]:
     kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    message = error.message
-    if error.code == "context_length_exceeded":
-        message = _TOO_LONG + message
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
 
 
 def error_event(error: ApiError, request_id: str) -> bytes:

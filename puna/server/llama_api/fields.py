@@ -10,7 +10,7 @@ from puna.core import SamplingParams
 from puna.server.openai import messages
 from puna.server.openai.fields import Body, changed
 from puna.server.openai.formats import JsonSchema, PlainText
-from puna.server.openai.messages import Tool, ToolChoice, check_choice
+from puna.server.openai.messages import OneChoice, Tool, check_choice
 
 
 class FromAssistant(messages.FromAssistant):
@@ -39,7 +39,7 @@ class ChatRequest(Body):
     response_format: Annotated[JsonSchema | PlainText, Field(discriminator="type")] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: OneChoice | None = None
     tools: list[Tool] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -18,7 +18,6 @@ from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
 from puna.server.served import ServedModel
 from puna.server.service import Service
-from puna.server.strict import Route
 
 
 class CalledFunction(Body):
@@ -69,7 +68,7 @@ class ChatRequest(Asked):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"], route_class=Route)
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.post("/api/chat", response_model=None)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:

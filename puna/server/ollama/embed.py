@@ -16,7 +16,6 @@ from puna.server.ollama import wire
 from puna.server.ollama.fields import KeepAlive, Named
 from puna.server.openai.wire import dumps
 from puna.server.service import Service
-from puna.server.strict import Route
 
 
 class _Embedding(Named):
@@ -35,7 +34,7 @@ class EmbeddingsRequest(_Embedding):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"], route_class=Route)
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.post("/api/embed", response_model=None)
     async def embed(body: EmbedRequest, http: HttpRequest) -> Response:

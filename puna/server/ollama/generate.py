@@ -19,7 +19,6 @@ from puna.server.ollama.fields import Asked, picture
 from puna.server.ollama.models import loaded
 from puna.server.served import ServedModel
 from puna.server.service import Service
-from puna.server.strict import Route
 
 
 class GenerateRequest(Asked):
@@ -78,7 +77,7 @@ def _text(text: str) -> dict[str, str]:
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"], route_class=Route)
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
 
     @router.post("/api/generate", response_model=None)
     async def generate(body: GenerateRequest, http: HttpRequest) -> Response:

@@ -26,7 +26,6 @@ from puna.server.openai.fields import Body
 from puna.server.served import Library
 from puna.server.service import Service
 from puna.server.sse import Stream
-from puna.server.strict import Route
 
 _UNSUPPORTED = (
     "models are not made or published over this API; make one with `puna convert` or `puna quantize` on the "
@@ -52,7 +51,7 @@ class CopyRequest(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Ollama"], route_class=Route)
+    router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
     pulling: set[str] = set()
 
     @router.post("/api/pull", response_model=None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -17,11 +18,31 @@ from puna.server.ollama.fields import OFF, Asked, Options
 from puna.server.openai.wire import dumps, finite, token_text
 from puna.server.service import Service
 from puna.server.sse import Stream
+from puna.server.strict import Route
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall
 
 LINES = {"content-type": "application/x-ndjson"}
 FOREVER = "9999-12-31T23:59:59Z"  # when models that stay are unloaded
+
+
+class AnyType(Route):
+    """A route that reads bodies as JSON whatever their type is called, as Ollama does: `curl -d`, which its
+    documentation shows, calls them forms, and some clients nothing.
+
+    Those of web pages (which have an origin) have to say application/json, for which a browser asks the
+    server whether that page may (CORS).
+    """
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(http: HttpRequest) -> Response:
+            if "origin" not in Headers(scope=http.scope):
+                MutableHeaders(scope=http.scope)["content-type"] = "application/json"
+            return await handler(http)
+
+        return handle
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

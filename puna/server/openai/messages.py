@@ -122,22 +122,52 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedToolsChoice(Body):
+    """Some of the tools, so that a client need not change the list of them."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+OneChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = (
+    Literal["none", "auto", "required"]
+    | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
+)
 
 
 def check_choice(choice: ToolChoice | None, tools: list[Tool] | None) -> None:
-    """Raise PydanticCustomError where a choice asks for calls of no tools."""
+    """Raise PydanticCustomError where a choice asks for calls of no tools, or of others."""
     if choice not in (None, "none", "auto") and not tools:
         raise PydanticCustomError(
             "needs", "tool_choice needs tools, there are none; give some", {"field": "tool_choice"}
         )
+    if isinstance(choice, AllowedToolsChoice):
+        names = [tool.function.name for tool in tools or ()]
+        for allowed in choice.allowed_tools.tools:
+            if allowed.function.name not in names:
+                raise PydanticCustomError(
+                    "needs",
+                    "allowed_tools must be some of tools, found {name}",
+                    {"name": repr(allowed.function.name), "field": "tool_choice"},
+                )
 
 
 def use_of(tools: list[Tool] | None, choice: ToolChoice | None, *, parallel: bool = True) -> ToolUse:
+    usable, mode = tools or [], choice
+    if isinstance(choice, AllowedToolsChoice):
+        names = {tool.function.name for tool in choice.allowed_tools.tools}
+        usable = [tool for tool in usable if tool.function.name in names]
+        mode = choice.allowed_tools.mode
     return ToolUse(
-        [tool.model_dump(exclude_none=True) for tool in tools or ()],
-        may_call=choice != "none",
-        required=choice not in (None, "auto"),
+        [tool.model_dump(exclude_none=True) for tool in usable],
+        may_call=mode != "none",
+        required=mode not in (None, "auto"),
         named=choice.function.name if isinstance(choice, NamedTool) else None,
         parallel=parallel,
     )

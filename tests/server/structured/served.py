@@ -58,18 +58,27 @@ def served(model: str | None, vocabulary: Path | None) -> Iterator[Served]:
     with tempfile.TemporaryDirectory() as folder:
         path = model if vocabulary is None else random_model(vocabulary, Path(folder) / "random.gguf")
         assert path is not None
-        accounts = open_accounts(Path(folder))
-        config = ServerConfig(port=0)
-        with LLM(path) as llm:
-            app = create_app(config, one_model("m", llm), accounts)
-            urls: SimpleQueue[str] = SimpleQueue()
-            thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
-            thread.start()
-            with httpx.Client(base_url=urls.get(timeout=30), timeout=300) as client:
-                yield Served(llm, client)
-            app.state.service.is_draining = True
-            thread.join(30)
-        accounts.close()
+        with (
+            LLM(path) as llm,
+            running(llm, "m", Path(folder)) as url,
+            httpx.Client(base_url=url, timeout=300) as client,
+        ):
+            yield Served(llm, client)
+
+
+@contextmanager
+def running(llm: LLM, name: str, folder: Path) -> Iterator[str]:
+    """A server of one model, with its database and files in a folder; its URL."""
+    accounts = open_accounts(folder)
+    config = ServerConfig(port=0, files_folder=str(folder / "files"))
+    app = create_app(config, one_model(name, llm), accounts)
+    urls: SimpleQueue[str] = SimpleQueue()
+    thread = threading.Thread(target=serve, args=(app, config, urls.put), daemon=True)
+    thread.start()
+    yield urls.get(timeout=30)
+    app.state.service.is_draining = True
+    thread.join(30)
+    accounts.close()
 
 
 def random_model(folder: Path, path: Path) -> Path:

@@ -43,8 +43,9 @@ def routes(service: Service) -> APIRouter:
     database = service.accounts.database
 
     @router.post("/v1/conversations")
-    async def create(body: Create, http: HttpRequest) -> dict[str, Any]:
+    async def create(http: HttpRequest, body: Create | None = None) -> dict[str, Any]:
         """Begin a conversation."""
+        body = body or Create()
         account = service.authenticate(http)
         items = await _kept(database, account, body.items or [])
         id, metadata = new_id("conv"), body.metadata or {}
