@@ -10,13 +10,18 @@ command line win. Interrupt it, or send SIGTERM, to finish what is being answere
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puna.cli import serve_ray
 from puna.core import BadInput
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from puna.llm import LLM
     from puna.server.config import ServerConfig
     from puna.server.served import Models
@@ -52,33 +57,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shown = text if default == "" else f"{text} (default: {default})"
             group.add_argument(flag, metavar=field.metadata["metavar"], type=type(default), help=shown)
     add_loading(parser)
+    serve_ray.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     config = _config(args)
     if args.name and len(args.name) != len(args.models):
         raise BadInput(f"--name must come once for each of {len(args.models)} models, got {len(args.name)}")
+    if serve_ray.is_asked_for(args):
+        return serve_ray.run(args, config)
+    from puna.server.run import serve
+
+    with serving(args, config) as app:
+        models = app.state.service.models
+        return serve(app, config, lambda url: _greet(url, models))
+
+
+@contextmanager
+def serving(args: argparse.Namespace, config: ServerConfig) -> Iterator[FastAPI]:
+    """The application with its models loaded, its accounts open and its log begun; all end with it."""
     from puna.llm.models import LoadedModels
     from puna.server.app import create_app
     from puna.server.logs import logging_to
-    from puna.server.run import serve
 
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
-        accounts = _accounts(config)
+        accounts = open_accounts(config)
         try:
             models = LoadedModels(_load(args))
             try:
                 for model in models.loaded().values():
                     model.speed.measure()
-                app = create_app(config, models, accounts)
-                return serve(app, config, lambda url: _greet(url, models))
+                yield create_app(config, models, accounts)
             finally:
                 models.close()
         finally:
             accounts.close()
 
 
-def _accounts(config: ServerConfig) -> Accounts:
+def open_accounts(config: ServerConfig) -> Accounts:
     """Keys, limits and ledger; raises BadInput where strangers could come in without a key."""
     from puna.server.storage.database import open_database
     from puna.server.tenants.accounts import Accounts

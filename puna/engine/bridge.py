@@ -149,6 +149,11 @@ class EngineThread:
         found = self._engine.stats()
         return replace(found, waiting=max(found.waiting, len(self._inboxes) - found.running))
 
+    @property
+    def is_open(self) -> bool:
+        """False once it takes no more requests: it was closed, or it broke."""
+        return self._refusal is None
+
     def close(self, *, drain: bool = False) -> None:
         """Take no more requests, cancel those there are (or, to drain, finish them), and close the engine."""
         with self._lock:

@@ -109,6 +109,11 @@ class LLM:
         self._seeds = count(seed) if seed is not None else None
         self._finalizer = weakref.finalize(self, loaded.engine.close)
 
+    @property
+    def is_open(self) -> bool:
+        """False once it answers no more requests: it was closed, or its engine broke."""
+        return self._engine.is_open
+
     def close(self) -> None:
         """Cancel what runs and free the memory. A second call does nothing."""
         self._finalizer()

@@ -102,6 +102,9 @@ class Service:
         except PunaError as error:
             raise from_puna(error, "model") from None
         call = Call(self, endpoint, account, use)
+        # whoever passed the request on may have named it: sent twice, it has one row. One request can make
+        # several calls, and only the first one gets the name.
+        call.id = http.scope["state"].pop("request_id", call.id)
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:
             prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)

@@ -17,7 +17,7 @@ from puna.server.calls import Service
 from puna.server.config import ServerConfig
 from puna.server.logs import event
 
-_SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
+SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
 
 
 def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> int:
@@ -26,7 +26,7 @@ def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> i
     The first signal drains: new requests are told to go elsewhere, those in flight have `grace` seconds to
     end. A second one stops at once. Raises BadInput where the address cannot be listened on.
     """
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_S)
     listener = _listen(config)
     server = _Server(
         uvicorn.Config(

@@ -69,6 +69,11 @@ class ServedModel(Protocol):
         """Start a request. Raises PromptTooLong, BadValue or EngineClosed."""
         ...
 
+    @property
+    def is_open(self) -> bool:
+        """False once it answers no more requests."""
+        ...
+
     def stats(self) -> EngineStats:
         """Figures of its engine. Waits for nothing."""
         ...
