@@ -51,9 +51,9 @@ def run(args: argparse.Namespace, config: ServerConfig) -> int:
 
     cluster = _checked(args, config)
     open_accounts(config).close()  # keys are there where they must be, and the tables are up to date
-    from puna.server.cluster.deploy import APP, deployed
+    from puna.server.cluster.deploy import deployed
     from puna.server.cluster.front import Front, create_front
-    from puna.server.cluster.router import PrefixRouter
+    from puna.server.cluster.routing import replica_names
     from puna.server.logs import event, logging_to
     from puna.server.run import serve
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, config: ServerConfig) -> int:
 
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
         with deployed(config, cluster, threads, partial(_serving, chosen, theirs)) as handle:
-            front = Front(config, handle, lambda: PrefixRouter.running(APP))
+            front = Front(config, handle, replica_names)
             return serve(create_front(front), config, greet)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from puna import env
 from puna.core import BadInput, WorkFailed
@@ -21,6 +23,9 @@ from puna.server.config import ServerConfig
 
 APP = "puna"
 _LOCK = "puna-front"
+# Ray takes 127.0.0.1 for a mistake and the address of a network in its place; macOS has no other, there it
+# stays on loopback by itself
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
 
 @ray.remote(num_cpus=0)
@@ -53,6 +58,7 @@ def deployed(
 def _join(cluster: ClusterConfig) -> bool:
     """Connect to the cluster, or start one -> whether it was started."""
     env.keep_ray_quiet()
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it writes lines between those of our log
     shared: dict[str, Any] = {"namespace": APP, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address=cluster.ray_address or "auto", **shared)
@@ -62,7 +68,7 @@ def _join(cluster: ClusterConfig) -> bool:
                 f"there is no Ray cluster at {cluster.ray_address}; start one with `ray start --head`, or "
                 "leave --ray-address out"
             ) from error
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **shared)
+        ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **shared)
         return True
     return False
 
@@ -118,6 +124,7 @@ def _run(config: ServerConfig, cluster: ClusterConfig, threads: int, serving: Se
         health_check_period_s=5,
         health_check_timeout_s=30,
         max_constructor_retry_count=2,
+        logging_config=LoggingConfig(enable_access_log=False),  # the replica has a log
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter,
             request_router_kwargs={"slack": max(1, round(cluster.target_requests / 4))},

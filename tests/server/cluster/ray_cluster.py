@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -37,6 +38,8 @@ def eventually(check: Callable[[], Any], what: str) -> Any:
 def two_nodes() -> Iterator[str]:
     """The address of a cluster whose nodes have one processor each; it ends with its own processes only."""
     env.keep_ray_quiet()
+    # its ports are open on all addresses, whatever it is told: only those who know this may use them
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
