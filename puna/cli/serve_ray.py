@@ -59,16 +59,20 @@ def run(args: argparse.Namespace, config: ServerConfig) -> int:
 
     threads = args.threads or env.threads() or _default_threads()
     chosen = _for_replicas(args, threads)
-    theirs = replace(config, cors_origin=(), prices=str(Path(config.prices).absolute()) if config.prices else "")
+    theirs = replace(
+        config, cors_origin=(), prices=str(Path(config.prices).absolute()) if config.prices else ""
+    )
 
     def greet(url: str) -> None:
         text = f"Serving at {url}/v1 from {cluster.least} replicas (status: {url}/). Ctrl-C stops."
         event("start", text=text, url=url, replicas=cluster.least)
 
-    with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
-        with deployed(config, cluster, threads, partial(_serving, chosen, theirs)) as handle:
-            front = Front(config, handle, replica_names)
-            return serve(create_front(front), config, greet)
+    with (
+        logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts),
+        deployed(config, cluster, threads, partial(_serving, chosen, theirs)) as handle,
+    ):
+        front = Front(config, handle, replica_names)
+        return serve(create_front(front), config, greet)
 
 
 def _serving(args: argparse.Namespace, config: ServerConfig) -> Any:

@@ -25,20 +25,20 @@ _PROMPTS = ("messages", "prompt", "input", "content")
 Id = TypeVar("Id")
 
 
-def prompt_keys(body: bytes) -> tuple[bytes, ...]:
-    """The names of a request's chunks, from the first on; () for bodies that have no prompt."""
+def prompt_keys(body: bytes) -> tuple[bytes, ...] | None:
+    """The names of a request's chunks, from the first on; None for a body without a prompt."""
     try:
         found = json.loads(body)
         if not isinstance(found, dict):
-            return ()
+            return None
         prompt = next((found[name] for name in _PROMPTS if found.get(name)), None)
         if prompt is None:
-            return ()
+            return None
         turns = prompt if isinstance(prompt, list) else [prompt]
         parts = [found[name] for name in _BEFORE if found.get(name)]
         text = "".join(json.dumps(_short(part), ensure_ascii=False) for part in [*parts, *turns])
     except (ValueError, RecursionError):
-        return ()  # whoever answers it says what is wrong
+        return None  # whoever answers it says what is wrong
     return chunk_keys(text)
 
 
@@ -54,12 +54,11 @@ def chunk_keys(text: str) -> tuple[bytes, ...]:
 
 
 def _short(value: Any) -> Any:
-    """The same with digests in place of the data of pictures."""
+    """The same with digests in place of the data of pictures: a picture is worth a chunk and more."""
     if isinstance(value, str):
-        is_data = len(value) > _LONG and " " not in value[:_LONG]
-        return (
-            blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() if is_data else value
-        )
+        if len(value) < _LONG or " " in value[:_LONG]:
+            return value
+        return blake2b(value.encode("utf-8", "surrogatepass"), digest_size=64).hexdigest() * 2
     if isinstance(value, list):
         return [_short(item) for item in value]
     if isinstance(value, dict):
@@ -73,13 +72,13 @@ class PrefixTable(Generic[Id]):
     def __init__(self, most: int = 200_000) -> None:
         self._most = most
         self._holders: OrderedDict[bytes, tuple[Id, ...]] = OrderedDict()
-        self._sent: dict[Id, int] = {}  # chunks that a replica was sent and did not have
+        self._sent: dict[Id, int] = {}  # prompts of a replica, and chunks that it did not have
 
     def order(self, keys: Sequence[bytes], loads: Mapping[Id, int], slack: int) -> list[Id]:
         """The replicas of `loads` (requests that each has now), the best for a prompt first.
 
         That is whoever has most of it, unless it has over `slack` requests more than the one that has the
-        fewest; then the one with the fewest requests, and of these the one that was sent the fewest chunks.
+        fewest; then the one with the fewest requests, and of these the one that was sent the least.
         """
         held = self._held(keys, loads)
         most = min(loads.values(), default=0) + slack
@@ -94,12 +93,14 @@ class PrefixTable(Generic[Id]):
 
     def add(self, keys: Iterable[bytes], replica: Id) -> None:
         """A prompt was sent to a replica."""
+        n_new = 0
         for key in keys:
             holders = self._holders.get(key, ())
             if replica not in holders:
                 self._holders[key] = (*holders, replica)
-                self._sent[replica] = self._sent.get(replica, 0) + 1
+                n_new += 1
             self._holders.move_to_end(key)
+        self._sent[replica] = self._sent.get(replica, 0) + n_new + 1
         while len(self._holders) > self._most:
             self._holders.popitem(last=False)
 

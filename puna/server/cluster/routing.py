@@ -39,7 +39,7 @@ class Routing(Generic[Id]):
         envelope = _envelope(request)
         if envelope.replica is not None:
             return sorted(replicas, key=lambda id: self._name_of(id) != envelope.replica)[:1]
-        if not envelope.keys:  # what replicas keep to themselves, as who is signed in, stays with one
+        if envelope.keys is None:  # what replicas keep to themselves, as who is signed in, stays with one
             age = {id: n for n, id in enumerate(self._loads)}
             return sorted(replicas, key=lambda id: age.get(id, len(age)))
         return self._table.order(envelope.keys, {id: self._loads.get(id, 0) for id in replicas}, self._slack)
@@ -47,7 +47,9 @@ class Routing(Generic[Id]):
     def sent(self, request: Iterable[object], replica: Id) -> None:
         if replica in self._loads:
             self._loads[replica] += 1
-            self._table.add(_envelope(request).keys, replica)
+            keys = _envelope(request).keys
+            if keys is not None:
+                self._table.add(keys, replica)
 
     def ended(self, replica: Id) -> None:
         if replica in self._loads:

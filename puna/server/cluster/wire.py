@@ -18,7 +18,7 @@ class Envelope:
 
     scope: dict[str, Any]  # of ASGI, without what only its own process can use
     body: bytes
-    keys: tuple[bytes, ...] = ()  # of its prompt, for the router
+    keys: tuple[bytes, ...] | None = None  # of its prompt, for the router; None: it has none
     replica: str | None = None  # that must answer it
     id: str = field(
         default_factory=lambda: uuid4().hex

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,27 @@ def eventually(check: Callable[[], Any], what: str) -> Any:
 @contextmanager
 def two_nodes() -> Iterator[str]:
     """The address of a cluster whose nodes have one processor each; it ends with its own processes only."""
-    env.keep_ray_quiet()
-    # its ports are open on all addresses, whatever it is told: only those who know this may use them
+    # its ports are open on all addresses, whatever it is told: only those who know this may use them. Ray
+    # reads it when it is imported, so the cluster gets a process of its own
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    keeper = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        line = keeper.stdout.readline()
+        assert line.startswith("address "), f"no cluster: {line}"
+        yield line.split()[1]
+    finally:
+        keeper.stdin.close()
+        keeper.wait(60)
+        keeper.stdout.close()
+
+
+def keep_cluster() -> None:
+    """Start a cluster, say its address, and keep it until standard input ends."""
+    env.keep_ray_quiet()
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -48,17 +66,17 @@ def two_nodes() -> Iterator[str]:
             agents = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
             # given a port, a node does not wait for its agent, which a busy machine starts too late for it
             ports = dict(zip((*agents, "runtime_env_agent_port"), free_ports(4), strict=True))
-            memory = 100 << 20
             cluster.add_node(
                 num_cpus=1,
                 include_dashboard=False,
                 include_log_monitor=False,
                 no_monitor=True,
                 node_ip_address=LOOPBACK,
-                object_store_memory=memory,
+                object_store_memory=100 << 20,
                 **ports,
             )
-        yield cluster.address
+        print("address", cluster.address, flush=True)
+        sys.stdin.read()
     finally:
         cluster.shutdown()
 
@@ -74,15 +92,16 @@ def free_ports(n: int) -> list[int]:
             found.close()
 
 
-def replica_pids() -> list[int]:
-    """Processes of replicas among the descendants of this one."""
-    import psutil
-
-    return sorted(
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and "ServeReplica:puna" in " ".join(process.cmdline())
-    )
+def replica_pids(parent: int | None = None) -> list[int]:
+    """Processes of replicas among the descendants of this process."""
+    found = []
+    for task in Path(f"/proc/{parent or os.getpid()}/task").glob("*/children"):
+        for child in task.read_text().split():
+            title = Path(f"/proc/{child}/cmdline")
+            with suppress(OSError):  # it has ended since
+                found += [int(child)] if b"ServeReplica:puna" in title.read_bytes() else []
+                found += replica_pids(int(child))
+    return sorted(found)
 
 
 class Served:
@@ -127,7 +146,18 @@ class Served:
 
 def command(model: Path, database: str, *options: str) -> list[str]:
     given = ["--port", "0", "--log-format", "json", "--threads", "1", "--name", "tiny", "--batch", "64"]
-    return [sys.executable, "-m", "puna", "serve", str(model), "--ray", "--database", database, *given, *options]
+    return [
+        sys.executable,
+        "-m",
+        "puna",
+        "serve",
+        str(model),
+        "--ray",
+        "--database",
+        database,
+        *given,
+        *options,
+    ]
 
 
 @contextmanager
@@ -145,3 +175,7 @@ def serving(model: Path, database: str, home: Path, *options: str) -> Iterator[S
         if process.poll() is None:
             process.terminate()
             process.wait(60)
+
+
+if __name__ == "__main__":
+    keep_cluster()
