@@ -134,7 +134,12 @@ def _run(config: ServerConfig, cluster: ClusterConfig, threads: int, serving: Se
     try:
         return serve.run(deployment.bind(serving), name=APP, route_prefix=None)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise WorkFailed(
-            f"no replica could start: {lines[-1] if lines else 'Ray does not say why'}"
-        ) from error
+        raise WorkFailed(f"no replica could start: {_reason() or error}") from error
+
+
+def _reason() -> str:
+    """What the replicas that failed said last: the last line of a traceback, without where it was."""
+    app = serve.status().applications[APP]
+    lines = [line.strip() for found in app.deployments.values() for line in found.message.splitlines()]
+    said = [line for line in lines if line.startswith("puna.core.")] or [line for line in lines if line]
+    return said[-1].removeprefix("puna.core.") if said else ""

@@ -136,12 +136,10 @@ class Served:
         return n
 
     def stop(self) -> int:
-        self._process.send_signal(signal.SIGTERM)
+        """As an operator does -> its exit code. A second time does nothing."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
         return self._process.wait(60)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(60)
 
 
 def command(model: Path, database: str, *options: str) -> list[str]:
@@ -175,6 +173,8 @@ def serving(model: Path, database: str, home: Path, *options: str) -> Iterator[S
         if process.poll() is None:
             process.terminate()
             process.wait(60)
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 if __name__ == "__main__":
