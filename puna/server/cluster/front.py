@@ -153,8 +153,13 @@ class Passing:
     async def run(self, scope: Message, receive: Receive, send: Send) -> None:
         """Raises ApiError where nothing was sent."""
         watch = asyncio.create_task(when_gone(receive, self._leave))
+        seconds = self._front.config.timeout + _PATIENCE_S  # the replica's own limit comes first
         try:
-            await self._try_replicas(scope, send)
+            async with asyncio.timeout(seconds):
+                await self._try_replicas(send)
+        except TimeoutError:
+            late = unavailable(f"no replica had an answer within {seconds:g} seconds; try again", 5)
+            await self._break_off(late, scope, send)
         except asyncio.CancelledError:
             if not (self._is_cut or self._is_gone):
                 raise
@@ -168,7 +173,7 @@ class Passing:
             watch.cancel()
             self._front.calls.discard(self)
 
-    async def _try_replicas(self, scope: Message, send: Send) -> None:
+    async def _try_replicas(self, send: Send) -> None:
         for left in reversed(range(_TRIES)):
             try:
                 return await self._pass(send)
@@ -180,10 +185,9 @@ class Passing:
                 if is_last:
                     raise _lost() from error
             except (RayError, RayServeException) as error:
-                event(
-                    "replica_failed", logging.ERROR, request_id=self._envelope.id, error=type(error).__name__
-                )
-                raise _lost() from error
+                kind = type(error).__name__
+                event("replica_failed", logging.ERROR, request_id=self._envelope.id, error=kind)
+                raise ApiError(500, "the replica failed; see its log", kind="server_error") from error
 
     async def _pass(self, send: Send) -> None:
         """Ask a replica, and send on what it answers."""
