@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -13,12 +13,33 @@ from starlette.responses import JSONResponse
 from puna.server.errors import ApiError
 
 if TYPE_CHECKING:
-    from puna.server.calls import Service
+    from puna.server.config import ServerConfig
+    from puna.server.errors import Dialects
 
 Message = MutableMapping[str, Any]
 App = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
+
+
+class Hearing(Protocol):
+    """Who is told of requests that got an error."""
+
+    def refused(self, scope: Message, error: ApiError, /) -> None: ...
+
+
+class Guarded(Protocol):
+    """What stands behind: calls.Service, or the front of several."""
+
+    @property
+    def config(self) -> ServerConfig: ...
+
+    @property
+    def dialects(self) -> Dialects: ...
+
+    @property
+    def watch(self) -> Hearing: ...
+
 
 _BODY_S = 60.0  # from one part of a body to the next
 
@@ -30,7 +51,7 @@ class _TooLarge(Exception):
 class Guard:
     """ASGI middleware; pure, because streams must not be copied."""
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: App, service: Guarded) -> None:
         self._app = app
         self._service = service
         self._most = service.config.max_body_mb << 20

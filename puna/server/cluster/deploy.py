@@ -20,6 +20,7 @@ from puna.server.cluster.config import ClusterConfig
 from puna.server.cluster.replica import Replica, Serving
 from puna.server.cluster.router import PrefixRouter
 from puna.server.config import ServerConfig
+from puna.server.logs import event
 
 APP = "puna"
 _LOCK = "puna-front"
@@ -28,9 +29,8 @@ _LOCK = "puna-front"
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
 
-@ray.remote(num_cpus=0)
 class _Lock:
-    """Its name is taken while the process that made it lives."""
+    """An actor whose name is taken while the process that made it lives."""
 
 
 @contextmanager
@@ -62,20 +62,21 @@ def _join(cluster: ClusterConfig) -> bool:
     shared: dict[str, Any] = {"namespace": APP, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address=cluster.ray_address or "auto", **shared)
-    except ConnectionError as error:
+        return False
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "AuthenticationError" in str(error):
+            reason = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as it has them"
         if cluster.ray_address:
-            raise BadInput(
-                f"there is no Ray cluster at {cluster.ray_address}; start one with `ray start --head`, or "
-                "leave --ray-address out"
-            ) from error
-        ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **shared)
-        return True
-    return False
+            raise BadInput(f"the Ray cluster at {cluster.ray_address} cannot be joined: {reason}") from error
+    event("ray_started", text=f"Starting a Ray cluster on this machine: there is none to join ({reason})")
+    ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **shared)
+    return True
 
 
 def _lock() -> Any:
     try:
-        return _Lock.options(name=_LOCK).remote()
+        return ray.remote(_Lock).options(name=_LOCK, num_cpus=0).remote()
     except ValueError:
         raise BadInput(
             "another `puna serve --ray` serves on this Ray cluster; stop it first, or use another cluster"

@@ -18,7 +18,6 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
@@ -264,11 +263,16 @@ def create_front(front: Front) -> Starlette:
         await front.start()
         yield
 
-    middleware = [Middleware(Guard, service=front)]
+    app = Starlette(lifespan=lifespan)
+    app.add_middleware(Guard, service=front)
     if front.config.cors_origin:
-        allowed = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": ["*"]}
-        middleware.append(Middleware(CORSMiddleware, allow_origins=list(front.config.cors_origin), **allowed))
-    app = Starlette(middleware=middleware, lifespan=lifespan)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(front.config.cors_origin),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.router.default = front
     app.state.service = front
     return app

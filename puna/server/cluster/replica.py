@@ -24,7 +24,7 @@ Serving = Callable[[], AbstractContextManager[FastAPI]]
 class Replica:
     """`serving` loads the models and makes the application; leaving it frees them."""
 
-    async def __init__(self, serving: Serving) -> None:
+    async def __init__(self, serving: Serving) -> None:  # type: ignore[misc]  # Serve awaits it
         sys.setswitchinterval(SWITCH_S)
         self._id = serve.get_replica_context().replica_id.unique_id
         self._answering: set[asyncio.Task[None]] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Generic
+from typing import Any, Generic
 from weakref import WeakSet
 
 from puna.server.cluster.prefixes import Id, PrefixTable
@@ -60,7 +60,7 @@ def _envelope(request: Iterable[object]) -> Envelope:
     return next((part for part in request if isinstance(part, Envelope)), _NO_PROMPT)
 
 
-_ROUTINGS: WeakSet[Routing[object]] = WeakSet()
+_ROUTINGS: WeakSet[Routing[Any]] = WeakSet()
 
 
 def replica_names() -> list[str]:
