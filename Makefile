@@ -3,6 +3,7 @@
 # make bench   this machine's limits and the model's share of them
 # make test-peers   compare with llama.cpp and transformers, built into an environment of their own
 # make test-schemas  answers under the real schemas of schemastore, by noise and by the default model
+# make test-ray   replicas on a Ray cluster of two nodes on this machine, in an environment of their own
 # make sanitize     the kernels and readers under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/ops/*)
 
-.PHONY: chat test bench test-peers test-schemas sanitize clean
+.PHONY: chat test bench test-peers test-schemas test-ray sanitize clean
 chat: $(VENV)/installed
 	@$(BIN)/puna chat --yes $(MODEL)
 
@@ -32,12 +33,14 @@ test-peers: .venv-peers/installed
 test-schemas: $(VENV)/tested-with
 	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas
 	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas --seeds 1 --model smollm2
+test-ray: .venv-ray/installed
+	.venv-ray/bin/pytest tests/server/cluster
 
 sanitize: $(VENV)/tested-with
 	PYTHON=$(BIN)/python tests/fuzz/sanitize.sh
 
 clean:
-	rm -rf $(VENV) .venv-peers build
+	rm -rf $(VENV) .venv-peers .venv-ray build
 
 $(VENV)/installed: $(SOURCES)
 	@command -v c++ g++ clang++ >/dev/null 2>&1 || { echo "Puna needs a C++ compiler and found none: \`apt-get install g++\` on Debian and Ubuntu, \`dnf install gcc-c++\` on Fedora, \`xcode-select --install\` on macOS." >&2; exit 2; }
@@ -61,4 +64,12 @@ $(VENV)/tested-with: $(VENV)/installed
 	@.venv-peers/bin/pip install --quiet $(TORCH)
 	@.venv-peers/bin/pip install --quiet --group test --group peers
 	@.venv-peers/bin/pip install --quiet --editable .
+	@touch $@
+
+.venv-ray/installed: $(SOURCES)
+	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	@.venv-ray/bin/pip install --quiet $(TORCH)
+	@.venv-ray/bin/pip install --quiet --group test --group ray
+	@.venv-ray/bin/pip install --quiet --editable .
 	@touch $@

@@ -5,6 +5,7 @@ PUNA_CPU       force a CPU target of the kernels (see `puna doctor` for those av
 PUNA_THREADS   threads that a model runs on; default: the physical cores
 NO_COLOR       any value but the empty one: no colours in a terminal (no-color.org)
 TERM           "dumb" or none: a terminal that cannot move its cursor
+RAY_USAGE_STATS_ENABLED   Ray's own; 0 unless it is set
 HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and pip's own settings are read by those libraries themselves.
 """
 
@@ -48,6 +49,11 @@ def no_color() -> bool:
 
 def is_dumb_terminal() -> bool:
     return os.environ.get("TERM", "dumb") == "dumb"
+
+
+def keep_ray_quiet() -> None:
+    """Ray reports its use to its makers unless told otherwise; whoever wants that sets the variable."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def for_child(**changes: str) -> dict[str, str]:

@@ -15,13 +15,18 @@ command line win. Interrupt it, or send SIGTERM, to finish what is being answere
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puna.cli import serve_ray
 from puna.core import BadInput
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from puna.llm.adapted import AdaptedModels
     from puna.server.config import ServerConfig
     from puna.server.served import Models
@@ -62,30 +67,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shown = text if default == "" else f"{text} (default: {default})"
             group.add_argument(flag, metavar=field.metadata["metavar"], type=type(default), help=shown)
     add_loading(parser)
+    serve_ray.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     config = _config(args)
+    if serve_ray.is_asked_for(args):
+        return serve_ray.run(args, config)
+    from puna.server.run import serve
+
+    with serving(args, config) as app:
+        models = app.state.service.models
+        return serve(app, config, lambda url: _greet(url, models))
+
+
+@contextmanager
+def serving(args: argparse.Namespace, config: ServerConfig) -> Iterator[FastAPI]:
+    """The application with its models loaded, its accounts open and its log begun; all end with it."""
     from puna.llm.library import StoreLibrary
     from puna.server.app import create_app
     from puna.server.logs import logging_to
-    from puna.server.run import serve
 
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
-        accounts = _accounts(config)
+        accounts = open_accounts(config)
         try:
             pool = _pool(args, config)
             try:
                 pool.preload([_adapter(text) for text in args.adapter])
-                app = create_app(config, pool, accounts, StoreLibrary())
-                return serve(app, config, lambda url: _greet(url, pool))
+                yield create_app(config, pool, accounts, StoreLibrary())
             finally:
                 pool.close()
         finally:
             accounts.close()
 
 
-def _accounts(config: ServerConfig) -> Accounts:
+def open_accounts(config: ServerConfig) -> Accounts:
     """Keys, limits and ledger; raises BadInput where strangers could come in without a key."""
     from puna.server.storage.database import open_database
     from puna.server.tenants.accounts import Accounts

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -19,7 +19,7 @@ from puna.server.errors import ApiError
 
 if TYPE_CHECKING:
     from puna.server.config import ServerConfig
-    from puna.server.service import Service
+    from puna.server.errors import Dialects
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -28,6 +28,30 @@ App = Callable[
 
 _HOST = re.compile(r"(\[[^\]]*\]|[^:@]*)(?::[0-9]+)?")
 _AROUND = 64 << 10  # bytes of a form beside its file
+
+
+class Hearing(Protocol):
+    """Who is told of requests that got an error."""
+
+    def refused(self, scope: Message, error: ApiError, /) -> None: ...
+
+
+class Guarded(Protocol):
+    """What stands behind: service.Service, or the front of several."""
+
+    @property
+    def config(self) -> ServerConfig: ...
+
+    @property
+    def dialects(self) -> Dialects: ...
+
+    @property
+    def watch(self) -> Hearing: ...
+
+    @property
+    def requires_keys(self) -> bool: ...
+
+
 _BODY_S = 60.0  # from one part of a body to the next
 
 
@@ -38,7 +62,7 @@ class _TooLarge(Exception):
 class Guard:
     """ASGI middleware; pure, because streams must not be copied."""
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: App, service: Guarded) -> None:
         self._app = app
         self._service = service
         config = service.config
@@ -93,7 +117,7 @@ class Guard:
         Where keys are asked for no page has one. Elsewhere a page may send what no preflight is needed for,
         and by a name of its own that resolves to this machine (DNS rebinding) it may read the answers too.
         """
-        if self._service.accounts.requires_keys or LINE in scope:
+        if self._service.requires_keys or LINE in scope:
             return None
         host, origin = headers.get("host", ""), headers.get("origin")
         if host and not is_own_name(_name(host), self._service.config):

@@ -6,28 +6,47 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from puna.core import BadInput
 from puna.server.config import ServerConfig
 from puna.server.connection import Connection
 from puna.server.logs import event
-from puna.server.service import Service
 
-_SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
+SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
 
 
-def serve(app: FastAPI, config: ServerConfig, ready: Callable[[str], None]) -> int:
+class Stoppable(Protocol):
+    def cancel(self) -> object: ...
+
+
+class Drained(Protocol):
+    """What is served: calls.Service, or the front of several; an application's `state.service`."""
+
+    is_draining: bool  # set with the first signal
+
+    @property
+    def config(self) -> ServerConfig: ...
+
+    @property
+    def calls(self) -> Collection[Stoppable]: ...  # in flight
+
+    @property
+    def n_in_flight(self) -> int: ...  # with those that wait for their model
+
+
+def serve(app: Starlette, config: ServerConfig, ready: Callable[[str], None]) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code. `ready` gets the URL once it answers.
 
     The first signal drains: new requests are told to go elsewhere, those in flight have `grace` seconds to
     end. A second one stops at once. Raises BadInput where the address cannot be listened on.
     """
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_S)
     listener = _listen(config)
     server = _Server(
         uvicorn.Config(
@@ -78,7 +97,7 @@ class _Server(uvicorn.Server):
 
     when_ready: Callable[[], None]
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Drained) -> None:
         super().__init__(config)
         self._service = service
         self._drain: asyncio.Task[None] | None = None

@@ -117,6 +117,10 @@ class ServedModel(Protocol):
 
     def load_session(self, path: Path, *, max_bytes: int | None = None, cache_salt: str = "") -> SavedSession:
         """Put it back into the cache; takes a while. Raises PunaError."""
+
+    @property
+    def is_open(self) -> bool:
+        """False once it answers no more requests."""
         ...
 
     def stats(self) -> EngineStats:

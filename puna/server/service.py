@@ -88,6 +88,10 @@ class Service:
         """Requests that have been admitted and are not answered yet."""
         return len(self.calls) + self.n_waiting
 
+    @property
+    def requires_keys(self) -> bool:
+        return self.accounts.requires_keys
+
     def check_operator(self, http: HTTPConnection) -> None:
         """Raise ApiError for strangers: where keys are required, what tells of tenants needs an admin's."""
         if self.accounts.requires_keys:
@@ -172,6 +176,9 @@ class Service:
         began_at = perf_counter()
         use = await self.use(http, model)
         call = Call(self, endpoint, account, use, priority, line_of(http))
+        # whoever passed the request on may have named it: sent twice, it has one row. One request can make
+        # several calls, and only the first one gets the name.
+        call.id = http.scope["state"].pop("request_id", call.id)
         call.cache_salt = self.cache_salt(account.tenant, cache_salt or "")
         call.load_s = call.began_at - began_at
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
