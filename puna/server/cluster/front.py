@@ -199,13 +199,15 @@ class Passing:
     async def _pass(self, send: Send) -> None:
         """Ask a replica, and send on what it answers."""
         answer = self._front.handle.options(stream=True).answer.remote(self._envelope)
+        is_whole = False
         try:
             async for part in answer:
                 await self._send_part(part, send)
             await send({"type": "http.response.body", "body": b""})
-        except BaseException:
-            answer.cancel()
-            raise
+            is_whole = True
+        finally:
+            if not is_whole:
+                answer.cancel()
 
     async def _send_part(self, part: Part, send: Send) -> None:
         try:

@@ -141,6 +141,10 @@ class Served:
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(60)
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(60)
+
 
 def command(model: Path, database: str, *options: str) -> list[str]:
     given = ["--port", "0", "--log-format", "json", "--threads", "1", "--name", "tiny", "--batch", "64"]
