@@ -166,12 +166,13 @@ def test_sigterm_finishes_what_was_begun(tmp_path: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=home(tmp_path)) as process:
         try:
             assert process.stderr is not None
-            start = json.loads(process.stderr.readline())
+            load, start = (json.loads(process.stderr.readline()) for _ in range(2))
             _drain(start["url"], process.pid)
             assert process.wait(30) == 0
             lines = [json.loads(line) for line in process.stderr]
         finally:
             process.kill()
+    assert (load["event"], load["model"]) == ("load", "tiny")
     assert (start["event"], start["models"][0]["name"]) == ("start", "tiny")
     assert [line["event"] for line in lines if line["event"] != "call"] == ["drain", "refused", "stop"]
     assert [line["status"] for line in lines if line["event"] == "call"] == ["ok"] * 8
