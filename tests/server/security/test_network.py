@@ -50,6 +50,9 @@ def listening() -> Iterator[tuple[int, list[bytes]]]:
             thread.join()
 
 
+DIFFERENT = ("/v1/chat/completions", "/api/chat")  # ways to read what names a picture
+
+
 def image_bodies(url: str) -> list[tuple[str, dict[str, Any]]]:
     """Every place of every API that takes the address of a picture."""
     part = {"type": "image_url", "image_url": {"url": url}}
@@ -70,31 +73,29 @@ def image_bodies(url: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_no_api_reaches_an_address_of_a_request(seeing: Running) -> None:
-    with listening() as (port, heard):
+    with listening() as (port, heard), httpx.Client(base_url=seeing.url, timeout=60) as client:
+        first = f"http://127.0.0.1:{port}/x.png"
+        asked = [(path, url, body) for url in (first, "/etc/passwd") for path, body in image_bodies(url)]
         for url in (
-            f"http://127.0.0.1:{port}/x.png",
             f"http://localhost:{port}/x.png",
             f"http://2130706433:{port}/x.png",
             f"http://0x7f.1:{port}/x.png",
             f"http://[::ffff:127.0.0.1]:{port}/x.png",
             f"http://user@127.0.0.1:{port}/x.png",
             f"http://example.org@127.0.0.1:{port}/x.png",
-            f"ftp://127.0.0.1:{port}/x.png",
             f"gopher://127.0.0.1:{port}/x",
             f"//127.0.0.1:{port}/x.png",
             f"http://127.0.0.1:{port}\\@example.org/x.png",
             "file:///etc/passwd",
-            "/etc/passwd",
-            "../../etc/passwd",
             "http://[",
-            "http://[::1",
             "https://example.org\n/x.png",
             "http://\u2100.example/",
         ):
-            for path, body in image_bodies(url):
-                answer = seeing.post(path, body)
-                assert answer.status_code in (400, 404), (path, url, answer.status_code, answer.text)
-                assert "root:" not in answer.text
+            asked += [(path, url, body) for path, body in image_bodies(url) if path in DIFFERENT]
+        for path, url, body in asked:
+            answer = client.post(path, json=body)
+            assert answer.status_code in (400, 404), (path, url, answer.status_code, answer.text)
+            assert "root:" not in answer.text
     assert not heard
 
 
