@@ -3,6 +3,7 @@
 # make bench   this machine's limits and the model's share of them
 # make test-peers   compare with llama.cpp and transformers, built into an environment of their own
 # make test-schemas  answers under the real schemas of schemastore, by noise and by the default model
+# make soak    twenty minutes of hostile clients, kills, a full disk and a dead PostgreSQL
 # make sanitize     the kernels and readers under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/ops/*)
 
-.PHONY: chat test bench test-peers test-schemas sanitize clean
+.PHONY: chat test bench test-peers test-schemas soak sanitize clean
 chat: $(VENV)/installed
 	@$(BIN)/puna chat --yes $(MODEL)
 
@@ -32,6 +33,9 @@ test-peers: .venv-peers/installed
 test-schemas: $(VENV)/tested-with
 	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas
 	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas --seeds 1 --model smollm2
+
+soak: $(VENV)/tested-with
+	PYTHONPATH=tests $(BIN)/python -m serving chaos --model $(MODEL) --minutes 20
 
 sanitize: $(VENV)/tested-with
 	PYTHON=$(BIN)/python tests/fuzz/sanitize.sh
