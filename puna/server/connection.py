@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 MOST_HEAD = 64 << 10  # bytes of a request line and its headers
 MOST_HEADERS = 200
 HEAD_S = 30.0  # that they may take
+_LINGER_S = 1.0
 
 
 class Connection(HttpToolsProtocol):
@@ -53,8 +54,7 @@ class Connection(HttpToolsProtocol):
         if self._is_refused:
             return
         super().on_message_begin()
-        self._is_head, self._n_head = True, 0
-        self._n_trailers = 0
+        self._is_head, self._n_trailers = True, 0
         if self._timer is None:
             self._expect_head()
 
@@ -123,4 +123,5 @@ class Connection(HttpToolsProtocol):
         body = json.dumps({"error": error}).encode()
         head = f"content-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head.encode() + body)
-        self.transport.close()
+        # at once, what is still under way would make the client's machine forget the answer
+        self.loop.call_later(_LINGER_S, self.transport.close)

@@ -27,6 +27,7 @@ from puna.server.storage.files import InUse, TooMuch
 from puna.server.tenants.limits import RateLimited
 
 INVALID = "invalid_request_error"
+_MOST_MESSAGE, _MOST_PARAM = 1500, 200  # characters
 
 
 class ApiError(Exception):
@@ -42,14 +43,19 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_cut(message, _MOST_MESSAGE))
         self.status = status
-        self.message = message
+        self.message = _cut(message, _MOST_MESSAGE)
         self.kind = kind
-        self.param = param
+        self.param = param and _cut(param, _MOST_PARAM)
         self.code = code
         self.headers = dict(headers or {})
         self.is_counted = False  # the call that it ended has been accounted for
+
+
+def _cut(text: str, most: int) -> str:
+    """What an error quotes of a request is no copy of it."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def bad(param: str, message: str, code: str | None = None) -> ApiError:

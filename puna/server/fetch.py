@@ -69,6 +69,8 @@ def _is_public(ip: _Address) -> bool:
             return False
         if ip.ipv4_mapped is not None:
             return True
+        if ip.is_site_local:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

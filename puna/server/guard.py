@@ -55,7 +55,7 @@ class Guarded(Protocol):
 _BODY_S = 60.0  # from one part of a body to the next
 
 
-class _TooLarge(Exception):
+class _Refused(Exception):
     pass
 
 
@@ -84,32 +84,37 @@ class Guard:
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > most:
             return await self._refuse(scope, receive, send, _too_large(most))
-        n_read, is_whole, has_begun, is_too_large = 0, False, False, False
+        n_read, is_whole, has_begun = 0, False, False
+        problem: ApiError | None = None
 
         async def counted() -> Message:
-            nonlocal n_read, is_whole, is_too_large
+            nonlocal n_read, is_whole, problem
             if is_whole:
                 return await receive()
-            async with asyncio.timeout(_BODY_S):
-                message = await receive()
+            try:
+                async with asyncio.timeout(_BODY_S):
+                    message = await receive()
+            except TimeoutError:
+                problem = _too_slow()
+                raise _Refused from None
             n_read += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if n_read > most:
-                is_too_large = True
-                raise _TooLarge
+                problem = _too_large(most)
+                raise _Refused
             return message
 
         async def noted(message: Message) -> None:
             nonlocal has_begun
-            if is_too_large and not has_begun:
+            if problem is not None and not has_begun:
                 return  # what the framework says of a body that it could not read
             has_begun = True
             await send(message)
 
-        with suppress(_TooLarge):
+        with suppress(_Refused):
             await self._app(scope, counted, noted)
-        if is_too_large and not has_begun:
-            await self._refuse(scope, receive, send, _too_large(most))
+        if problem is not None and not has_begun:
+            await self._refuse(scope, receive, send, problem)
 
     def _stranger(self, scope: Message, headers: Headers) -> ApiError | None:
         """What is wrong with a request that a foreign web page may have sent, through the user's browser.
@@ -167,6 +172,11 @@ def _encoded(headers: Headers) -> ApiError | None:
         return None
     message = f"a body must be sent as it is, this one has content-encoding {found!r:.80}; send it plain"
     return ApiError(415, message, code="unsupported_encoding")
+
+
+def _too_slow() -> ApiError:
+    message = f"a body may pause for {_BODY_S:g} seconds, this one did for longer; send it at once"
+    return ApiError(408, message, code="timeout")
 
 
 def _too_large(most: int) -> ApiError:

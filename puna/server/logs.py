@@ -151,8 +151,10 @@ class Writer(logging.Handler):
                 self._stream.write(text)
                 if self._lines.empty():
                     self._stream.flush()
-            except (OSError, ValueError):  # nobody reads it any more: the server is there for others
+            except (BrokenPipeError, ValueError):  # nobody reads it any more: the server is there for others
                 return
+            except OSError:  # a full disk may have room again
+                self._n_lost += 1
 
     def _lost(self) -> str:
         n, self._n_lost = self._n_lost, 0

@@ -28,7 +28,7 @@ from serving.process import Served, start
 from puna.server.storage.database import open_database
 from puna.server.tenants.queries import Filters, export_csv
 
-_CLIENTS = 12
+_CLIENTS, _ATTACKERS = 12, 4
 _ASKED = "Tell me about the high grassland where llamas live."
 _BODY_MB = 4  # that the server takes
 _WARM_S = 5.0
@@ -185,16 +185,16 @@ def _wave(server: Served, seen: Seen, ids: set[str], seconds: float, seed: int, 
                 else:
                     _read_slowly(server, rng)
 
-    def attacker() -> None:
-        rng = random.Random(seed)
-        for _ in range(n_malformed):
+    def attacker(number: int) -> None:
+        rng = random.Random(-seed * 1000 - number)
+        for _ in range(number, n_malformed, _ATTACKERS):
             if server.process.poll() is not None:
                 seen.unexpected.append(f"the server ended with {server.process.returncode}")
                 return
             _attack(server, rng, seen)
 
     threads = [threading.Thread(target=client, args=(i,)) for i in range(_CLIENTS)]
-    threads.append(threading.Thread(target=attacker))
+    threads += [threading.Thread(target=attacker, args=(i,)) for i in range(_ATTACKERS)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
@@ -191,5 +190,5 @@ def picture(where: str, encoded: str) -> dict[str, Any]:
     """A part of a message. Raises ApiError for what is no base64."""
     try:
         return {"type": "image", "image": b64decode(encoded, validate=True)}
-    except binascii.Error:
+    except ValueError:  # no base64, or no ASCII
         raise bad(where, f"{where} must be images in base64, found {encoded[:40]!r}") from None
