@@ -6,6 +6,7 @@ it is: nothing of theirs is cut.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,7 +123,8 @@ def cut(document: Schema, narrowed: Mapping[str, Any]) -> Schema:
             for kind in content.values():
                 kind["schema"] = requests.of(kind["schema"])
             operation["responses"] = _with_nulls(operation["responses"])
-    components = {"schemas": {**_with_nulls(schemas), **requests.made}}
+    answers = _loosened(_with_nulls(schemas))
+    components = {"schemas": {**answers, **requests.made}}
     return {"openapi": "3.1.0", "info": document["info"], "paths": paths, "components": components}
 
 
@@ -230,11 +232,35 @@ def _with_nulls(schema: Any) -> Any:
     return made
 
 
+# what answers have, as OpenAI's own do, where the document says otherwise
+ANSWERS = {
+    "optional fields": "null where they are not set, as in the document's examples",
+    "`Embedding.embedding`": "a string where `encoding_format` is base64",
+    "`ListFilesResponse.first_id`, `.last_id`": "null where there are no files, as in other lists",
+    "`CreateCompletionResponse.choices.finish_reason`": "null in a stream until the end",
+    "`/files/{file_id}/content`": "the bytes of the file, which the document calls JSON",
+}
+
+
+def _loosened(schemas: Schema) -> Schema:
+    """With what ANSWERS says."""
+    made = copy.deepcopy(schemas)
+    embedding = made["Embedding"]["properties"]
+    embedding["embedding"] = {"anyOf": [embedding["embedding"], {"type": "string"}]}
+    files = made["ListFilesResponse"]["properties"]
+    for name in ("first_id", "last_id"):
+        files[name] = {"type": ["string", "null"]}
+    made["CompletionChunk"] = copy.deepcopy(made["CreateCompletionResponse"])
+    choice = made["CompletionChunk"]["properties"]["choices"]["items"]["properties"]
+    choice["finish_reason"] = {"anyOf": [choice["finish_reason"], {"type": "null"}]}
+    return made
+
+
 def rows() -> list[str]:
-    """The table of docs/api.md."""
-    found = []
+    """What of the document is not here, as docs/api.md says it."""
+    made = []
     for union, (kept, reason) in UNIONS.items():
-        found.append(f"| `{union}` | only {', '.join(f'`{name}`' for name in kept)} | {reason} |")
+        made.append(f"| `{union}` | only {', '.join(f'`{name}`' for name in kept)} | {reason} |")
     for schema, (fields, reason) in FIELDS.items():
-        found.append(f"| `{schema}` | without {', '.join(f'`{name}`' for name in fields)} | {reason} |")
-    return found
+        made.append(f"| `{schema}` | without {', '.join(f'`{name}`' for name in fields)} | {reason} |")
+    return [*made, *(f"| {what} | {found} | |" for what, found in ANSWERS.items())]

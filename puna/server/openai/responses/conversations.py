@@ -45,6 +45,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/conversations")
     async def create(http: HttpRequest, body: Create | None = None) -> dict[str, Any]:
         """Begin a conversation."""
+        if body is None and await http.body():
+            raise ApiError(400, "the body must be an object, found null")
         body = body or Create()
         account = service.authenticate(http)
         items = await _kept(database, account, body.items or [])
