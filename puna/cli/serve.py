@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = _config(args)
     if serve_ray.is_asked_for(args):
-        return serve_ray.run(args, config)
+        return serve_ray.serve_replicas(args, config)
     from puna.server.run import serve
 
     with serving(args, config) as app:

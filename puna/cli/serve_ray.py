@@ -46,7 +46,7 @@ def is_asked_for(args: argparse.Namespace) -> bool:
     return bool(args.ray)
 
 
-def run(args: argparse.Namespace, config: ServerConfig) -> int:
+def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
     from puna.cli.serve import open_accounts
 
     cluster = _checked(args, config)

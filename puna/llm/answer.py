@@ -53,9 +53,11 @@ def text_sink(
     """Where the text of an answer comes from. Control tokens are left out, but where tools may be called,
     those that calls stand behind or between belong to what is read.
     """
-    from puna.text.call_grammar import tag_ids
+    shown = frozenset[int]()
+    if has_tools:
+        from puna.text.call_grammar import tag_ids  # which most answers do not need
 
-    shown = tag_ids(tokenizer) if has_tools else frozenset[int]()
+        shown = tag_ids(tokenizer)
     return TimedText(tokenizer, stop, skip_special=True, shown=shown, continuing=continuing)
 
 

@@ -73,7 +73,9 @@ class Chat:
 
     def choices(self, model: ServedModel) -> Choices:
         """All that the engine is asked for. Raises BadInput."""
-        grammar = self.use.grammar_for(model)
+        # a form holds all of the answer; calls that nothing is said of may stand in it, and end it
+        is_free = not self.use.required and not any(_is_strict(tool) for tool in self.use.tools)
+        grammar = None if self.form is not None and is_free else self.use.grammar_for(model)
         if grammar is None and self.form is not None:
             grammar = self.form(model)
         params = self.sampling(model.default_params)
@@ -114,6 +116,10 @@ async def n_prompt_tokens(service: Service, http: HttpRequest, chat: Chat) -> in
         return len(chat.request(model, chat.sampling(model.default_params)).prompt)
 
     return await service.ask(http, chat.model, count, is_slow=True)
+
+
+def _is_strict(tool: Mapping[str, Any]) -> bool:
+    return tool["function"].get("strict") is True
 
 
 def as_templates_know(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -40,6 +41,14 @@ class Drained(Protocol):
     def n_in_flight(self) -> int: ...  # with those that wait for their model
 
 
+def _without_query(record: logging.LogRecord) -> bool:
+    """Who puts a key where it does not belong, into a URL, shall not find it in the log as well."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, path, *rest = record.args
+        record.args = (client, method, str(path).partition("?")[0], *rest)
+    return True
+
+
 def serve(app: Starlette, config: ServerConfig, ready: Callable[[str], None]) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code. `ready` gets the URL once it answers.
 
@@ -47,6 +56,7 @@ def serve(app: Starlette, config: ServerConfig, ready: Callable[[str], None]) ->
     end. A second one stops at once. Raises BadInput where the address cannot be listened on.
     """
     sys.setswitchinterval(SWITCH_S)
+    logging.getLogger("uvicorn.access").addFilter(_without_query)
     listener = _listen(config)
     server = _Server(
         uvicorn.Config(

@@ -14,13 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from keyword import iskeyword
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from puna.core import BadInput, BadValue, closest
-from puna.text.formats.base import ToolStyle
 from puna.text.json_schema import prepared
 from puna.text.schema.numbers import bounded
 from puna.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from puna.text.formats.base import ToolStyle
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")

@@ -120,7 +120,9 @@ def start(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield run
     for running, thread in begun:
         running.service.is_draining = True
-        thread.join(30)
+        for call in list(running.service.calls):  # of clients that a test has left behind
+            call.cancel()
+        thread.join(40)
         assert not thread.is_alive()
         running.models.close()
         running.service.accounts.close()

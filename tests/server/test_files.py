@@ -176,7 +176,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: Running) -> None:
     body = form((FILE, b"x" * 1000), PURPOSE)
     host, port = server.url.removeprefix("http://").split(":")
     head = (
-        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
     )
     with socket.create_connection((host, int(port))) as client:

@@ -295,8 +295,10 @@ class Conformance:
             "n": counts, "max_tokens": short, "max_completion_tokens": short, "max_output_tokens": short,
             "logit_bias": biases, "prompt": prompts, "CreateEmbeddingRequest.input": prompts,
             "StopConfiguration": {"anyOf": [_text(1), texts, {"type": "null"}]},
-            "Metadata": {"type": "object", "propertyNames": _text(0, 64), "additionalProperties": _text(0, 512),
-                         "maxProperties": 16},
+            "Metadata": {
+                "type": "object", "propertyNames": _text(0, 64), "additionalProperties": _text(0, 512),
+                "maxProperties": 16,
+            },
             "ChatCompletionRequestAssistantMessage.content": _text(),
             "FunctionParameters": {"enum": [_OBJECT]}, "FunctionTool.parameters": {"enum": [_OBJECT, None]},
             "FunctionObject.name": _TOOL, "FunctionTool.name": _TOOL, "ToolChoiceFunction.name": _TOOL,

@@ -30,7 +30,7 @@ def test_a_name_that_is_rebound_to_this_machine_is_refused(server: Running, host
     ):
         answer = httpx.request(method, server.url + path, headers={"host": host}, json=CHAT)
         assert answer.status_code == 403, (path, answer.text)
-        assert "foreign_page" in answer.text or "evil" in answer.text or "127.0.0.1" in answer.text
+        assert "foreign_page" in answer.text or "is not called" in answer.text  # each in its API's shape
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:9", "[::1]:8", "a.localhost"])
