@@ -63,10 +63,10 @@ def _http_rate(server: Served) -> float:
 
 
 def idle_streams(model: str, home: Path) -> list[Figure]:
-    """Memory that a thousand open streams add to a server that has answered before; all are answered in the
-    end."""
+    """Memory that a thousand open streams add to a server whose cache has been filled before; all are
+    answered in the end."""
     with served(model, home, "--max-requests", str(_STREAMS + 8)) as server:
-        _http_rate(server)
+        asyncio.run(_hold(server))  # fills the cache that is the model's own
         before = server.rss_mb
         most, n_whole = asyncio.run(_hold(server))
         return [
