@@ -62,18 +62,11 @@ $(VENV)/tested-with: $(VENV)/installed
 	@$(BIN)/pip install --quiet --group test
 	@touch $@
 
-.venv-peers/installed: $(SOURCES)
-	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
-	@.venv-peers/bin/pip install --quiet $(TORCH)
-	@.venv-peers/bin/pip install --quiet --group test --group peers
-	@.venv-peers/bin/pip install --quiet --editable .
-	@touch $@
-
-.venv-ray/installed: $(SOURCES)
-	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
-	@.venv-ray/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
-	@.venv-ray/bin/pip install --quiet $(TORCH)
-	@.venv-ray/bin/pip install --quiet --group test --group ray
-	@.venv-ray/bin/pip install --quiet --editable .
+# an environment of its own for each group of pyproject.toml that `make test` does without
+.venv-%/installed: $(SOURCES)
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
+	@.venv-$*/bin/pip install --quiet $(TORCH)
+	@.venv-$*/bin/pip install --quiet --group test --group $*
+	@.venv-$*/bin/pip install --quiet --editable .
 	@touch $@

@@ -18,6 +18,13 @@ def option(default: Any, text: str, metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": text, "metavar": metavar})
 
 
+def check_range(config: Any, name: str, least: float, most: float) -> None:
+    """Raise BadValue unless the field of that name lies between the two."""
+    value = getattr(config, name)
+    if not least <= value <= most:
+        raise BadValue(f"{name} must be from {least:,} to {most:,}, got {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Raises BadValue for values outside their range."""
@@ -73,9 +80,7 @@ class ServerConfig:
             ("grace", 0, 86400),
             ("idle_unload", 0, 7 * 86400),
         ):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise BadValue(f"{name} must be from {least:,} to {most:,}, got {value}")
+            check_range(self, name, least, most)
         for name, known in (("log_format", FORMATS), ("log_level", LEVELS)):
             if (value := getattr(self, name)) not in known:
                 raise BadValue(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from puna.core import BadValue
-from puna.server.config import option
+from puna.server.config import check_range, option
 
 _DAY = 86400.0
 
@@ -33,9 +33,7 @@ class ClusterConfig:
             ("scale_down_after", 0, _DAY),
             ("replica_gpus", 0, 1024),
         ):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise BadValue(f"{name} must be from {least:,} to {most:,}, got {value}")
+            check_range(self, name, least, most)
         if self.replicas and (self.min_replicas or self.max_replicas):
             raise BadValue(
                 "replicas is a fixed number, min_replicas and max_replicas are for one that changes; give "

@@ -43,14 +43,9 @@ def newest(database: Database, tenant: str, after: str | None, limit: int) -> tu
     """A page of a tenant's batches, the newest first; None where `after` is not there."""
     query = select(batches).where(batches.c.tenant == tenant)
     with database.read() as connection:
-        last = None
-        if after is not None:
-            last = connection.execute(query.where(batches.c.id == after)).one_or_none()
-            if last is None:
-                return None
         order = [batches.c.created_at, batches.c.id]
-        rows, has_more = page(connection, query, order, last, limit, is_rising=False)
-    return [_row(row) for row in rows], has_more
+        found = page(connection, query, order, batches.c.id, after, limit, is_rising=False)
+    return None if found is None else ([_row(row) for row in found[0]], found[1])
 
 
 def cancel(database: Database, tenant: str, id: str) -> Batch | None:

@@ -111,13 +111,9 @@ def item_page(
     table = conversation_items
     mine = select(table).where(table.c.conversation_id == id)
     with database.read() as connection:
-        last = None
-        if after is not None:
-            last = connection.execute(mine.where(table.c.id == after)).one_or_none()
-            if last is None:
-                return None
-        rows, has_more = page(connection, mine, [table.c.position], last, limit, is_rising=is_rising)
-    return [row.item for row in rows], has_more
+        order = [table.c.position]
+        found = page(connection, mine, order, table.c.id, after, limit, is_rising=is_rising)
+    return None if found is None else ([row.item for row in found[0]], found[1])
 
 
 def find_item(database: Database, tenant: str, id: str, item_id: str) -> Item | None:

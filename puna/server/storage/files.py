@@ -157,18 +157,12 @@ class Files:
         self, tenant: str, purpose: str | None, after: str | None, limit: int, *, is_rising: bool
     ) -> tuple[list[StoredFile], bool] | None:
         """A page of a tenant's files; None where `after` is not there."""
-        query = select(files).where(files.c.tenant == tenant, files.c.expires_at > datetime.now(UTC))
-        last = None
+        mine = select(files).where(files.c.tenant == tenant, files.c.expires_at > datetime.now(UTC))
+        query = mine if purpose is None else mine.where(files.c.purpose == purpose)
+        order = [files.c.created_at, files.c.id]
         with self._database.read() as connection:
-            if after is not None:
-                last = connection.execute(query.where(files.c.id == after)).one_or_none()
-                if last is None:
-                    return None
-            if purpose is not None:
-                query = query.where(files.c.purpose == purpose)
-            order = [files.c.created_at, files.c.id]
-            rows, has_more = page(connection, query, order, last, limit, is_rising=is_rising)
-        return [_file(row) for row in rows], has_more
+            found = page(connection, query, order, files.c.id, after, limit, is_rising=is_rising, among=mine)
+        return None if found is None else ([_file(row) for row in found[0]], found[1])
 
     def remove(self, tenant: str, id: str) -> bool:
         """Whether it was there. Raises InUse while a batch reads it."""

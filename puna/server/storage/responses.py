@@ -150,13 +150,9 @@ def input_page(
         there = select(exists().where(responses.c.id == id, responses.c.tenant == tenant))
         if not connection.execute(there).scalar_one():
             return None
-        last = None
-        if after is not None:
-            last = connection.execute(mine.where(items.c.id == after)).one_or_none()
-            if last is None:
-                return None
-        rows, has_more = page(connection, mine, [items.c.position], last, limit, is_rising=is_rising)
-    return [row.item for row in rows], has_more
+        order = [items.c.position]
+        found = page(connection, mine, order, items.c.id, after, limit, is_rising=is_rising)
+    return None if found is None else ([row.item for row in found[0]], found[1])
 
 
 def referred(database: Database, tenant: str, ids: Sequence[str]) -> dict[str, Item]:
