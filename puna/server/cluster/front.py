@@ -28,7 +28,8 @@ from puna.server.config import ServerConfig
 from puna.server.errors import ApiError, Dialects, unavailable
 from puna.server.guard import Guard
 from puna.server.logs import event
-from puna.server.openai.wire import DONE, dumps
+from puna.server.openai.wire import DONE
+from puna.server.replies import dumps
 from puna.server.sse import when_gone
 
 Message = MutableMapping[str, Any]

@@ -14,7 +14,7 @@ from puna.server.calls import Call
 from puna.server.embeddings import embedded
 from puna.server.ollama import wire
 from puna.server.ollama.fields import KeepAlive, Named
-from puna.server.openai.wire import dumps
+from puna.server.replies import dumps
 from puna.server.service import Service
 
 

@@ -15,7 +15,8 @@ from puna.server.calls import Call
 from puna.server.errors import ApiError
 from puna.server.generation import Piece, Whole
 from puna.server.ollama.fields import OFF, Asked, Options
-from puna.server.openai.wire import dumps, finite, token_text
+from puna.server.openai.wire import finite, token_text
+from puna.server.replies import dumps
 from puna.server.service import Service
 from puna.server.sse import Stream
 from puna.server.strict import Route

@@ -28,6 +28,7 @@ from puna.server.openai.messages import (
     check_choice,
     use_of,
 )
+from puna.server.replies import dumps
 from puna.server.service import Service
 from puna.server.strict import Route
 
@@ -139,7 +140,7 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
     """Chunks of the stream; written by hand where there is one for each token."""
     head = (
         f'data: {{"id":"chatcmpl-{call.id}","object":"chat.completion.chunk","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"service_tier":"{call.tier}",'
+        f'"model":{dumps(call.model).decode()},"service_tier":"{call.tier}",'
         f'"system_fingerprint":"{wire.FINGERPRINT}",'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
@@ -161,7 +162,7 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
             if piece.finish is not None:
                 yield head + _choice(index, {}, piece.finish) + tail
         if body.wants_usage:
-            yield head + b'"choices":[],"usage":' + wire.dumps(wire.usage(call)) + b"}\n\n"
+            yield head + b'"choices":[],"usage":' + dumps(wire.usage(call)) + b"}\n\n"
         yield wire.DONE
     except ApiError as error:
         yield wire.error_event(error)
@@ -170,15 +171,15 @@ async def _chunks(call: Call, body: ChatRequest) -> AsyncIterator[bytes]:
 def _text(call: Call, body: ChatRequest, piece: Piece) -> bytes:
     logprobs = b"null"
     if body.logprobs:
-        logprobs = wire.dumps(wire.chat_logprobs(call.served.tokenizer, piece.logprobs))
+        logprobs = dumps(wire.chat_logprobs(call.served.tokenizer, piece.logprobs))
     return b'"choices":[{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}]' % (
         piece.choice,
-        wire.dumps(piece.text),
+        dumps(piece.text),
         logprobs,
     )
 
 
 def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
-    return b'"choices":' + wire.dumps(
+    return b'"choices":' + dumps(
         [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
     )

@@ -19,6 +19,7 @@ from puna.server.infill import infill
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
 from puna.server.openai.formats import ResponseFormat
+from puna.server.replies import dumps
 from puna.server.served import ServedModel
 from puna.server.service import LARGE, Service
 from puna.server.strict import Route
@@ -173,14 +174,14 @@ def _choice(call: Call, body: CompletionRequest, i: int, answer: Whole) -> dict[
 async def _chunks(call: Call, body: CompletionRequest) -> AsyncIterator[bytes]:
     head = (
         f'data: {{"id":"cmpl-{call.id}","object":"text_completion","created":{call.created},'
-        f'"model":{wire.dumps(call.model).decode()},"system_fingerprint":"{wire.FINGERPRINT}",'
+        f'"model":{dumps(call.model).decode()},"system_fingerprint":"{wire.FINGERPRINT}",'
     ).encode()
     tail = b',"usage":null}\n\n' if body.wants_usage else b"}\n\n"
     offsets = [0] * len(call.generations)
 
     def choice(index: int, text: str, logprobs: Any = None, finish: str | None = None) -> bytes:
         fields = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        return head + b'"choices":[' + wire.dumps(fields) + b"]" + tail
+        return head + b'"choices":[' + dumps(fields) + b"]" + tail
 
     try:
         if body.echo:
@@ -200,7 +201,7 @@ async def _chunks(call: Call, body: CompletionRequest) -> AsyncIterator[bytes]:
                 is_cut = piece.finish == "length" or body.max_tokens == 0
                 yield choice(i, "", None, "length" if is_cut else "stop")
         if body.wants_usage:
-            yield head + b'"choices":[],"usage":' + wire.dumps(wire.usage(call)) + b"}\n\n"
+            yield head + b'"choices":[],"usage":' + dumps(wire.usage(call)) + b"}\n\n"
         yield wire.DONE
     except ApiError as error:
         yield wire.error_event(error)

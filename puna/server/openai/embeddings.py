@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from puna.engine.pooling import normalized
 from puna.server.embeddings import embedded
-from puna.server.openai import wire
 from puna.server.openai.fields import Body, ignored
+from puna.server.replies import dumps
 from puna.server.service import Service
 from puna.server.strict import Route
 
@@ -54,7 +54,7 @@ def routes(service: Service) -> APIRouter:
             "usage": {"prompt_tokens": call.n_prompt, "total_tokens": call.n_prompt},
         }
         headers = {**call.headers, **ignored(body, await http.json())}
-        return Response(wire.dumps(answer), 200, headers, "application/json")
+        return Response(dumps(answer), 200, headers, "application/json")
 
     return router
 

@@ -17,9 +17,9 @@ from puna.safety.taxonomy import OPENAI, openai_names
 from puna.server.calls import Choices
 from puna.server.errors import ApiError, bad, from_results, not_found
 from puna.server.images import resolved
-from puna.server.openai import wire
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import ImagePart, TextPart
+from puna.server.replies import dumps
 from puna.server.served import ServedModel
 from puna.server.service import Service
 from puna.server.strict import Route
@@ -78,7 +78,7 @@ def routes(service: Service) -> APIRouter:
             "model": call.model,
             "results": [_result(guard, made, has_images) for made in verdicts],
         }
-        return Response(wire.dumps(found), 200, call.headers, "application/json")
+        return Response(dumps(found), 200, call.headers, "application/json")
 
     return router
 

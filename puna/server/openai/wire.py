@@ -15,8 +15,7 @@ from puna.server.calls import Call
 from puna.server.errors import ApiError, body_of
 from puna.server.generation import Whole
 from puna.server.openai.fields import Sampling, ignored
-from puna.server.replies import dumps as dumps
-from puna.server.replies import reply
+from puna.server.replies import dumps, reply
 from puna.server.service import Service
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import ToolCall

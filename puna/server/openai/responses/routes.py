@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from puna.core import PunaError
 from puna.server.errors import ApiError, bad, from_puna, not_found
-from puna.server.openai import wire
 from puna.server.openai.fields import ignored
 from puna.server.openai.lists import Limit, Order, listed
 from puna.server.openai.responses.context import read
 from puna.server.openai.responses.events import Event
 from puna.server.openai.responses.making import Making, begin
 from puna.server.openai.responses.request import CountRequest, Include, ResponseRequest
+from puna.server.replies import dumps
 from puna.server.service import Service
 from puna.server.sse import Stream, when_gone
 from puna.server.storage import responses
@@ -140,7 +140,7 @@ def _missing(id: str) -> ApiError:
 
 
 def _json(data: dict[str, Any], headers: dict[str, str]) -> Response:
-    return Response(wire.dumps(data), 200, headers, "application/json")
+    return Response(dumps(data), 200, headers, "application/json")
 
 
 async def _whole(making: Making, http: HttpRequest) -> dict[str, Any]:
@@ -165,7 +165,7 @@ async def _wire(making: Making) -> AsyncIterator[bytes]:
 
 
 def _event(event: Event) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), wire.dumps(event))
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dumps(event))
 
 
 async def _in_background(service: Service, making: Making, running: Running) -> dict[str, Any]:
