@@ -24,6 +24,7 @@
 #include "pack.h"
 #include "plan.h"
 #include "threads.h"
+#include "units.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -89,7 +90,8 @@ OutFloats linear_once(const Weight& w, Matrix2 x, const std::string& target, int
   const Kernels& k = choose_target(target);
   const int rows = (int)x.shape(0), cols = (int)x.shape(1), out_cols = w->m.tiles() * TILE_ROWS;
   check(cols == w->m.cols, "linear: x has " + std::to_string(cols) + " columns, the weight " + std::to_string(w->m.cols));
-  const InputKind form = format_of(w->m.kind).input;
+  Pool one(1);
+  const InputKind form = input_of(k, one, w->m);
   std::vector<QBlock> q8(form == InputKind::Q8 ? (size_t)rows * cols / GROUP : 0);
   std::vector<uint16_t> bf16(form == InputKind::BF16 ? (size_t)rows * cols : 0);
   for (int r = 0; r < rows; r++) {
@@ -343,6 +345,10 @@ NB_MODULE(_native, m) {
         p.rms_norm(x, std::vector<float>(w.data(), w.data() + w.size()), eps, out, forms);
       })
       .def("convert", &Plan::convert)
+      .def("forms_of", [](Plan& p, const std::vector<Weight>& w) {
+        for (const Weight& matrix : w) check((bool)matrix, "forms_of: a weight is missing");
+        return p.forms_of(w);
+      }, "w"_a, "Flags of the forms in which matrices that are multiplied together want activations.")
       .def("linear", [](Plan& p, int x, std::vector<Weight> w, std::vector<int> out, int residual, std::vector<int> sites) {
         check_sites(p, w, sites);
         check(!w.empty() && w.size() == out.size(), "linear: a buffer for each weight is needed");

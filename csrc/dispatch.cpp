@@ -2,6 +2,12 @@
 
 #include <stdexcept>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace puna {
 
 namespace scalar { extern const Kernels kernels; }
@@ -9,9 +15,25 @@ namespace scalar { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
 #endif
 
 namespace {
+
+// Whether the processor has tiles of bf16 and halves, and the system lets this process use them: it has to be asked,
+// since their state is 8 KiB of every thread (Linux: Documentation/arch/x86/xstate.rst).
+bool may_use_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned BF16 = 1u << 22, F16 = 1u << 23, TILE = 1u << 24, ALL = BF16 | F16 | TILE;
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return false;
+  static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> found = {&scalar::kernels};
@@ -22,7 +44,10 @@ std::vector<const Kernels*> available() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
   if (avx2) found.push_back(&avx2::kernels);
   if (avx512) found.push_back(&avx512::kernels);
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) found.push_back(&avx512bf16::kernels);
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) {
+    found.push_back(&avx512bf16::kernels);
+    if (may_use_amx()) found.push_back(&amx::kernels);
+  }
 #endif
   return found;
 }
@@ -37,7 +62,10 @@ std::vector<std::string> available_targets() {
 
 const Kernels& choose_target(const std::string& name) {
   const auto found = available();
-  if (name.empty()) return *found.back();
+  if (name.empty()) {  // tiles are for many tokens at once: who wants them says so
+    const bool has_tiles = found.back()->unit;
+    return *found[found.size() - 1 - has_tiles];
+  }
   std::string list;
   for (const Kernels* k : found) {
     if (name == k->name) return *k;

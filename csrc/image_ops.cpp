@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "pack.h"
+#include "units.h"
 
 namespace puna {
 namespace {
@@ -39,8 +39,8 @@ template <class Fn> void ImageOps::each(size_t n, size_t step, Fn fn) {
 }
 
 // Activations in the form that the weight is multiplied with; rows of whole vectors.
-Input ImageOps::convert(const Matrix& w, const float* x, int rows) {
-  const InputKind form = format_of(w.kind).input;
+Input ImageOps::convert(Matrix& w, const float* x, int rows) {
+  const InputKind form = input_of(k_, pool_, w);
   if (form == InputKind::F32) return {w.cols, x, nullptr, nullptr};
   const int cols = (w.cols + LANES - 1) / LANES * LANES;
   const size_t bytes = form == InputKind::Q8 ? (size_t)rows * (cols / GROUP) * sizeof(QBlock) : (size_t)rows * cols * sizeof(uint16_t);
@@ -57,7 +57,7 @@ Input ImageOps::convert(const Matrix& w, const float* x, int rows) {
   return {cols, x, converted_.as<uint16_t>(), converted_.as<QBlock>()};
 }
 
-void ImageOps::linear(const Matrix& w, const float* x, int rows, const float* bias, float* y, int stride) {
+void ImageOps::linear(Matrix& w, const float* x, int rows, const float* bias, float* y, int stride) {
   const Input input = convert(w, x, rows);
   const int panels = (w.tiles() + 1) / 2, blocks = (rows + TOKEN_ROWS - 1) / TOKEN_ROWS;
   each((size_t)panels * blocks, 1, [&](size_t item, size_t, uint8_t* scratch) {

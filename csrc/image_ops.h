@@ -24,7 +24,7 @@ class ImageOps {
   ImageOps(const Kernels& k, Pool& pool, CacheKind kind) : k_(k), pool_(pool), kind_(kind), scratch_(LINEAR_SCRATCH_ALL * pool.size()) {}
 
   // x [rows, w.cols] -> y [rows, stride], stride the padded rows of w; bias [stride] or null.
-  void linear(const Matrix& w, const float* x, int rows, const float* bias, float* y, int stride);
+  void linear(Matrix& w, const float* x, int rows, const float* bias, float* y, int stride);
   void layer_norm(const float* x, const float* w, const float* bias, int rows, int cols, float eps, float* y);
   void gelu(const float* x, size_t n, float* y);
   void add(const float* a, const float* b, float factor, size_t n, float* y);  // a + factor * b
@@ -36,7 +36,7 @@ class ImageOps {
  private:
   static constexpr size_t LINEAR_SCRATCH_ALL = LINEAR_SCRATCH > ATTEND_SCRATCH ? LINEAR_SCRATCH : ATTEND_SCRATCH;
   template <class Fn> void each(size_t n, size_t step, Fn fn);  // fn(begin, end, scratch) over pieces of 0..n
-  Input convert(const Matrix& w, const float* x, int rows);
+  Input convert(Matrix& w, const float* x, int rows);
   void fill_cache(const CacheLayer& c, const float* k, const float* v, const TileGroups& groups, int heads, int head_dim);
 
   const Kernels& k_;

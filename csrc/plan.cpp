@@ -13,6 +13,7 @@
 #include "plan_images.h"
 #include "plan_ops.h"
 #include "plan_rows.h"
+#include "units.h"
 
 namespace puna {
 namespace {
@@ -207,6 +208,18 @@ void Plan::convert(int x, int forms) {
   emplace<ConvertOp>(k_, at(x), forms);
 }
 
+int Plan::forms_of(const std::vector<Weight>& w) {
+  int forms = NO_FORM;
+  for (const Weight& matrix : w) {
+    switch (input_of(k_, pool_, matrix->m)) {
+      case InputKind::BF16: forms |= FORM_BF16; break;
+      case InputKind::Q8: forms |= FORM_Q8; break;
+      case InputKind::F32: break;
+    }
+  }
+  return forms;
+}
+
 int Plan::site(int rows, int cols) {
   adapters_.sites.push_back({rows, cols, {}});
   return (int)adapters_.sites.size() - 1;
@@ -267,9 +280,10 @@ void Plan::experts(int x, int scores, std::vector<Weight> w1, std::vector<Weight
   const bool gated = gate.kind == up.kind;
   Buffer& h = slots(gate.rows, rows, n_active, 1);
   const SlotBuffers buffers{slots(at(x).cols, rows, n_active, 0), h, gated ? h : slots(gate.rows, rows, n_active, 2)};
-  want(buffers.x, form_of(gate.kind) | form_of(up.kind));
-  want(buffers.h, form_of(w2.at(0)->m.kind));
-  add_experts(lists_.back(), k_, at(x), at(scores), {std::move(w1), std::move(w2), std::move(w3)}, n_active, buffers, at(out));
+  const int x_forms = forms_of(w1) | forms_of(w3), h_forms = forms_of(w2);
+  want(buffers.x, x_forms);
+  want(buffers.h, h_forms);
+  add_experts(lists_.back(), k_, at(x), at(scores), {std::move(w1), std::move(w2), std::move(w3), x_forms, h_forms}, n_active, buffers, at(out));
 }
 
 // One for all layers that are alike.

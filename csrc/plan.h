@@ -151,6 +151,7 @@ class Plan {
   void embed(Weight table, Weight more, int out);  // more: of the tokens behind the table, or null
   void rms_norm(int x, std::vector<float> w, float eps, int out, int forms);
   void convert(int x, int forms);
+  int forms_of(const std::vector<Weight>& w);  // in which matrices that are multiplied together want activations
   int site(int rows, int cols);  // a matrix that may have adapters
   void linear(int x, std::vector<Weight> w, std::vector<int> out, int residual, std::vector<int> sites = {});  // sites: of each weight, or -1
   void gated(int x, Weight gate, Weight up, int out);

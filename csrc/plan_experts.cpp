@@ -171,27 +171,18 @@ class CombineOp : public RowOp {
 
 }  // namespace
 
-int form_of(Kind kind) {
-  switch (format_of(kind).input) {
-    case InputKind::BF16: return FORM_BF16;
-    case InputKind::Q8: return FORM_Q8;
-    default: return NO_FORM;
-  }
-}
-
 void add_experts(std::vector<std::unique_ptr<Op>>& ops, const Kernels& k, const Buffer& x, const Buffer& scores, ExpertWeights weights,
                  int n_active, const SlotBuffers& slots, const Buffer& out) {
   const auto routing = std::make_shared<Routing>((int)weights.w1.size(), n_active);
-  const int x_forms = form_of(weights.w1[0]->m.kind) | form_of(weights.w3[0]->m.kind), h_forms = form_of(weights.w2[0]->m.kind);
   const bool together = &slots.up == &slots.h;
   const auto linear = [&](const Buffer& in, std::vector<Weight>& w, std::vector<Weight> up, const Buffer& to) {
     ops.push_back(std::make_unique<ExpertLinearOp>(k, routing, in, std::move(w), std::move(up), to));
   };
   ops.push_back(std::make_unique<RouteOp>(scores, routing));
-  ops.push_back(std::make_unique<GatherOp>(k, x, routing, slots.x, x_forms));
+  ops.push_back(std::make_unique<GatherOp>(k, x, routing, slots.x, weights.x_forms));
   linear(slots.x, weights.w1, together ? std::move(weights.w3) : std::vector<Weight>{}, slots.h);
   if (!together) linear(slots.x, weights.w3, {}, slots.up);
-  if (h_forms || !together) ops.push_back(std::make_unique<HiddenOp>(k, slots, n_active, h_forms));
+  if (weights.h_forms || !together) ops.push_back(std::make_unique<HiddenOp>(k, slots, n_active, weights.h_forms));
   linear(slots.h, weights.w2, {}, slots.x);
   ops.push_back(std::make_unique<CombineOp>(k, routing, slots.x, out));
 }

@@ -10,6 +10,9 @@
 
 #if defined(PUNA_AVX512)
 #include "simd_avx512.h"
+#if defined(__AMX_BF16__)
+#include "simd_amx.h"
+#endif
 #elif defined(PUNA_AVX2)
 #include "simd_avx2.h"
 #else

@@ -12,6 +12,9 @@
 #include <limits>
 
 #include "../cache.h"
+#if defined(__AMX_BF16__)
+#include "attend_amx.h"
+#endif
 
 namespace puna::PUNA_TARGET {
 
@@ -162,24 +165,69 @@ template <class X> const typename X::Value* open_tile(CacheKind kind, const uint
 
 inline bool sees(const AttendJob& job, int r, int start, int end) { return job.last[r] >= start && job.first[r] < end; }
 
+template <class X> void score_tiles(const AttendJob& job, const SpanTiles& span, Scratch<X>& s) {
+  for (int t = 0; t < span.n; t++) {
+    const auto* keys = open_tile<X>(span.c.kind, span.keys(t), span.c.head_dim, false, s.wide[0]);
+    in_groups(job.rows, [&]<int R>(int row) { score_tile<X, R>(job, row, keys, t, span.after_keys(t), s); });
+  }
+}
+
+template <class X> void weigh_tiles(const AttendJob& job, const SpanTiles& span, Scratch<X>& s) {
+  for (int column = 0; column < span.c.head_dim; column += 32) {
+    const typename X::Value* tiles[TILES];
+    for (int t = 0; t < span.n; t++) tiles[t] = open_tile<X>(span.c.kind, span.values(t, column), B, true, s.wide[t]);
+    in_groups(job.rows, [&]<int R>(int row) { weigh_values<X, R>(row, column, tiles, span, s); });
+  }
+}
+
+#if defined(__AMX_BF16__)
+inline void fetch_next(const Next& next, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) prefetch_far(next.first + i), prefetch_far(next.second + i);
+}
+
+// Queries side by side, as a tile of them is read.
+inline uint16_t* rows_of(Scratch<Bf16Tile>& s) { return (uint16_t*)s.wide; }
+
+template <> void score_tiles<Bf16Tile>(const AttendJob& job, const SpanTiles& span, Scratch<Bf16Tile>& s) {
+  const int n = span.c.head_dim;
+  uint16_t* rows = rows_of(s);
+  for (int r = 0; r < job.rows; r++) std::memcpy(rows + r * n, job.q[r], n * sizeof(uint16_t));
+  configure_for_rows(job.rows);
+  for (int t = 0; t < span.n; t++) {
+    const uint8_t* keys = span.keys(t);
+    fetch_next(span.after_keys(t), span.c.key_bytes / 2);
+    clear_tile<0>(), clear_tile<1>();
+    for (int i = 0; i < n; i += INNER) multiply_part(rows + i, n, keys + i / 2 * CACHE_ROW);
+    store_sums(s.scores[0] + t * B, SPAN);
+  }
+  release_tiles();
+}
+
+template <> void weigh_tiles<Bf16Tile>(const AttendJob& job, const SpanTiles& span, Scratch<Bf16Tile>& s) {
+  configure_for_rows(job.rows);
+  for (int column = 0; column < span.c.head_dim; column += 32) {
+    clear_tile<0>(), clear_tile<1>();
+    for (int t = 0; t < span.n; t++) {
+      fetch_next(span.after_values(t, column), span.c.value_bytes / 2);
+      multiply_part(s.weights[0] + t * B, SPAN, span.values(t, column));
+    }
+    store_sums(s.values[0] + column, MAX_HEAD_DIM);
+  }
+  release_tiles();
+}
+#endif
+
 template <class X> void attend_span(const AttendJob& job, int start, int end, bool more, Scratch<X>& s) {
   const CacheLayer& c = *job.cache;
   const int n_tiles = (end - start + B - 1) / B, padded = n_tiles * B;
   const SpanTiles span{c, job.blocks + start / B, job.kv_head, n_tiles, more};
-  for (int t = 0; t < n_tiles; t++) {
-    const auto* keys = open_tile<X>(c.kind, span.keys(t), c.head_dim, false, s.wide[0]);
-    in_groups(job.rows, [&]<int R>(int row) { score_tile<X, R>(job, row, keys, t, span.after_keys(t), s); });
-  }
+  score_tiles<X>(job, span, s);
   SpanState state[MAX_QUERY_ROWS];
   for (int r = 0; r < job.rows; r++) {
     if (!sees(job, r, start, end)) std::fill_n(s.weights[r], padded, typename X::Value{});
     else state[r] = softmax<X>(job.scale_log2, std::max(job.first[r] - start, 0), std::min(end, job.last[r] + 1) - start, padded, s.scores[r], s.weights[r]);
   }
-  for (int column = 0; column < c.head_dim; column += 32) {
-    const typename X::Value* tiles[TILES];
-    for (int t = 0; t < n_tiles; t++) tiles[t] = open_tile<X>(c.kind, span.values(t, column), B, true, s.wide[t]);
-    in_groups(job.rows, [&]<int R>(int row) { weigh_values<X, R>(row, column, tiles, span, s); });
-  }
+  weigh_tiles<X>(job, span, s);
   for (int r = 0; r < job.rows; r++)
     if (sees(job, r, start, end)) merge(job.state[r], job.out[r], state[r], s.values[r], c.head_dim);
 }

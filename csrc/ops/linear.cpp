@@ -12,7 +12,11 @@
 // Few tokens: unpack in registers and multiply up to eight, at memory speed for one. Many tokens: unpack two tiles into L1
 // once, then multiply them with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).
 #include <algorithm>
+#include <limits>
 
+#if defined(__AMX_BF16__)
+#include "linear_amx.h"
+#endif
 #include "linear_fp8.h"
 #include "linear_panel.h"
 #include "linear_tiles.h"
@@ -155,6 +159,9 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
 }
 
 template <class F> void quantized(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
+#if defined(__AMX_BF16__)
+  if (has_unit(tiles)) return multiply_tiles<F>(tiles, x, row0, row1, out, scratch);
+#endif
   if (row1 - row0 <= FEW) return few_tokens<F>(tiles, x, row0, row1, out);
   for (int t = row0; t < row1; t += MAX_BLOCK_TOKENS) many_tokens<F>(tiles, x, t, std::min(row1, t + MAX_BLOCK_TOKENS), out, scratch);
 }
@@ -203,32 +210,61 @@ template <class W> void unquantized(const Tiles& tiles, const Input& x, int row0
   }
 }
 
+// fn.operator()<F>() for the format of a quantized kind with integers.
+template <class Fn> inline void with_format(Kind kind, Fn fn) {
+  switch (kind) {
+    case Kind::Q8_0: return fn.template operator()<Q8_0>();
+    case Kind::Q4_0: return fn.template operator()<Q4_0>();
+    case Kind::Q4_1: return fn.template operator()<Q4_1>();
+    case Kind::Q5_0: return fn.template operator()<Q5_0>();
+    case Kind::Q5_1: return fn.template operator()<Q5_1>();
+    case Kind::Q2_K: return fn.template operator()<Q2_K>();
+    case Kind::Q3_K: return fn.template operator()<Q3_K>();
+    case Kind::Q4_K: return fn.template operator()<Q4_K>();
+    case Kind::Q5_K: return fn.template operator()<Q5_K>();
+    case Kind::Q6_K: return fn.template operator()<Q6_K>();
+    case Kind::IQ4_NL: return fn.template operator()<IQ4_NL>();
+    case Kind::IQ4_XS: return fn.template operator()<IQ4_XS>();
+    case Kind::INT4: return fn.template operator()<INT4>();
+    case Kind::INT4_MIN: return fn.template operator()<INT4_MIN>();
+    case Kind::INT8: return fn.template operator()<INT8>();
+    case Kind::INT8_16: return fn.template operator()<INT8_16>();
+    default: return;
+  }
+}
+
 }  // namespace
+
+#if defined(__AMX_BF16__)
+// The largest of what bounds rows of tiles tile0..tile1, and in `least` the smallest of those above 0.
+float unit(const Matrix& w, int tile0, int tile1, float* least) {
+  alignas(64) float bounds[ROWS];
+  float largest = 0;
+  *least = std::numeric_limits<float>::infinity();
+  for (int i = tile0; i < tile1; i++) {
+    with_format(w.kind, [&]<class F>() { store(bounds, bounds_of_rows<F>(w.tile(i), w.cols / GROUP / F::SUBS)); });
+    for (float b : bounds) {
+      if (!(b <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::infinity();
+      largest = std::max(largest, b);
+      if (b > 0) *least = std::min(*least, b);
+    }
+  }
+  return largest;
+}
+#endif
 
 void linear(const Matrix& w, const Matrix* up, const Input& x, int row0, int row1, int tile0, int tile1, const Output& y, uint8_t* scratch) {
   const Tiles tiles{w, up, tile0, (tile1 - tile0) * (up ? 2 : 1)};
   switch (w.kind) {
     case Kind::F32: return unquantized<WeightF32>(tiles, x, row0, row1, y);
     case Kind::F16: return unquantized<WeightF16>(tiles, x, row0, row1, y);
-    case Kind::BF16: return unquantized<WeightBF16>(tiles, x, row0, row1, y);
-    case Kind::Q8_0: return quantized<Q8_0>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q4_0: return quantized<Q4_0>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q4_1: return quantized<Q4_1>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q5_0: return quantized<Q5_0>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q5_1: return quantized<Q5_1>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q2_K: return quantized<Q2_K>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q3_K: return quantized<Q3_K>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q4_K: return quantized<Q4_K>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q5_K: return quantized<Q5_K>(tiles, x, row0, row1, y, scratch);
-    case Kind::Q6_K: return quantized<Q6_K>(tiles, x, row0, row1, y, scratch);
-    case Kind::IQ4_NL: return quantized<IQ4_NL>(tiles, x, row0, row1, y, scratch);
-    case Kind::IQ4_XS: return quantized<IQ4_XS>(tiles, x, row0, row1, y, scratch);
-    case Kind::INT4: return quantized<INT4>(tiles, x, row0, row1, y, scratch);
-    case Kind::INT4_MIN: return quantized<INT4_MIN>(tiles, x, row0, row1, y, scratch);
-    case Kind::INT8: return quantized<INT8>(tiles, x, row0, row1, y, scratch);
-    case Kind::INT8_16: return quantized<INT8_16>(tiles, x, row0, row1, y, scratch);
+    case Kind::BF16:
+#if defined(__AMX_BF16__)
+      if (w.cols % GROUP == 0) return multiply_tiles<WeightBF16>(tiles, x, row0, row1, y, scratch);
+#endif
+      return unquantized<WeightBF16>(tiles, x, row0, row1, y);
     case Kind::FP8: return fp8(tiles, x, row0, row1, y, scratch);
-    case Kind::COUNT: break;
+    default: with_format(w.kind, [&]<class F>() { quantized<F>(tiles, x, row0, row1, y, scratch); });
   }
 }
 

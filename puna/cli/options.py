@@ -12,7 +12,7 @@ from typing import Any
 from puna.cli.common import ProgressBar
 from puna.core import SamplingParams
 from puna.llm import DEFAULT_PARAMS, LLM, LLMConfig
-from puna.llm.config import BACKENDS, CACHE_TYPES, WEIGHTS
+from puna.llm.config import BACKENDS, CACHE_TYPES, PREFERENCES, WEIGHTS
 
 _PATIENCE = 1.0  # seconds of loading before a progress bar is worth its own time
 
@@ -108,6 +108,13 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default=LLMConfig.tensor_parallel,
         help="processes of torch that share the model, one device each and without CUDA graphs (default: 1)",
     )
+    group.add_argument(
+        "--prefer",
+        metavar="WHAT",
+        default=LLMConfig.prefer,
+        help=f"{' or '.join(PREFERENCES)}: of one answer, or of many at once and of long prompts, where CPUs "
+        "with AMX have other kernels (default: %(default)s)",
+    )
     _add_guessing(group)
 
 
@@ -134,7 +141,7 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of LLM that `add_loading` has read."""
     names = (
         "context", "cache_type", "threads", "backend", "device", "mmproj", "chat_format", "weights",
-        "tensor_parallel", "draft",
+        "tensor_parallel", "draft", "prefer",
     )  # fmt: skip
     return {**{name: getattr(args, name) for name in names}, "speculate": not args.no_speculation}
 

@@ -106,6 +106,17 @@ def available(backend: Backend) -> int | None:
     return free_bytes(backend.device)
 
 
+def cpu_target(prefer: str) -> str:
+    """The target of the native kernels: what the environment says, or the best for what is preferred.
+
+    Products in tiles make prompts and many answers at once much faster, and one answer alone a little slower.
+    """
+    from puna.runtime.cpu import TILES, cpu_info
+
+    tiles = TILES if prefer == "throughput" and TILES in cpu_info()["available"] else ""
+    return env.cpu_target() or tiles
+
+
 def make_executor(
     backend: Backend,
     config: ModelConfig,
@@ -119,7 +130,7 @@ def make_executor(
 ) -> Any:
     """A core.Executor with the model in memory; `progress` is told the bytes of each tensor.
 
-    `target` of the native kernels is what the environment says if nobody does.
+    `target` of the native kernels is cpu_target's if nobody says.
     """
     threads = asked.threads or env.threads()
     if backend.is_torch:
@@ -147,7 +158,7 @@ def make_executor(
         threads=threads,
         max_tokens=engine_config.max_step_tokens,
         max_logits=engine_config.max_rows(config.vocab_size),
-        target=env.cpu_target() or "" if target is None else target,
+        target=cpu_target(asked.prefer) if target is None else target,
         progress=progress,
     )
 

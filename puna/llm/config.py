@@ -16,6 +16,8 @@ BackendName = Literal["auto", "native", "torch"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 WeightsName = Literal["", "bf16", "f16", "f32", "fp8", "int4"]
 WEIGHTS: tuple[WeightsName, ...] = get_args(WeightsName)
+Preference = Literal["latency", "throughput"]
+PREFERENCES: tuple[Preference, ...] = get_args(Preference)
 _MOST_RANKS = 64
 
 # Meta's generation code and configuration files. For the single most likely answer ask for temperature 0.
@@ -98,6 +100,7 @@ class LLMConfig:
     tensor_parallel: int = 1  # torch: processes that share the model, each on a device of its own
     draft: str | os.PathLike[str] | None = None  # a smaller model that guesses tokens; never changes answers
     memory: int | None = None  # bytes that weights, cache and work may take; None: what is free
+    prefer: Preference = "latency"  # of one answer; or throughput, of many at once and of long prompts
 
     def __post_init__(self) -> None:
         if self.seed is not None and not _is_whole(self.seed):
@@ -126,7 +129,12 @@ class LLMConfig:
                 f"tensor_parallel must be a whole number from 1 to {_MOST_RANKS}, "
                 f"got {self.tensor_parallel!r}"
             )
-        choices = (("cache_type", CACHE_TYPES), ("backend", BACKENDS), ("weights", WEIGHTS))
+        choices = (
+            ("cache_type", CACHE_TYPES),
+            ("backend", BACKENDS),
+            ("weights", WEIGHTS),
+            ("prefer", PREFERENCES),
+        )
         for name, known in choices:
             value = getattr(self, name)
             if value not in known:

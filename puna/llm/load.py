@@ -80,7 +80,7 @@ def load(path: Path, asked: LLMConfig, progress: Progress | None = None) -> Load
     threads = executor.threads
     engine = EngineThread(Engine(executor, engine_config, proposer))
     n_bytes = needs.total(room.cache_tokens)
-    speed, seconds = Speed(cost, threads), perf_counter() - began_at
+    speed, seconds = Speed(cost, threads, backend.cpu_target(asked.prefer)), perf_counter() - began_at
     return Loaded(checkpoint.config, tokenizer, pooling, room, n_bytes, engine, threads, seconds, speed)
 
 

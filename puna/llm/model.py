@@ -26,7 +26,15 @@ from puna.core import (
     UnknownOption,
     closest,
 )
-from puna.llm.config import DEFAULT_PARAMS, BackendName, CacheType, LLMConfig, WeightsName, sampling_params
+from puna.llm.config import (
+    DEFAULT_PARAMS,
+    BackendName,
+    CacheType,
+    LLMConfig,
+    Preference,
+    WeightsName,
+    sampling_params,
+)
 from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
 from puna.llm.sessions import Sessions
 
@@ -94,6 +102,7 @@ class LLM(Sessions):
         tensor_parallel: int = LLMConfig.tensor_parallel,
         draft: str | os.PathLike[str] | None = LLMConfig.draft,
         memory: int | None = LLMConfig.memory,
+        prefer: Preference = LLMConfig.prefer,
         progress: Progress | None = None,
         **unknown: Never,
     ) -> None:
@@ -102,7 +111,7 @@ class LLM(Sessions):
             raise UnknownOption(f"LLM has no option {name!r}{closest(name, known)}")
         asked = LLMConfig(
             context, cache_type, threads, batch, seed, speculate, backend, device, mmproj, chat_format,
-            weights, tensor_parallel, draft, memory,
+            weights, tensor_parallel, draft, memory, prefer,
         )  # fmt: skip
         from puna.llm.adapters import Adapters
         from puna.llm.load import chat_format_of, load

@@ -20,6 +20,9 @@ def default_threads() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+TILES = "amx"  # the target that multiplies tiles of bf16 (csrc/ops/linear_amx.h)
+
+
 def cpu_info(target: str = "") -> dict[str, Any]:
     """The chosen CPU target, the ones this machine could run, and the number of usable cores."""
     return {

@@ -297,7 +297,7 @@ def _lower(
     """Hand every node to the C++ plan, which has `made` buffers by now; returns the buffer of the result."""
     buffers, home = assign_buffers(plan)
     numbers = _buffers(buffers, native, made)
-    forms = _wanted_forms(plan)
+    forms = _wanted_forms(plan, native, packed)
 
     def number(value: Value) -> int:
         return numbers[home[value]]
@@ -328,13 +328,13 @@ def _buffers(wanted: list[tuple[int, str]], native: _native.Plan, made: list[tup
     return numbers
 
 
-def _wanted_forms(plan: Plan) -> dict[Value, int]:
-    """For every value that a matrix multiplies: the forms its kinds of weight read."""
+def _wanted_forms(plan: Plan, native: _native.Plan, packed: Mapping[str, Any]) -> dict[Value, int]:
+    """For every value that a matrix multiplies: the forms in which its weights read it."""
     forms: dict[Value, int] = {}
     for node in plan.nodes:
         if node.op in ("linear", "gated"):
-            for w in node.weights:
-                forms[node.ins[0]] = forms.get(node.ins[0], 0) | _FORMS[_native.input_form(w.kind)]
+            found = native.forms_of([packed[w.name] for w in node.weights])
+            forms[node.ins[0]] = forms.get(node.ins[0], 0) | found
             if "sites" in node.attrs:  # adapters may be bfloat16
                 forms[node.ins[0]] |= _FORMS["bf16"]
     return forms

@@ -51,7 +51,7 @@ LIMITS = Limits(read_gb_s=10.0, int8_tops=1.0, bf16_tflops=1.0)
 
 
 def test_figures_are_those_of_engine_and_ledger(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_known", {1: LIMITS})
+    monkeypatch.setattr(speed, "_known", {(1, ""): LIMITS})
     for _ in range(2):
         assert server.post("/v1/chat/completions", CHAT).status_code == 200
     until(lambda: not server.llm.stats().running)
@@ -113,7 +113,7 @@ def test_the_share_of_the_limit_is_that_of_the_weights_read(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hand: a gigabyte of weights at 10 GB/s is 0.1 s a step, and multiplying takes less."""
-    monkeypatch.setattr(speed, "_known", {2: LIMITS})
+    monkeypatch.setattr(speed, "_known", {(2, ""): LIMITS})
     cost = ModelCost(10**9, 10**9, 0, 0, False, 0, 0)
     assert speed.Speed(cost, 1).least_seconds(5, 5, 5) is None  # not measured on one thread
     assert speed.Speed(None, 2).least_seconds(5, 5, 5) is None  # a device that nobody knows
