@@ -26,8 +26,10 @@ from puna.core import (
     Unsupported,
 )
 from puna.llm import DEFAULT_PARAMS, LLMConfig, backend
+from puna.llm.backend import cpu_target
 from puna.llm.config import CACHE_TYPES
 from puna.runtime import native
+from puna.runtime.cpu import TILES, cpu_info
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 
@@ -273,6 +275,25 @@ def test_without_a_template_the_format_of_the_vocabulary_is_built(tmp_path: Path
     with LLM(write_tiny_llm(tmp_path / "plain.gguf", template=None), threads=1) as plain:
         options = {"temperature": 0, "max_tokens": 5}
         assert plain.chat("Hi", **options).text == llm.chat("Hi", **options).text
+
+
+@pytest.mark.parametrize("prefer", ["latency", "throughput"])
+def test_a_crowd_changes_no_number_whatever_is_preferred(tiny: Path, prefer: Any) -> None:
+    options: Any = {"max_tokens": 6, "temperature": 0, "logprobs": 2}
+    with LLM(tiny, prefer=prefer) as llm:
+        crowd = llm.generate([f"Number {i} is" for i in range(40)], **options)
+        for i in (0, 17, 39):
+            alone = llm.generate(f"Number {i} is", **options)
+            assert (alone.text, alone.logprobs) == (crowd[i].text, crowd[i].logprobs)
+
+
+def test_tiles_are_for_those_who_prefer_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PUNA_CPU", raising=False)
+    tiles = TILES if TILES in cpu_info()["available"] else ""
+    assert (cpu_target("latency"), cpu_target("throughput")) == ("", tiles)
+    assert cpu_info()["target"] != TILES
+    monkeypatch.setenv("PUNA_CPU", "scalar")
+    assert cpu_target("throughput") == "scalar"
 
 
 def test_settings_of_the_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from puna.ops.cases import (
     error,
 )
 from puna.ops.reference import Cache, NumpyOps, Step
+from puna.runtime.cpu import TILES
 from puna.runtime.native import BLOCK_TOKENS, pack_weight
 from puna.weights.blocks import quant
 from puna.weights.blocks.formats import FORMATS, n_bytes
@@ -34,6 +35,8 @@ CACHES = {"bf16": "BF16", "f16": "F16", "f32": "F32", "q8_0": "Q8_0"}
 
 FLOAT_SCALES = np.array([0, -0.0, 1e-40, 1e-25, -1e-18, 1e18, 3e19, 1e38, np.inf, np.nan], np.float32)
 HALF_SCALES = np.array([0, -0.0, 6e-8, -65504, np.inf, np.nan], np.float16)
+
+ALL_KINDS = cases.NARROW_KINDS + cases.WIDE_KINDS
 
 on_targets = pytest.mark.parametrize("target", TARGETS)
 
@@ -84,6 +87,40 @@ def as_multiplied(x_TD: np.ndarray, form: str) -> np.ndarray:
     return (np.rint(groups * (np.float32(1) / scale)) * scale.astype(np.float64)).reshape(x_TD.shape)
 
 
+def as_expanded(packed: Any, w_ED: np.ndarray) -> np.ndarray:
+    """Weights as they are multiplied in tiles: near the file's, and no smaller on average."""
+    one_D = np.eye(w_ED.shape[1], dtype=np.float32)
+    found_ED = _native.linear(packed, one_D, TILES)[:, : len(w_ED)].T
+    most_E1 = np.abs(w_ED).max(1, keepdims=True)
+    assert (np.abs(found_ED - w_ED) <= 0.009 * np.abs(w_ED) + 0.001 * most_E1).all()
+    assert abs((found_ED * w_ED).sum(dtype=np.float64) / (w_ED**2).sum(dtype=np.float64) - 1) < 2e-3
+    return found_ED
+
+
+def test_matrices_that_halves_cannot_hold_are_multiplied_as_elsewhere() -> None:
+    """Rows too far apart, scales beyond all measure or no numbers: equal bits, not other numbers."""
+    rng = np.random.default_rng(5)
+    x_TD = rng.standard_normal((20, 64), np.float32)
+    for scale in (1e-5, 1e-20, 1e25, np.inf, np.nan):
+        w_ED = rng.standard_normal((32, 64), np.float32)
+        w_ED[7] *= scale
+        blocks = as_int8(w_ED)
+        packed = pack_weight("INT8", w_ED.shape, blocks)
+        for target in {*TARGETS} & {TILES}:
+            np.testing.assert_array_equal(
+                _native.linear(packed, x_TD, target), _native.linear(packed, x_TD, "scalar")
+            )
+
+
+def as_int8(w_ED: np.ndarray) -> np.ndarray:
+    """Blocks of INT8: a float scale, and 32 integers."""
+    groups = w_ED.reshape(-1, 32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        d = (np.abs(groups).max(1, keepdims=True) / 127).astype(np.float32)
+        q = np.nan_to_num(groups / d).round().astype(np.int8)
+    return np.concatenate([d.view(np.uint8), q.view(np.uint8)], axis=1).ravel()
+
+
 @on_targets
 @pytest.mark.parametrize("kind", cases.NARROW_KINDS + cases.WIDE_KINDS)
 def test_linear(kind: str, target: str) -> None:
@@ -91,14 +128,17 @@ def test_linear(kind: str, target: str) -> None:
         packed, w_ED = weight_of(case)
         x_TD = case.x_TD()
         got = _native.linear(packed, x_TD, target)[:, : case.n_out]
-        rounded_TD = as_multiplied(x_TD, _native.input_form(kernel_kind(kind)))
+        form = _native.input_form(kernel_kind(kind))
+        if target == TILES and form == "q8":
+            form, w_ED = "bf16", as_expanded(packed, w_ED)
+        rounded_TD = as_multiplied(x_TD, form)
         expected = (rounded_TD @ w_ED.astype(np.float64).T).astype(np.float32)
         assert error(got, expected, case.unit(x_TD, w_ED)) <= TOLERANCES["linear", "float32"], case
 
 
 @pytest.mark.parametrize("kind", cases.NARROW_KINDS + cases.WIDE_KINDS)
 def test_linear_is_the_same_on_every_target_and_for_every_number_of_tokens(kind: str) -> None:
-    """Equal bits: the order of operations is part of the contract. (bf16 units round once per pair.)"""
+    """Equal bits: the order of operations is part of the contract. (bf16 units have orders of their own.)"""
     case = next(c for c in cases.LINEAR if c.kind == kind and c.n_tokens == 100)
     packed, _ = weight_of(case)
     x_TD = case.x_TD()
@@ -108,7 +148,8 @@ def test_linear_is_the_same_on_every_target_and_for_every_number_of_tokens(kind:
             [_native.linear(packed, x_TD[i : i + 1], target) for i in range(len(x_TD))]
         )
         np.testing.assert_array_equal(together, one_by_one)
-        if kind not in ("BF16", "FP8") or target != "avx512bf16":
+        own = {"avx512bf16": ("BF16", "FP8"), TILES: tuple(k for k in ALL_KINDS if k not in ("F32", "F16"))}
+        if kind not in own.get(target, ()):
             np.testing.assert_array_equal(together, _native.linear(packed, x_TD, "scalar"))
 
 
