@@ -117,6 +117,14 @@ def cpu_target(prefer: str) -> str:
     return env.cpu_target() or tiles
 
 
+def most_guesses(backend: Backend, prefer: str) -> int:
+    """Of a step: as many tokens as it takes along for little. Tiles have room for 32 beside 32."""
+    from puna.runtime.cpu import TILES
+
+    is_tiled = not backend.is_torch and cpu_target(prefer) == TILES
+    return 32 if is_tiled else EngineConfig().max_guesses
+
+
 def make_executor(
     backend: Backend,
     config: ModelConfig,

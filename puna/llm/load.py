@@ -95,7 +95,9 @@ def measure(path: Path, asked: LLMConfig) -> tuple[int, int]:
 
 
 def _engine_config(asked: LLMConfig) -> EngineConfig:
-    return EngineConfig() if asked.speculate else EngineConfig(max_guesses=0)
+    if not asked.speculate:
+        return EngineConfig(max_guesses=0)
+    return EngineConfig(max_guesses=backend.most_guesses(backend.choose(asked), asked.prefer))
 
 
 def _least(*limits: int | None) -> int | None:
