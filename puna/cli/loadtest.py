@@ -43,6 +43,13 @@ def _add_when(parser: argparse.ArgumentParser) -> None:
     add("--arrivals", choices=("poisson", "constant", "gamma"), help="of --rate (default: poisson)")
     add("--burstiness", type=float, metavar="CV", help="of gamma: 1 is Poisson, more is bursts (default: 2)")
     add("--concurrency", type=int, metavar="N", help="closed loop: clients that wait for their answers")
+    add(
+        "--ramp",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="of clients: they begin over S seconds (default: 0)",
+    )
     add("--requests", type=int, metavar="N", help=f"stop after N (default: {_REQUESTS}, without --duration)")
     add("--duration", type=float, metavar="S", help="stop sending after S seconds, then wait for answers")
     add("--warmup", type=int, default=0, metavar="N", help="requests before it that do not count")
@@ -160,6 +167,7 @@ def _load(args: argparse.Namespace, model: str, tenants: Sequence[Tenant]) -> Lo
         rate=args.rate,
         burstiness=2.0 if args.burstiness is None else args.burstiness,
         concurrency=args.concurrency,
+        ramp=args.ramp,
         requests=requests,
         duration=args.duration,
         mix=LengthMix(args.prompt_tokens, args.output_tokens),
@@ -235,7 +243,8 @@ def _cells(row: Mapping[str, float] | None, columns: Sequence[str]) -> list[str]
 
 def _loop(load: Mapping[str, Any]) -> str:
     if load["loop"] == "closed":
-        return f"closed loop of {load['concurrency']} clients"
+        ramp = f" that begin over {load['ramp_s']:g} s" if load["ramp_s"] else ""
+        return f"closed loop of {load['concurrency']} clients{ramp}"
     if load["rate"] is None:
         return "open loop, arrivals of the trace"
     return f"open loop, {load['arrivals']} arrivals at {load['rate']:g}/s"

@@ -72,6 +72,7 @@ class Load:
     rate: float | None = None  # requests per second
     burstiness: float = 2.0
     concurrency: int | None = None
+    ramp: float = 0.0  # seconds over which the clients of a closed loop begin, one after the other
     requests: int | None = None
     duration: float | None = None  # seconds in which requests arrive
     mix: LengthMix = field(default_factory=LengthMix)
@@ -94,6 +95,7 @@ class Load:
         checks: list[tuple[str, float | None, float, float]] = [
             ("--rate", self.rate, 1e-3, MOST_RATE),
             ("--concurrency", self.concurrency, 1, MOST_IN_FLIGHT),
+            ("--ramp", self.ramp, 0, MOST_SECONDS),
             ("--requests", self.requests, 1, MOST_REQUESTS),
             ("--duration", self.duration, 1e-3, MOST_SECONDS),
             ("--burstiness", self.burstiness, 0.05, 20),
@@ -104,6 +106,8 @@ class Load:
         for name, value, low, high in checks:
             if value is not None and not (isfinite(value) and low <= value <= high):
                 raise BadValue(f"{name} must be from {low:g} to {high:g}, got {value:g}")
+        if self.ramp and self.concurrency is None:
+            raise BadInput("--ramp spreads the clients of a closed loop; add --concurrency")
         self._check_size()
 
     def _check_size(self) -> None:

@@ -80,6 +80,7 @@ class Report:
             "rate": load.rate,
             "burstiness": load.burstiness if load.arrivals == "gamma" else None,
             "concurrency": load.concurrency,
+            "ramp_s": load.ramp if load.concurrency is not None else None,
             "requests": load.requests,
             "duration_s": load.duration,
             "lengths": load.mix.description if load.trace is None else f"trace of {len(load.trace)} requests",

@@ -109,14 +109,17 @@ async def _closed_loop(load: Load, start: float, one: _One, tasks: _Tasks) -> No
     loop = asyncio.get_running_loop()
     requests = plan(load)
 
-    async def client() -> None:
+    n = load.concurrency or 1
+
+    async def client(index: int) -> None:
+        await asyncio.sleep(load.ramp * index / n)
         while load.duration is None or loop.time() - start < load.duration:
             planned = next(requests, None)
             if planned is None:
                 return
             await one(planned, loop.time() - start)
 
-    tasks |= {loop.create_task(client()) for _ in range(load.concurrency or 1)}
+    tasks |= {loop.create_task(client(index)) for index in range(n)}
     await asyncio.gather(*tasks)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from loadtest.scripted import in_virtual_time
 
+from puna.core import BadInput
 from puna.loadtest import LengthMix, Load
 from puna.loadtest.load import Planned, plan
 from puna.loadtest.report import Report
@@ -104,6 +105,15 @@ def test_a_closed_loop_keeps_its_clients_busy() -> None:
     assert sorted(o.started for o in run.outcomes) == pytest.approx([0, 0, 1, 1, 2, 2, 3])
     assert [o.lateness for o in run.outcomes] == pytest.approx([0.0] * 7)
     assert run.wall == pytest.approx(4)
+
+
+def test_clients_begin_one_after_the_other() -> None:
+    load = replace(LOAD, rate=None, concurrency=4, requests=8, ramp=2.0)
+    run = ran(load, taking(3.0))
+    assert sorted(o.started for o in run.outcomes) == pytest.approx([0, 0.5, 1, 1.5, 3, 3.5, 4, 4.5])
+    assert max(o.lateness for o in run.outcomes) < 1e-6
+    with pytest.raises(BadInput, match="--ramp spreads the clients of a closed loop; add --concurrency"):
+        replace(LOAD, ramp=1.0)
 
 
 def test_a_closed_loop_ends_at_its_duration_and_waits_for_answers() -> None:

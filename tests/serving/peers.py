@@ -86,7 +86,10 @@ def _ready(process: subprocess.Popen[bytes], port: int) -> str:
 
 
 def _load(model: str, n: int, port: int) -> dict:  # type: ignore[type-arg]
-    """Closed loop of n clients: mixed lengths, half of each prompt shared with others."""
+    """Closed loop of n clients: mixed lengths, half of each prompt shared with others.
+
+    Clients begin over ten seconds: a start of all in one instant would be most of the slowest answers.
+    """
     command = [sys.executable, "-m", "puna", "loadtest", f"http://127.0.0.1:{port}", "--model", model]
     command += [
         "--concurrency",
@@ -97,6 +100,8 @@ def _load(model: str, n: int, port: int) -> dict:  # type: ignore[type-arg]
         str(n),
         "--prefix-share",
         "0.5",
+        "--ramp",
+        "10",
     ]
     command += ["--ignore-end", "--json"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
