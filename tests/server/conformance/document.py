@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from server.conformance.deviations import FIELDS, LOOSER, OPERATIONS, UNIONS, UNREAD, VALUES
+from server.conformance.deviations import FIELDS, LOOSER, OPERATIONS, OPTIONAL, UNIONS, UNREAD, VALUES
 
 Schema = dict[str, Any]
 
@@ -50,6 +50,8 @@ def cut(document: Schema, narrowed: Mapping[str, Any], *, is_lenient: bool = Fal
                 kind["schema"] = requests.of(kind["schema"])
             operation["responses"] = _with_nulls(operation["responses"])
     answers = _with_nulls(_loosened(schemas))
+    if is_lenient and (stale := {*UNIONS, *FIELDS, *VALUES, *UNREAD, *OPTIONAL, *LOOSER} - requests.met):
+        raise ValueError(f"the tables of deviations name what the document has not: {sorted(stale)}")
     components = {"schemas": {**answers, **requests.made}}
     return {"openapi": "3.1.0", "info": document["info"], "paths": paths, "components": components}
 
@@ -61,6 +63,7 @@ class _Requests:
 
     def __init__(self, schemas: Schema, narrowed: Mapping[str, Any], *, is_lenient: bool) -> None:
         self.made: Schema = {}
+        self.met: set[str] = set()  # names of schemas and fields
         self._is_lenient = is_lenient
         self._schemas = schemas
         self._narrowed = narrowed
@@ -75,6 +78,7 @@ class _Requests:
         if "allOf" in schema:
             schema = self._merged(schema)
         kept = UNIONS.get(owner, ((), ""))[0]
+        self.met.add(owner)
         made: Schema = {}
         for key, value in schema.items():
             if key in ("oneOf", "anyOf") and kept:
@@ -91,7 +95,8 @@ class _Requests:
 
     def _loosen(self, schema: Schema, owner: str) -> None:
         unread = UNREAD.get(owner, ((), ""))[0]
-        needed = schema["required"] = [name for name in schema.get("required", ()) if name not in unread]
+        free = {*unread, *OPTIONAL.get(owner, ((), ""))[0]}
+        needed = schema["required"] = [name for name in schema.get("required", ()) if name not in free]
         for name, value in schema["properties"].items():
             if name in unread:
                 schema["properties"][name] = {}
@@ -114,6 +119,7 @@ class _Requests:
         made = {}
         for field, schema in properties.items():
             where = f"{owner}.{field}"
+            self.met |= {field, where}
             if field not in gone:
                 found = self._narrowed.get(where, self._narrowed.get(field))
                 if field in LOOSER and self._is_lenient:
@@ -132,6 +138,7 @@ class _Requests:
         made: Schema = {key: value for key, value in schema.items() if key not in ("allOf", "description")}
         for part in schema["allOf"]:
             name = part.get("$ref", "").rpartition("/")[2]
+            self.met.add(name)
             whole = self._schemas[name] if name else part
             whole = self._merged(whole) if "allOf" in whole else whole
             for field, value in whole.items():
