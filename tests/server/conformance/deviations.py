@@ -125,6 +125,7 @@ OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
     "OutputMessage": (("type",), "as in all other messages"),
     "ChatCompletionMessageToolCall": (("type",), "all calls are of functions"),
     "FunctionTool": (("parameters", "strict"), "as in the chat API"),
+    "TextResponseFormatJsonSchema": (("schema",), "as in the chat API"),
 }
 
 # field -> what it may be here, how that is said, and why
