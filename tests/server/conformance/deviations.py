@@ -197,7 +197,8 @@ REFUSED: dict[tuple[int, str], str] = {
     (400, r"echo with logprobs comes at once"): "a prompt's log-probabilities are known together",
     (400, r"a stored response comes at once"): "it is there already",
     (400, r"a background response is stored"): "it is asked for by its id",
-    (400, r"can be cancelled|was not made in the background"): "it has ended, or was never in the background",
+    (400, r"is not made in the background"): "only what is can be cancelled",
+    (409, r"only a batch that is validating or in progress can be cancelled"): "it has ended",
 }
 
 
