@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from server.conformance.refusals import REFUSALS
+
 PAGE = Path(__file__).parents[3] / "docs/api.md"
 BAR = "\\|"  # one that does not end a cell
 
@@ -159,55 +161,6 @@ ANSWERS = {
     "`/files/{file_id}/content`": ("the bytes of the file, not JSON of them", "as OpenAI's own"),
 }
 
-_SAID = "as the document says in words"
-_NEEDED = "the document forgets to say that it is needed"
-
-# what a request that the document allows may be refused for: the message and its status, and why
-REFUSED: dict[tuple[int, str], str] = {
-    (404, r"there is no (model|response|conversation|item|file|batch) "): "nothing has that id",
-    (400, r"there is no item "): "references are to items that are there",
-    (400, r"model is missing"): f"{_NEEDED}; a server may have several models",
-    (400, r"input is missing"): _NEEDED,
-    (400, r"the body (is missing|must be)|the body: Input"): _NEEDED,
-    (404, r"there is no '.*' in '"): "nothing has that id",
-    (400, r"must have at least one (token|item)"): "an empty prompt is no question",
-    (
-        400,
-        r"there is no function_call with call_id .* before its function_call_output",
-    ): "results are of calls",
-    (400, r"prompt is too long: the prompt has \d+ tokens, but the context"): "nothing is cut unasked",
-    (400, r"must have content or tool_calls"): _SAID,
-    (400, r"stream_options need stream: true"): _SAID,
-    (400, r"top_logprobs needs (logprobs|include)"): _SAID,
-    (400, r"continues a previous one or belongs to a conversation, found both"): _SAID,
-    (400, r"must have one of (image_url|url) and file_id"): "an image is in one place",
-    (400, r"dimensions must be"): f"{_SAID}: not every model's embeddings can be cut",
-    (
-        400,
-        r"max_tokens \(\d+\) and max_completion_tokens \(\d+\) mean the same",
-    ): "which is meant?",
-    (400, r"tool_choice needs tools|allowed_tools must be some"): "a choice among no tools, or of others",
-    (
-        400,
-        r"(call_id|id|name): String should have at least 1 character",
-    ): "they tell calls and items apart",
-    (400, r"to fill in code the vocabulary must have"): "of most models; Code Llama has `suffix`",
-    (400, r"suffix needs a prompt of text"): "the gap is between two texts",
-    (400, r"echo and suffix cannot be had together"): "which text would be repeated?",
-    (400, r"echo with logprobs comes at once"): "a prompt's log-probabilities are known together",
-    (400, r"a stored response comes at once"): "it is there already",
-    (400, r"a background response is stored"): "it is asked for by its id",
-    (400, r"is not made in the background"): "only what is can be cancelled",
-    (409, r"only a batch that is validating or in progress can be cancelled"): "it has ended",
-}
-
-
-def refusal(status: int, message: str) -> tuple[int, str] | None:
-    """The entry of REFUSED that a refusal falls under."""
-    return next(
-        (known for known in REFUSED if known[0] == status and re.search(known[1], message, re.S)), None
-    )
-
 
 def rows() -> Iterator[str]:
     """The table of docs/api.md."""
@@ -229,8 +182,8 @@ def rows() -> Iterator[str]:
     yield f"| `GET /responses/{{response_id}}` | {_list(parameters)} may be anything | {reason} |"
     for what, found in {**TAKEN, **ANSWERS}.items():
         yield f"| {what} | {found[0]} | {found[1]} |"
-    for (status, message), reason in REFUSED.items():
-        yield f"| what it allows | {status}: `{message.replace('|', BAR)}` | {reason} |"
+    for known in REFUSALS:
+        yield f"| what it allows | {known.status}: `{known.said.replace('|', BAR)}` | {known.reason} |"
 
 
 def _list(names: Iterable[str]) -> str:

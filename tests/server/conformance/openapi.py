@@ -4,7 +4,7 @@
 
 schemathesis makes them: three of four as the document has them (cut to what is here: document.py), the others
 wrong in some place. No answer is 5xx, what is wrong is refused, every answer is as the document says, events
-of streams and errors too, and what is right is answered unless REFUSED says why not.
+of streams and errors too, and what is right is answered unless refusals.py says why not.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.core import NotSet
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 from server.conformance import document
-from server.conformance.deviations import REFUSED, UNREAD_PARAMETERS, refusal
+from server.conformance.deviations import UNREAD_PARAMETERS
 from server.conformance.narrowed import narrowed
+from server.conformance.refusals import Asked, Refusal, refusal
 from server.structured.served import running
 
 from puna import LLM, SamplingParams
@@ -63,7 +64,7 @@ class Report:
     n_right: int = 0  # cases as the document has them
     n_answered: int = 0  # of those
     n_events: int = 0
-    refused: Counter[tuple[int, str]] = field(default_factory=Counter)  # of those, by REFUSED's entry
+    refused: Counter[Refusal] = field(default_factory=Counter)  # of those, by what for
     n_forbidden: int = 0  # cases that the document forbids, and were refused
     wrong: dict[str, str] = field(default_factory=dict)  # what is wrong with an answer: the request
 
@@ -73,7 +74,7 @@ class Report:
         yield f"{self.n_forbidden:,} that were made wrong were refused"
         yield f"{self.n_answered:,} of {self.n_right:,} that the document allows were answered; refused were"
         for known, n in self.refused.most_common():
-            yield f"  {n:5}  {known[0]} {known[1]}: {REFUSED[known]}"
+            yield f"  {n:5}  {known.status} {known.said}: {known.reason}"
         yield f"{len(self.wrong):,} deviations that are in no table"
         for said, request in self.wrong.items():
             yield f"  {said}\n      {request}"
@@ -88,6 +89,7 @@ class Conformance:
         self._session = requests.Session()
         self._number = number
         self._random = random.Random(number)
+        self._ids: set[str] = set()  # of what has been made
         self.report = Report()
         whole = document.load()
         self._plain = document.cut(whole, {}, is_lenient=True)
@@ -186,7 +188,9 @@ class Conformance:
             report.n_answered += 1
             return
         message = answer.json()["error"]["message"]
-        known = refusal(answer.status_code, message)
+        body = None if isinstance(case.body, NotSet) else case.body
+        asked = Asked(body, case.query or {}, frozenset(self._ids))
+        known = refusal(answer.status_code, message, asked)
         if known is None:
             self._wrong(case, f"{answer.status_code}: {message} ({answer.json()['error']['param']})")
         else:
@@ -250,6 +254,7 @@ class Conformance:
     def _post(self, path: str, **more: Any) -> str:
         answer = self._http.post(path, **more)
         answer.raise_for_status()
+        self._ids.add(answer.json()["id"])
         return str(answer.json()["id"])
 
     def _new_response(self) -> str:

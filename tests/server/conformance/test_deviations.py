@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from server.conformance.deviations import PAGE, REFUSED, refusal, rows, with_table
+from server.conformance.deviations import PAGE, rows, with_table
+from server.conformance.refusals import Asked, refusal
 
 
 def test_the_page_has_the_table() -> None:
@@ -11,7 +12,12 @@ def test_the_page_has_the_table() -> None:
     assert with_table(text) == text
 
 
-def test_a_refusal_is_known_by_its_status_too() -> None:
-    assert refusal(404, "there is no model 'x'") in REFUSED
-    assert refusal(500, "there is no model 'x'") is None
-    assert refusal(400, "temperature must be at most 2, found 3") is None
+def test_a_refusal_has_to_be_true() -> None:
+    said = "there is no file 'file-1'; GET /v1/files lists them"
+    assert refusal(404, said, Asked()) is not None
+    assert refusal(500, said, Asked()) is None
+    assert refusal(404, said, Asked(ids=frozenset({"file-1"}))) is None
+    missing = "model is missing"
+    assert refusal(400, missing, Asked({"input": "Hi"})) is not None
+    assert refusal(400, missing, Asked({"model": "m"})) is None
+    assert refusal(400, "temperature must be at most 2, found 3", Asked({"temperature": 3})) is None
