@@ -183,7 +183,7 @@ def rows() -> Iterator[str]:
     for what, found in {**TAKEN, **ANSWERS}.items():
         yield f"| {what} | {found[0]} | {found[1]} |"
     for known in REFUSALS:
-        yield f"| what it allows | {known.status}: `{known.said.replace('|', BAR)}` | {known.reason} |"
+        yield f"| what it allows | {known.status}: `{known.shown.replace('|', BAR)}` | {known.reason} |"
 
 
 def _list(names: Iterable[str]) -> str:

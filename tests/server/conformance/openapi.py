@@ -74,7 +74,7 @@ class Report:
         yield f"{self.n_forbidden:,} that were made wrong were refused"
         yield f"{self.n_answered:,} of {self.n_right:,} that the document allows were answered; refused were"
         for known, n in self.refused.most_common():
-            yield f"  {n:5}  {known.status} {known.said}: {known.reason}"
+            yield f"  {n:5}  {known.status} {known.shown}: {known.reason}"
         yield f"{len(self.wrong):,} deviations that are in no table"
         for said, request in self.wrong.items():
             yield f"  {said}\n      {request}"

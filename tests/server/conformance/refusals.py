@@ -42,10 +42,16 @@ class Refusal:
     reason: str
     holds: Callable[[Asked, re.Match[str]], bool]
 
+    @property
+    def shown(self) -> str:
+        """The pattern, for readers."""
+        return re.sub("…+", "…", re.sub(r"\(\?P[^)]*\)", "…", self.said))
+
 
 _SAID = "as the document says in words"
 _NEEDED = "the document forgets to say that it is needed"
 _KINDS = "model|response|conversation|item|file|batch"
+_ID = r"(?P<quote>['\"])(?P<id>.*)(?P=quote)"  # as Python writes it
 
 
 def _is_nothing(asked: Asked, match: re.Match[str]) -> bool:
@@ -68,7 +74,7 @@ def _is_double(asked: Asked, _: re.Match[str]) -> bool:
 
 
 def _is_nameless(asked: Asked, match: re.Match[str]) -> bool:
-    return any(found.get(match["field"]) == "" for found in asked.objects())
+    return any(found.get(match[1]) == "" for found in asked.objects())
 
 
 def _is_no_text(asked: Asked, _: re.Match[str]) -> bool:
@@ -86,9 +92,9 @@ def _has_item(key: str, value: str | None) -> Callable[[Asked, re.Match[str]], b
 
 
 REFUSALS = (
-    Refusal(404, rf"there is no ({_KINDS}) '(?P<id>.*?)'", "nothing has that id", _is_nothing),
-    Refusal(404, r"there is no '(?P<id>.*)' in '", "nothing has that id", _is_nothing),
-    Refusal(400, r"there is no item '(?P<id>.*?)'", "references are to items that are there", _is_nothing),
+    Refusal(404, rf"there is no ({_KINDS}) {_ID}", "nothing has that id", _is_nothing),
+    Refusal(404, rf"there is no {_ID} in ", "nothing has that id", _is_nothing),
+    Refusal(400, rf"there is no item {_ID}", "references are to items that are there", _is_nothing),
     Refusal(
         400, r"model is missing", f"{_NEEDED}; a server may have several models",
         lambda asked, _: not asked.has("model"),
@@ -133,7 +139,7 @@ REFUSALS = (
         lambda asked, _: asked.get("tool_choice") not in (None, "none", "auto"),
     ),
     Refusal(
-        400, r"(?P<field>call_id|id|name): String should have at least 1 character",
+        400, r"(call_id|id|name): String should have at least 1 character",
         "they tell calls and items apart", _is_nameless,
     ),
     Refusal(

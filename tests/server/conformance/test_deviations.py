@@ -17,6 +17,8 @@ def test_a_refusal_has_to_be_true() -> None:
     assert refusal(404, said, Asked()) is not None
     assert refusal(500, said, Asked()) is None
     assert refusal(404, said, Asked(ids=frozenset({"file-1"}))) is None
+    assert refusal(404, """there is no '…"' in 'resp_1'""", Asked()) is not None
+    assert refusal(404, """there is no model "it's"; GET /v1/models lists them""", Asked()) is not None
     missing = "model is missing"
     assert refusal(400, missing, Asked({"input": "Hi"})) is not None
     assert refusal(400, missing, Asked({"model": "m"})) is None
