@@ -207,9 +207,14 @@ class Call:
             )
             await self.settle("error", late)
             raise late
-        if any(end.finish == "cancelled" for end in ends):  # the client is gone, or the server has to go
-            cut = unavailable("the server shut down before the answer was whole; ask again", 5)
-            await self.settle("cancelled", cut)
+        if any(end.finish == "cancelled" for end in ends):
+            if self._service.is_draining:
+                cut = unavailable("the server shut down before the answer was whole; ask again", 5)
+                await self.settle("cancelled", cut)
+            else:  # nobody reads it, and it is no failure of the server
+                cut = unavailable("the answer was cancelled before it was whole", 5)
+                cut.is_counted = True
+                await self.settle("cancelled")
             raise cut
         await self.settle("ok")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -83,10 +84,10 @@ def free_blocks(running: Running) -> int:
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_client_that_goes_away_stops_its_answer(
-    server: Running, monkeypatch: pytest.MonkeyPatch, streams: bool
+    server: Running, monkeypatch: pytest.MonkeyPatch, streams: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = Slow(server, monkeypatch)
-    n_free, n_before = free_blocks(server), n_cancelled(server)
+    n_free, n_before, failures = free_blocks(server), n_cancelled(server), server.service.watch.failures
     slow.close()
     client = httpx.Client(timeout=60)
     if streams:
@@ -105,6 +106,8 @@ def test_a_client_that_goes_away_stops_its_answer(
     assert slow.n_steps <= 3  # two that were let through, and the one that was under way
     assert free_blocks(server) == n_free
     assert n_cancelled(server) == n_before + 1
+    assert server.service.watch.failures == failures  # the server has done nothing wrong
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_step_that_fails_is_an_error_of_its_requests(

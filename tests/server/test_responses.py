@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from base64 import b64encode
+from dataclasses import replace
 from typing import Any, Literal
 
 import httpx
@@ -15,6 +16,8 @@ from pydantic import BaseModel
 from server.conftest import Running, Start, open_accounts
 
 from puna.server.config import ServerConfig
+from puna.server.storage import responses
+from puna.server.storage.responses import Stored
 from puna.server.tenants.queries import page
 
 ASK: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_output_tokens": 8}
@@ -149,8 +152,9 @@ def test_a_response_continues_others(server: Running) -> None:
     chat = client.chat.completions.create(model="tiny", messages=turns, temperature=0, max_tokens=8)
     assert third.output_text == chat.choices[0].message.content
     assert [item.content[0].text for item in client.responses.input_items.list(third.id)] == ["Three"]  # type: ignore
-    referred: Any = [turns[0], {"type": "item_reference", "id": first.output[0].id}, turns[2]]
-    assert client.responses.create(input=referred, **ASK).output_text == second.output_text
+    for kind in ({"type": "item_reference"}, {"type": None}, {}):
+        referred: Any = [turns[0], {**kind, "id": first.output[0].id}, turns[2]]
+        assert client.responses.create(input=referred, **ASK).output_text == second.output_text
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)
@@ -231,6 +235,27 @@ def test_a_background_response_is_cancelled(server: Running, monkeypatch: pytest
     assert rows[begun.id.removeprefix("resp_")].status == "cancelled"
 
 
+def test_a_response_that_ends_while_it_is_cancelled(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = responses.find
+    looked: list[Stored] = []
+
+    def late(*asked: Any) -> Stored | None:
+        """What was there before the response ended, told after its end."""
+        found = find(*asked)
+        if found is None or looked:
+            return found
+        looked.append(replace(found, response={**found.response, "status": "in_progress"}))
+        while server.service.tasks:
+            time.sleep(0.01)
+        return looked[0]
+
+    client = server.openai()
+    begun = client.responses.create(input="Hello", background=True, **ASK)
+    monkeypatch.setattr(responses, "find", late)
+    assert client.responses.cancel(begun.id).status in ("completed", "incomplete", "cancelled")
+    assert looked
+
+
 def test_nobody_sees_what_is_anothers(tenants: list[openai.OpenAI]) -> None:
     mine, other = tenants
     found = mine.responses.create(input="One", **ASK)
@@ -303,8 +328,9 @@ def test_wrong_requests_are_told_so(server: Running, changes: dict[str, Any], pa
 
 
 def test_fields_without_effect_are_named(server: Running) -> None:
-    answer = server.post("/v1/responses", {**ASK, "input": "x", "reasoning": {"effort": "low"}, "user": "me"})
-    assert answer.headers["x-puna-ignored"] == "reasoning, user"
+    useless = {"reasoning": {"effort": "low"}, "user": "me", "text": {"verbosity": "low"}}
+    answer = server.post("/v1/responses", {**ASK, "input": "x", **useless})
+    assert answer.headers["x-puna-ignored"] == "reasoning, text.verbosity, user"
 
 
 def test_pictures_by_url_and_by_file_are_the_same(

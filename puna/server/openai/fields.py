@@ -7,7 +7,7 @@ nothing to a model of one's own is ignored, and named in the header `x-puna-igno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -140,5 +140,15 @@ def token_ids(biases: Mapping[str, float]) -> dict[int, float]:
 
 def ignored(body: Body, raw: Mapping[str, Any]) -> dict[str, str]:
     """The header that names fields which did nothing."""
-    names = sorted(name for name, value in raw.items() if name in body.harmless and value is not None)
+    names = sorted(_names(body, raw))
     return {"x-puna-ignored": ", ".join(names)} if names else {}
+
+
+def _names(body: Body, raw: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Of objects inside of it as well, such as text.verbosity; messages and items have what clients got."""
+    for name, value in raw.items():
+        inner = getattr(body, name, None)
+        if name in body.harmless and value is not None:
+            yield where + name
+        elif isinstance(inner, Body) and isinstance(value, Mapping):
+            yield from _names(inner, value, f"{where}{name}.")

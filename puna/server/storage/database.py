@@ -52,7 +52,9 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction, committed and durable when the block ends. Raises DatabaseUnavailable."""
-        with self.errors(), self.engine.begin() as connection:
+        # SQLite: a transaction that begins by reading cannot write any more once another one has
+        engine = self.engine.execution_options(sqlite_begin="IMMEDIATE")
+        with self.errors(), engine.begin() as connection:
             yield connection
 
     @contextmanager

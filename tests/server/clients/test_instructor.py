@@ -11,7 +11,7 @@ from llm.tiny_vision import png
 from pydantic import BaseModel
 from server.conftest import Running
 
-instructor = pytest.importorskip("instructor")
+instructor = pytest.importorskip("instructor", reason="needs its package (make test-clients)")
 from instructor.core.exceptions import InstructorRetryException  # noqa: E402
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 from server.clients.conftest import HELLO
 from server.conftest import Running
 
-langchain_openai = pytest.importorskip("langchain_openai")
+langchain_openai = pytest.importorskip("langchain_openai", reason="needs its package (make test-clients)")
 from langchain_core.exceptions import ContextOverflowError  # noqa: E402
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage  # noqa: E402
 from langchain_core.tools import tool  # noqa: E402

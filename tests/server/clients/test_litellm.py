@@ -13,7 +13,7 @@ from server.clients.conftest import ANIMAL, HELLO
 from server.conftest import Running
 
 if find_spec("litellm") is None:  # imported by the first test, since it takes seconds
-    pytest.skip("needs litellm", allow_module_level=True)
+    pytest.skip("needs litellm (make test-clients)", allow_module_level=True)
 # what it says of its own code
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "DeprecationWarning")]
 

@@ -1,4 +1,4 @@
-"""npm's `openai` and the Vercel AI SDK, where node and their packages are (`make test` installs them).
+"""npm's `openai` and the Vercel AI SDK, where node and they are (`make test-clients`).
 
 node/run.mjs runs all cases of one client in one process and says which failed; each of them is a test here.
 """
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 import pytest
-from server.clients.conftest import NODE
+from server.clients.conftest import ANIMAL, HELLO, NODE
 from server.conftest import Running
 
 EACH = ("chat", "stream", "tools", "schema", "pictures", "errors")
@@ -20,7 +20,7 @@ CASES = {
 }
 
 if shutil.which("node") is None or not (NODE / "node_modules").is_dir():
-    pytest.skip("needs node, and `npm install` in tests/server/clients/node", allow_module_level=True)
+    pytest.skip("needs node and its packages (make test-clients)", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,13 @@ def results(talker: Running) -> dict[str, dict[str, str | None]]:
 
 
 def _run(client: str, url: str) -> dict[str, str | None]:
-    command = ["node", str(NODE / "run.mjs"), client, url]
+    command = [
+        "node",
+        str(NODE / "run.mjs"),
+        client,
+        url,
+        json.dumps({"HELLO": HELLO, "ANIMAL": json.loads(ANIMAL)}),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])

@@ -1,93 +1,18 @@
-"""OpenAI's own OpenAPI document, cut to what this server has: see OPERATIONS, UNIONS and FIELDS.
+"""OpenAI's own OpenAPI document, cut to what this server has by the tables of `deviations.py`.
 
-What is cut, and why, is a table of docs/api.md; a test compares them. Answers are checked by the document as
-it is: nothing of theirs is cut.
+Answers are checked by the document as it is, but for the table of answers: nothing of theirs is cut.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from server.conformance.deviations import FIELDS, LOOSER, OPERATIONS, OPTIONAL, UNIONS, UNREAD, VALUES
 
 Schema = dict[str, Any]
-
-OPERATIONS = {
-    "/chat/completions": ("post",),
-    "/completions": ("post",),
-    "/responses": ("post",),
-    "/responses/input_tokens": ("post",),
-    "/responses/{response_id}": ("get", "delete"),
-    "/responses/{response_id}/cancel": ("post",),
-    "/responses/{response_id}/input_items": ("get",),
-    "/conversations": ("post",),
-    "/conversations/{conversation_id}": ("get", "post", "delete"),
-    "/conversations/{conversation_id}/items": ("get", "post"),
-    "/conversations/{conversation_id}/items/{item_id}": ("get", "delete"),
-    "/embeddings": ("post",),
-    "/files": ("get", "post"),
-    "/files/{file_id}": ("get", "delete"),
-    "/files/{file_id}/content": ("get",),
-    "/batches": ("get", "post"),
-    "/batches/{batch_id}": ("get",),
-    "/batches/{batch_id}/cancel": ("post",),
-    "/models": ("get",),
-    "/models/{model}": ("get",),
-}
-
-_LISTENS = "models of the family neither hear nor speak"
-_CALLS_NOTHING = "the server calls nothing by itself"
-_FREE_TEXT = "tools take JSON; free text is what an answer is"
-_OLD = "deprecated since 2023, `tools` say the same"
-_FILES = "the server reads no documents"
-
-# union -> its forms that are here, and why the others are not
-UNIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "ChatCompletionRequestMessage": (
-        (
-            "ChatCompletionRequestDeveloperMessage", "ChatCompletionRequestSystemMessage",
-            "ChatCompletionRequestUserMessage", "ChatCompletionRequestAssistantMessage",
-            "ChatCompletionRequestToolMessage",
-        ),
-        _OLD,
-    ),
-    "ChatCompletionRequestUserMessageContentPart": (
-        ("ChatCompletionRequestMessageContentPartText", "ChatCompletionRequestMessageContentPartImage"),
-        f"{_LISTENS}; {_FILES}",
-    ),
-    "CreateChatCompletionRequest.tools": (("ChatCompletionTool",), _FREE_TEXT),
-    "ChatCompletionToolChoiceOption": (
-        ("ChatCompletionAllowedToolsChoice", "ChatCompletionNamedToolChoice"), _FREE_TEXT
-    ),
-    "ChatCompletionMessageToolCalls": (("ChatCompletionMessageToolCall",), _FREE_TEXT),
-    "InputItem": (("EasyInputMessage", "Item", "ItemReferenceParam"), _CALLS_NOTHING),
-    "Item": (
-        ("InputMessage", "OutputMessage", "FunctionToolCall", "FunctionCallOutputItemParam"), _CALLS_NOTHING
-    ),
-    "InputContent": (("InputTextContent", "InputImageContent"), _FILES),
-    "FunctionCallOutputItemParam.output": (
-        ("InputTextContentParam", "InputImageContentParamAutoParam"),
-        _FILES,
-    ),
-    "Tool": (("FunctionTool",), _CALLS_NOTHING),
-    "ToolChoiceParam": (("ToolChoiceOptions", "ToolChoiceAllowed", "ToolChoiceFunction"), _CALLS_NOTHING),
-}  # fmt: skip
-
-# schema -> fields of requests that are not here, and why
-FIELDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "CreateChatCompletionRequest": (
-        ("audio", "web_search_options", "functions", "function_call"),
-        f"{_LISTENS}; {_CALLS_NOTHING}; the last two are {_OLD}",
-    ),
-    "CreateResponse": (("context_management",), "nothing is cut unasked"),
-    "ResponseProperties": (("prompt",), "prompts are kept nowhere"),
-    "CreateFileRequest": (
-        ("expires_after",),
-        "here as `expires_after[anchor]` and `expires_after[seconds]`, as clients spell it",
-    ),
-}
 
 
 def load() -> Schema:
@@ -99,23 +24,24 @@ def load() -> Schema:
     return found
 
 
-def cut(document: Schema, narrowed: Mapping[str, Any]) -> Schema:
+def cut(document: Schema, narrowed: Mapping[str, Any], *, is_lenient: bool = False) -> Schema:
     """The operations that are here, with requests as this server takes them.
 
     `narrowed` are schemas for what no generator can guess, such as the names of models, by where they stand:
-    "Schema.field", "Schema", or the name of a parameter, or of a field wherever it stands.
+    "Schema.field", "Schema", or the name of a parameter, or of a field wherever it stands. With `is_lenient`
+    requests may have what only this server takes: UNREAD, LOOSER, null where a field need not be there.
     """
     paths = {
         path: {method: document["paths"][path][method] for method in methods}
         for path, methods in OPERATIONS.items()
     }
     paths, schemas = _tidied(paths), _tidied(document["components"]["schemas"])
-    requests = _Requests(schemas, narrowed)
+    requests = _Requests(schemas, narrowed, is_lenient=is_lenient)
     for methods in paths.values():
         for operation in methods.values():
             operation.pop("security", None)
             operation["parameters"] = [
-                {**given, "schema": narrowed.get(given["name"], given["schema"])}
+                {**given, "schema": narrowed.get(given["name"], requests.of(given["schema"]))}
                 for given in operation.get("parameters", [])
             ]
             content = operation.get("requestBody", {}).get("content", {})
@@ -123,7 +49,9 @@ def cut(document: Schema, narrowed: Mapping[str, Any]) -> Schema:
             for kind in content.values():
                 kind["schema"] = requests.of(kind["schema"])
             operation["responses"] = _with_nulls(operation["responses"])
-    answers = _loosened(_with_nulls(schemas))
+    answers = _with_nulls(_loosened(schemas))
+    if is_lenient and (stale := {*UNIONS, *FIELDS, *VALUES, *UNREAD, *OPTIONAL, *LOOSER} - requests.met):
+        raise ValueError(f"the tables of deviations name what the document has not: {sorted(stale)}")
     components = {"schemas": {**answers, **requests.made}}
     return {"openapi": "3.1.0", "info": document["info"], "paths": paths, "components": components}
 
@@ -133,8 +61,10 @@ class _Requests:
     is an error here. What `allOf` puts together is one object.
     """
 
-    def __init__(self, schemas: Schema, narrowed: Mapping[str, Any]) -> None:
+    def __init__(self, schemas: Schema, narrowed: Mapping[str, Any], *, is_lenient: bool) -> None:
         self.made: Schema = {}
+        self.met: set[str] = set()  # names of schemas and fields
+        self._is_lenient = is_lenient
         self._schemas = schemas
         self._narrowed = narrowed
 
@@ -148,22 +78,40 @@ class _Requests:
         if "allOf" in schema:
             schema = self._merged(schema)
         kept = UNIONS.get(owner, ((), ""))[0]
+        self.met.add(owner)
         made: Schema = {}
         for key, value in schema.items():
             if key in ("oneOf", "anyOf") and kept:
                 value = [item for item in value if item.get("$ref", "/").rpartition("/")[2] in ("", *kept)]
+            if key == "oneOf" and self._is_lenient:
+                key = "anyOf"  # forms that take more may have something in common
             made[key] = value if key in ("enum", "required") else self.of(value, owner)
         if isinstance(schema.get("properties"), dict):
             made["properties"] = self._properties(schema["properties"], owner)
             made.setdefault("additionalProperties", False)
+            if self._is_lenient:
+                self._loosen(made, owner)
         return made
+
+    def _loosen(self, schema: Schema, owner: str) -> None:
+        unread = UNREAD.get(owner, ((), ""))[0]
+        free = {*unread, *OPTIONAL.get(owner, ((), ""))[0]}
+        needed = schema["required"] = [name for name in schema.get("required", ()) if name not in free]
+        for name, value in schema["properties"].items():
+            if name in unread:
+                schema["properties"][name] = {}
+            elif name not in needed:
+                schema["properties"][name] = {"anyOf": [value, {"type": "null"}]}
 
     def _named(self, name: str) -> Schema:
         asked = f"Asked{name}"
         if asked not in self.made:
             self.made[asked] = {}  # a schema may contain itself
             found = self._narrowed.get(name)
-            self.made[asked] = self.of(self._schemas[name], name) if found is None else found
+            whole = self._schemas[name]
+            if name in VALUES:
+                whole = _only(VALUES[name][0], whole)
+            self.made[asked] = self.of(whole, name) if found is None else found
         return {"$ref": f"#/components/schemas/{asked}"}
 
     def _properties(self, properties: Schema, owner: str) -> Schema:
@@ -171,9 +119,18 @@ class _Requests:
         made = {}
         for field, schema in properties.items():
             where = f"{owner}.{field}"
+            self.met |= {field, where}
             if field not in gone:
                 found = self._narrowed.get(where, self._narrowed.get(field))
-                made[field] = self.of(schema, where if where in UNIONS else "") if found is None else found
+                if field in LOOSER and self._is_lenient:
+                    found = LOOSER[field][0]
+                if field in VALUES:
+                    schema = _only(VALUES[field][0], schema)
+                made[field] = (
+                    self.of(schema, where if where in UNIONS or where in UNREAD else "")
+                    if found is None
+                    else found
+                )
         return made
 
     def _merged(self, schema: Schema) -> Schema:
@@ -181,6 +138,7 @@ class _Requests:
         made: Schema = {key: value for key, value in schema.items() if key not in ("allOf", "description")}
         for part in schema["allOf"]:
             name = part.get("$ref", "").rpartition("/")[2]
+            self.met.add(name)
             whole = self._schemas[name] if name else part
             whole = self._merged(whole) if "allOf" in whole else whole
             for field, value in whole.items():
@@ -200,6 +158,18 @@ class _Requests:
             for field, schema in properties.items()
             if field not in gone
         }
+
+
+def _only(values: Sequence[str], schema: Any) -> Any:
+    """A schema whose enumerations have these values alone."""
+    if isinstance(schema, list):
+        return [_only(values, item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: [item for item in value if item in values] if key == "enum" else _only(values, value)
+        for key, value in schema.items()
+    }
 
 
 def _tidied(schema: Any) -> Any:
@@ -232,35 +202,19 @@ def _with_nulls(schema: Any) -> Any:
     return made
 
 
-# what answers have, as OpenAI's own do, where the document says otherwise
-ANSWERS = {
-    "optional fields": "null where they are not set, as in the document's examples",
-    "`Embedding.embedding`": "a string where `encoding_format` is base64",
-    "`ListFilesResponse.first_id`, `.last_id`": "null where there are no files, as in other lists",
-    "`CreateCompletionResponse.choices.finish_reason`": "null in a stream until the end",
-    "`/files/{file_id}/content`": "the bytes of the file, which the document calls JSON",
-}
-
-
 def _loosened(schemas: Schema) -> Schema:
-    """With what ANSWERS says."""
+    """With what deviations.ANSWERS says."""
     made = copy.deepcopy(schemas)
     embedding = made["Embedding"]["properties"]
     embedding["embedding"] = {"anyOf": [embedding["embedding"], {"type": "string"}]}
     files = made["ListFilesResponse"]["properties"]
     for name in ("first_id", "last_id"):
         files[name] = {"type": ["string", "null"]}
+    choice = made["CreateCompletionResponse"]["properties"]["choices"]["items"]["properties"]
+    for name in ("token_logprobs", "top_logprobs"):
+        [known] = [form for form in choice["logprobs"]["anyOf"] if "properties" in form]
+        known["properties"][name]["items"] = {"anyOf": [known["properties"][name]["items"], {"type": "null"}]}
     made["CompletionChunk"] = copy.deepcopy(made["CreateCompletionResponse"])
     choice = made["CompletionChunk"]["properties"]["choices"]["items"]["properties"]
     choice["finish_reason"] = {"anyOf": [choice["finish_reason"], {"type": "null"}]}
     return made
-
-
-def rows() -> list[str]:
-    """What of the document is not here, as docs/api.md says it."""
-    made = []
-    for union, (kept, reason) in UNIONS.items():
-        made.append(f"| `{union}` | only {', '.join(f'`{name}`' for name in kept)} | {reason} |")
-    for schema, (fields, reason) in FIELDS.items():
-        made.append(f"| `{schema}` | without {', '.join(f'`{name}`' for name in fields)} | {reason} |")
-    return [*made, *(f"| {what} | {found} | |" for what, found in ANSWERS.items())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -144,3 +145,24 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
         names = {name for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     other.close()
     assert names == {"usage"}
+
+
+def test_who_reads_before_writing_waits_for_other_writers(tmp_path: Path) -> None:
+    """SQLite does not let a transaction write once others have written what it has read, however long it
+    would wait, so that one which writes has to be one from its start."""
+    database = open_database(f"sqlite:///{tmp_path}/puna.db")
+    with database.write() as connection:
+        connection.execute(text("CREATE TABLE counted (n INTEGER)"))
+        connection.execute(text("INSERT INTO counted VALUES (0)"))
+
+    def count(_: int) -> None:
+        for _ in range(20):
+            with database.write() as connection:
+                n = connection.execute(text("SELECT n FROM counted")).scalar_one()
+                connection.execute(text(f"UPDATE counted SET n = {n + 1}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(4)))
+    with database.read() as connection:
+        assert connection.execute(text("SELECT n FROM counted")).scalar_one() == 80
+    database.close()

@@ -93,7 +93,7 @@ class FunctionCallOutput(Body):
 
 
 class ItemReference(Body):
-    type: Literal["item_reference"] = "item_reference"
+    type: Literal["item_reference"] | None = None
     id: Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -103,7 +103,8 @@ def _form(data: Any) -> str | None:
         return None
     kind = data.get("type")
     if kind is None:
-        kind = "message" if "role" in data else "item_reference" if set(data) == {"id"} else None
+        is_reference = {"id"} <= set(data) <= {"id", "type"}
+        kind = "message" if "role" in data else "item_reference" if is_reference else None
     return kind if isinstance(kind, str) else None
 
 

@@ -93,9 +93,10 @@ def _add_stored(router: APIRouter, service: Service, running: Running) -> None:
     @router.post("/v1/responses/{id}/cancel")
     async def cancel(id: str, http: HttpRequest) -> dict[str, Any]:
         """Stop a response that is made in the background."""
+        held = running.get(id)  # before it is looked up: it may end meanwhile
         found = await _find(service, http, id)
-        if id in running:
-            making, task = running[id]
+        if held is not None:
+            making, task = held
             making.is_cancelled = True
             making.call.cancel()
             await asyncio.wait([task])

@@ -1,6 +1,5 @@
 // What the server of ../conftest.py is asked, and says.
-export const HELLO = "Hello, Ωορld! 🦙";
-export const ANIMAL = { kind: "llama", age: 3 };
+export const { HELLO, ANIMAL } = JSON.parse(process.argv[4]);
 export const CITIES = [{ city: "Lima" }, { city: "Cusco" }];
 export const QUESTION = "Weather in Lima and Cusco?";
 export const PICTURE =

@@ -1,4 +1,4 @@
-// node run.mjs CLIENT URL: runs every case of a client, and says for each what went wrong, as one JSON object.
+// node run.mjs CLIENT URL SAID: runs every case of a client, and says for each what went wrong, as one JSON object.
 const [client, url] = process.argv.slice(2);
 const { cases } = await import(`./${client}.mjs`);
 const found = {};
