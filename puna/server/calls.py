@@ -288,6 +288,9 @@ class Call:
 
 def choices(request: Request, n: int, make: Callable[[SamplingParams], Request]) -> list[Request]:
     """`request` and n - 1 more with the same prompt; with a seed, choice i has seed + i."""
-    params = request.params
-    seeds = [None if params.seed is None else params.seed + i for i in range(n)]
-    return [request, *(make(replace(params, seed=seed)) for seed in seeds[1:])]
+    params, found = request.params, [request]
+    for i in range(1, n):
+        made = make(replace(params, seed=None if params.seed is None else params.seed + i))
+        made.images = request.images  # as they are large, once for all
+        found.append(made)
+    return found
