@@ -37,8 +37,8 @@ Images = Sequence[PlacedImage]  # in the order of their positions
 
 
 def salted(images: Images, salt: str) -> Images:
-    """The images under digests of that salt's own: executors keep what they encode by digest, and nobody is to
-    learn from the time of an answer which pictures others have shown.
+    """The images under digests of that salt's own: executors keep what they encode by digest, and nobody is
+    to learn from the time of an answer which pictures others have shown.
     """
     if not (salt and images):
         return images
