@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -37,6 +37,9 @@ MODES = ("required", "required, one", "named", "named, several", "auto, strict",
 def compiler() -> GrammarCompiler:
     tokenizer = smollm2_tokenizer()
     return GrammarCompiler(tokenizer, tokenizer.vocab_size)
+
+
+FORMATTED = {"at": "date-time", "from": "email", "link": "uri", "number": "uuid"}
 
 
 def style_of(name: str) -> ToolStyle:
@@ -105,3 +108,21 @@ def test_calls_that_have_to_be_are_calls(form: str) -> None:
                 check(said.decode(), tools, mode, named)
                 n_whole += 1
     assert n_whole > 40
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("style", get_args(ToolStyle))
+def test_many_strict_tools_are_not_too_many(style: ToolStyle, parallel: bool) -> None:
+    """What it takes to tell text from calls does not grow with their number."""
+    properties = {name: {"type": "string", "format": form} for name, form in FORMATTED.items()}
+    arguments = {"type": "object", "properties": properties, "required": [*properties]}
+    tools = [
+        {"function": {"name": f"{verb}_the_{word}", "parameters": arguments, "strict": True}}
+        for verb in ("get", "change", "delete")
+        for word in ("weather", "mail", "event", "file", "flight", "note", "price", "task")
+    ]
+    grammar = call_grammar(tools, style, required=False, parallel=parallel)
+    assert grammar is not None
+    said = [answer(compiler().lark(grammar), smollm2_tokenizer(), seed, 300) for seed in range(4)]
+    for text in filter(None, said):
+        check(text.decode(), tools, "auto, strict" if parallel else "auto, one", None)
