@@ -280,6 +280,34 @@ def test_idle_models_are_unloaded_and_used_ones_are_not(folder: Path) -> None:
     pool.close()
 
 
+def test_a_model_that_is_let_go_leaves_with_its_last_user_unless_it_is_wanted_again(folder: Path) -> None:
+    pool, loader = pool_of(folder, "a-4-4")
+    pool.preload()
+
+    async def work() -> None:
+        first, second = await pool.use("a"), await pool.use("a")
+        pool.let_go("a")
+        first.release()
+        await asyncio.sleep(0.02)
+        assert second.model.is_open
+        second.release()
+        while loader.resident:
+            await asyncio.sleep(0.005)
+        first = await pool.use("a")
+        pool.let_go("a")
+        (await pool.use("a")).release()  # whoever comes later says nothing of letting it go
+        first.release()
+        await asyncio.sleep(0.02)
+        assert states(pool) == {"a": "loaded"}
+        pool.let_go("a")  # nobody uses it
+        while loader.resident:
+            await asyncio.sleep(0.005)
+        await pool.stop()
+
+    run(work())
+    pool.close()
+
+
 def test_stopping_ends_a_load_and_tells_those_who_wait(folder: Path) -> None:
     pool, loader = pool_of(folder, "a-4-4 b-4-4")
 

@@ -165,6 +165,53 @@ def test_who_may_take_a_model_out_of_memory(
         assert (listed_by(running, root)["one"]["state"] == "loaded") == (status == 403)
 
 
+ASKED = [
+    ("/api/chat", {"messages": MESSAGES}), ("/api/generate", {"prompt": "a"}), ("/api/embed", {"input": "a"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "asked"), ASKED)
+@pytest.mark.parametrize("keep_alive", [0, "0s"])
+def test_a_model_can_be_let_go_with_a_request(
+    house: tuple[Running, str], path: str, asked: dict[str, Any], keep_alive: Any
+) -> None:
+    running, _ = house
+    body = {"model": "one", "keep_alive": keep_alive, **asked}
+    if path != "/api/embed":
+        body["options"] = {"num_predict": 2}
+    answer = running.post(path, body)
+    assert answer.status_code == 200
+    assert "x-puna-ignored" not in answer.headers
+    until(lambda: listed(running)["one"]["state"] == "unloaded")
+    running.post(path, {**body, "keep_alive": "5m"})
+    assert listed(running)["one"]["state"] == "loaded"
+
+
+def test_a_client_that_vanishes_lets_it_go_too(house: tuple[Running, str]) -> None:
+    running, _ = house
+    body = {"model": "one", "prompt": "a", "keep_alive": 0, "options": {"num_predict": 200}}
+    with httpx.stream("POST", f"{running.url}/api/generate", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+    until(lambda: listed(running)["one"]["state"] == "unloaded")
+
+
+def test_only_an_operator_lets_a_model_go(
+    house: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, root = house
+    say(running, "one")
+    accounts = running.service.accounts
+    monkeypatch.setattr(accounts, "requires_keys", True)
+    secret = accounts.keys.create("let go", "acme")[1]
+    for path, asked in ASKED:
+        body = {"model": "one", "keep_alive": 0, **asked}
+        headers = {"authorization": f"Bearer {secret}"}
+        answer = httpx.post(running.url + path, json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200
+        assert answer.headers["x-puna-ignored"] == "keep_alive"
+    assert listed_by(running, root)["one"]["state"] == "loaded"
+
+
 def test_a_model_in_use_is_not_taken_out_of_memory(house: tuple[Running, str]) -> None:
     running, _ = house
     say(running, "one")

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from puna.server.calls import Call, Choices
 from puna.server.generation import Piece, Whole
 from puna.server.ollama import wire
-from puna.server.ollama.fields import Asked, picture
+from puna.server.ollama.fields import Asked, is_let_go, picture
 from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
 from puna.server.served import ServedModel
@@ -77,7 +77,10 @@ def routes(service: Service) -> APIRouter:
         if not body.messages:
             found = await loaded(service, http, body)
             message = {"role": "assistant", "content": ""}
-            return JSONResponse({**found, "message": message}, headers=wire.ignored(await http.json()))
+            return JSONResponse(
+                {**found, "message": message},
+                headers=wire.ignored(await http.json(), is_obeyed=is_let_go(body.keep_alive)),
+            )
         call = await _begin(service, body, http)
         said = _Said(body, call)
         return await wire.answer(service, call, body, http, said.message, said.message)
