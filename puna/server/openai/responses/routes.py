@@ -55,8 +55,7 @@ def routes(service: Service) -> APIRouter:
         reading = await read(service, account, body)
         try:
             with await service.use(http, body.model) as model:
-                params = model.default_params
-                request = await asyncio.to_thread(reading.request, body, model, params)
+                request = await service.beside(reading.request, body, model, model.default_params)
         except PunaError as error:
             raise from_puna(error, "input") from None
         found = {"object": "response.input_tokens", "input_tokens": len(request.prompt)}
