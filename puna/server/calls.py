@@ -85,6 +85,7 @@ class Call:
         self.served = use.model
         self.generations: list[Generation] = []  # all choices of the first prompt, then of the next
         self.is_started = False
+        self.is_cancelled = False
         self.trace_headers: Mapping[str, str] = {}
         self.began_at = perf_counter()
         self.load_s = 0.0  # that it waited for its model
@@ -100,7 +101,11 @@ class Call:
         service.calls.add(self)
 
     def start(self, prompts: Sequence[Choices], tools: Tools | None, parallel: bool) -> None:
-        """Take what the key's limits allow and hand the requests to the engine."""
+        """Take what the key's limits allow and hand the requests to the engine. Raises ApiError 503 where the
+        call was cancelled before, RateLimited, and what submit() raises.
+        """
+        if self.is_cancelled:
+            raise _cut_off()
         n_prompt = sum(len(requests[0].prompt) for requests in prompts)
         n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
         self._lease = self.account.admit(n_prompt, n_answers)
@@ -156,7 +161,8 @@ class Call:
         return sum(generation.n_output for generation in self.generations)
 
     def cancel(self) -> None:
-        """Stop within a step; what was made so far is still counted."""
+        """Stop within a step; what was made so far is still counted. One that has not begun never will."""
+        self.is_cancelled = True
         for generation in self.generations:
             generation.close()
 
@@ -208,7 +214,7 @@ class Call:
             await self.settle("error", late)
             raise late
         if any(end.finish == "cancelled" for end in ends):  # the client is gone, or the server has to go
-            cut = unavailable("the server shut down before the answer was whole; ask again", 5)
+            cut = _cut_off()
             await self.settle("cancelled", cut)
             raise cut
         await self.settle("ok")
@@ -284,6 +290,10 @@ class Call:
             status=status,
             finish_reason=",".join(finishes),
         )
+
+
+def _cut_off() -> ApiError:
+    return unavailable("the server shut down before the answer was whole; ask again", 5)
 
 
 def choices(request: Request, n: int, make: Callable[[SamplingParams], Request]) -> list[Request]:
