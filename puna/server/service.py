@@ -65,6 +65,7 @@ class Service:
         self.n_waiting = 0  # requests whose model is not in memory yet
         self.tasks: set[asyncio.Task[None]] = set()  # that go on without a client
         self.is_draining = False
+        self._is_over = asyncio.Event()
         self.metrics.add(Figures(self))
         self.traces = open_traces(config.otel_endpoint)
 
@@ -135,12 +136,15 @@ class Service:
     async def _loaded(self, http: HttpRequest, name: str) -> ModelUse:
         loading = asyncio.ensure_future(self.models.use(name))
         gone = asyncio.ensure_future(when_gone(http.receive, lambda: None))
+        over = asyncio.ensure_future(self._is_over.wait())
         timeout, is_ours = self.config.timeout, False
         try:
-            await asyncio.wait({loading, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({loading, gone, over}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 is_ours = True
                 return loading.result()
+            if over.done():
+                raise unavailable("the server shut down before the model was loaded; ask again", 5)
             if gone.done():
                 raise unavailable("the client went away while the model was being loaded", 1)
             raise unavailable(
@@ -150,6 +154,7 @@ class Service:
             )
         finally:
             gone.cancel()
+            over.cancel()
             if not is_ours:
                 loading.cancel()
                 loading.add_done_callback(_give_back)
@@ -202,6 +207,12 @@ class Service:
             if not call.is_started:
                 call.abandon()
         return call
+
+    def cut_off(self) -> None:
+        """Whatever is in flight ends now, with an error."""
+        self._is_over.set()
+        for call in list(self.calls):
+            call.cancel()
 
     async def beside(self, make: Callable[..., _T], *args: Any) -> _T:
         """What `make` gives, done beside the event loop: for what prompts are made of."""

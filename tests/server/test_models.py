@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,26 @@ def test_a_crowd_that_asks_for_both_is_answered(house: tuple[Running, str], expe
         thread.join(60)
     assert answers == {i: expected[("one", "two")[i % 2]] for i in range(16)}
     until(lambda: running.service.n_in_flight == 0)
+
+
+def test_the_end_of_the_drain_tells_those_who_wait_for_a_model(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    loader = LLMLoader(**LOADER)
+    places = [(name, folder / f"{name}.gguf") for name in ("one", "two")]
+    most = max(loader.measure(path)[1] for _, path in places) + 2_000_000
+    models = AdaptedModels(ModelPool(places, loader, Budget(most, 2)))
+    running = start(ServerConfig(port=0, grace=0.2), open_accounts(tmp_path), models=models)
+    use = running.models.hold("one")  # and "two" has to wait
+    assert use is not None
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(running.post, "/v1/chat/completions", {"model": "two", **GREEDY})
+        until(lambda: running.service.n_in_flight == 1)
+        running.service.is_draining = True
+        answer = asked.result()
+    assert answer.status_code == 503, answer.text
+    assert "shut down" in answer.json()["error"]["message"]
+    use.release()
 
 
 def test_adapters_come_and_go_while_the_server_runs(
