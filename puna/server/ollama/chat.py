@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.server.calls import Call, Choices
+from puna.server.chats import as_templates_know
 from puna.server.generation import Piece, Whole
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, is_let_go, picture
@@ -59,12 +60,7 @@ class ChatRequest(Asked):
     @property
     def definitions(self) -> list[Mapping[str, Any]] | None:
         """The tools as chat templates know them."""
-        if not self.tools:
-            return None
-        plain = [tool.function.model_dump(exclude_none=True) for tool in self.tools]
-        return [
-            {"type": "function", "function": {"description": "", "parameters": {}, **one}} for one in plain
-        ]
+        return [as_templates_know(tool.model_dump(exclude_none=True)) for tool in self.tools or ()] or None
 
 
 def routes(service: Service) -> APIRouter:
