@@ -43,7 +43,7 @@ _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
 _LONGEST_FORCED = 256  # characters of a forced text that are divided into tokens at a time
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 10_000,  # a schema of 400 properties that may all be left out has 5,331
-    # Also bounds the longest forced text: less than a second, not several. Three strict tools need 300,000.
+    # Also bounds the longest forced text: less than a second, not several.
     "initial_lexer_fuel": 400_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
