@@ -107,9 +107,11 @@ def _add_stored(router: APIRouter, service: Service) -> None:
             found = await asyncio.to_thread(files.open, file.id)
         except OSError:
             raise content_lost(id) from None
+        name = quote(file.filename)
+        named = f'filename="{name}"' if name == file.filename else f"filename*=utf-8''{name}"
         headers = {
             "content-length": str(os.fstat(found.fileno()).st_size),
-            "content-disposition": f"attachment; filename*=utf-8''{quote(file.filename)}",
+            "content-disposition": f"attachment; {named}",
             "x-content-type-options": "nosniff",
         }
         return StreamingResponse(_pieces(found), headers=headers, media_type="application/octet-stream")
