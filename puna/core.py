@@ -267,7 +267,7 @@ class Request:
     grammar: TokenGrammar | None = None  # what the answer is held to; made for this request alone
     adapter: int = 0  # number of a loaded adapter, never used again for another one; 0: the model itself
     priority: int = 0  # from -1000 to 1000: higher goes first; set by whoever knows what the caller may
-    cache_salt: str = ""  # only requests with the same one find each other's prompts in the prefix cache
+    cache_salt: str = ""  # only requests with the same one find each other's prompts and pictures in caches
     tenant: str = ""  # requests of one tenant share what all tenants of a priority have equal parts of
     pooling: Pooling | None = None  # asks for an embedding of the prompt, and for no answer
     id: int = field(default_factory=count().__next__)  # unique in the process

@@ -158,7 +158,7 @@ class BlockManager:
     def _wanted(self, seq: Sequence) -> tuple[list[int], list[int], int, int, int]:
         """Blocks and local ones that hold the beginning of `seq`, the first position that local layers see
         after it, and how many blocks and local ones there must be beside them."""
-        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.request.images, seq.root)
+        cached = self._prefix.match(seq.tokens, seq.n_reusable, seq.images, seq.root)
         local_cached: list[int] = []
         if self.window:
             cached, local_cached = self._with_local(cached)
@@ -250,7 +250,7 @@ class BlockManager:
         while (seq.n_shared + 1) * size <= seq.n_computed:
             i = seq.n_shared
             start, end = i * size, (i + 1) * size
-            seen = marks(seq.request.images, start, end)
+            seen = marks(seq.images, start, end)
             kept = self._prefix.insert(seq.parent, seq.tokens[start:end], seq.blocks[i], seen)
             _replace(self._pool, seq.blocks, i, kept)
             seq.parent = self._prefix.serial(kept)

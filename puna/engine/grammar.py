@@ -24,7 +24,7 @@ from puna.core import BadValue, Unsupported
 from puna.engine.deep import on_deep_stack
 from puna.engine.grammar_state import Grammar, explanation
 from puna.engine.trials import Trials
-from puna.engine.unique import Repeats
+from puna.engine.unique import Calls, Reading, Repeats, Text
 from puna.text.json_schema import prepared
 from puna.text.schema.places import Places, has_unique, without_unique
 from puna.text.tokenizer import Tokenizer
@@ -32,6 +32,8 @@ from puna.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
+
+    from puna.text.call_grammar import CallGrammar
 
 __all__ = ["MAX_TEXT", "Grammar", "GrammarCompiler"]
 
@@ -41,7 +43,7 @@ _LONGEST_MASK = 0.25  # seconds of one core; others wait for it
 _LONGEST_FORCED = 256  # characters of a forced text that are divided into tokens at a time
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 10_000,  # a schema of 400 properties that may all be left out has 5,331
-    # Also bounds the longest forced text: less than a second, not several. Three strict tools need 300,000.
+    # Also bounds the longest forced text: less than a second, not several.
     "initial_lexer_fuel": 400_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
@@ -104,7 +106,7 @@ class GrammarCompiler:
             raise
         if places is None:
             return self._compiled("JSON schema", grammar)
-        return self._compiled("JSON schema", grammar, _dumped(known), places)
+        return self._compiled("JSON schema", grammar, _dumped(known), Reading(places.root))
 
     def json_object(self) -> Grammar:
         """Any JSON object."""
@@ -124,6 +126,17 @@ class GrammarCompiler:
         _check_text(text, "Lark grammar")
         return self._compiled("Lark grammar", LLMatcher.grammar_from_lark(_with_known_schemas(text)))
 
+    def calls(self, grammar: CallGrammar) -> Grammar:
+        """Calls of tools."""
+        if not grammar.arguments:
+            return self.lark(grammar.text)
+        from llguidance import LLMatcher
+
+        _check_text(grammar.text, "grammar of calls")
+        lark = LLMatcher.grammar_from_lark(_with_known_schemas(grammar.text))
+        places = {opening.encode(): Places(schema).root for opening, schema in grammar.arguments.items()}
+        return self._compiled("grammar of calls", lark, _dumped(grammar.arguments), Calls(places))
+
     def llguidance(self, text: str) -> Grammar:
         """A grammar in llguidance's own JSON ({"grammars": [...]})."""
         _check_text(text, "llguidance grammar")
@@ -135,21 +148,21 @@ class GrammarCompiler:
             raise BadValue(f"choices must be a list of one or more texts, found {choices!r:.80}")
         return self.lark("start: " + "\n  | ".join(_lark_string(choice) for choice in choices))
 
-    def _compiled(self, kind: str, grammar: str, variant: str = "", places: Places | None = None) -> Grammar:
-        """`places` are lists that are unique, beside the grammar; `variant` tells them apart."""
+    def _compiled(self, kind: str, grammar: str, variant: str = "", reading: Text | None = None) -> Grammar:
+        """`reading` finds lists that are unique, beside the grammar; `variant` tells them apart."""
         key = (kind, grammar, variant)
         with self._lock:
             if (found := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return found
-        made = self._compile(kind, grammar, places)
+        made = self._compile(kind, grammar, reading)
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
         return made
 
-    def _compile(self, kind: str, grammar: str, places: Places | None) -> Grammar:
+    def _compile(self, kind: str, grammar: str, reading: Text | None) -> Grammar:
         from llguidance import LLMatcher
 
         if not self._trials.is_bounded(grammar):
@@ -159,7 +172,7 @@ class GrammarCompiler:
         def anew() -> LLMatcher:
             return on_deep_stack(lambda: LLMatcher(vocabulary, grammar, log_level=0, limits=self._limits))
 
-        unique = None if places is None else (self._repeats, places)
+        unique = None if reading is None else (self._repeats, reading)
         compiled = Grammar(anew, -(-self._n_vocab // 32) * 4, unique)
         state = compiled.start()
         _check(state.problem, kind)

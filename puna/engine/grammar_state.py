@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine.unique import Reading, Repeats
-from puna.text.schema.places import Places
+from puna.engine.unique import Repeats, Text
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -24,16 +23,16 @@ class Grammar:
 
     Answers share a lexer, which remembers for all of them what it has found out. Where one answer exceeds a
     limit, that lexer is of no more use to the others; `anew` gives matchers with lexers of their own.
-    `unique` are lists that no grammar can hold to being unique: what bars tokens, and the lists' places.
+    `unique` is for lists that no grammar can hold to being unique: what bars tokens, and how reading begins.
     """
 
     def __init__(
-        self, anew: Callable[[], LLMatcher], n_bytes: int, unique: tuple[Repeats, Places] | None = None
+        self, anew: Callable[[], LLMatcher], n_bytes: int, unique: tuple[Repeats, Text] | None = None
     ) -> None:
         self.anew = anew
         self.n_bytes = n_bytes  # of a mask
         self.repeats = None if unique is None else unique[0]
-        self.reading = None if unique is None else unique[0].start(unique[1])
+        self.reading = None if unique is None else unique[1]
         self._matcher = anew()  # never advanced
         self._lock = Lock()
 
@@ -130,7 +129,7 @@ class GrammarState:
             self._matcher.rollback(n_taken)
         return n_taken
 
-    def _read(self, reading: Reading, token_id: int) -> Reading | None:
+    def _read(self, reading: Text, token_id: int) -> Text | None:
         assert self._grammar.repeats is not None
         return self._grammar.repeats.after(reading, token_id)
 

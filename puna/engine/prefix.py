@@ -15,8 +15,10 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
 
-from puna.core import PlacedImage
+from puna.core import Image, PlacedImage
 
 ROOT = 0  # serial of the empty prefix
 
@@ -31,11 +33,28 @@ def root_of(adapter: int, salt: str = "") -> Parent:
     return (adapter, salt) if salt else ROOT - adapter
 
 
+Images = Sequence[PlacedImage]  # in the order of their positions
+
+
+def salted(images: Images, salt: str) -> Images:
+    """The images under digests of that salt's own: executors keep what they encode by digest, and nobody is
+    to learn from the time of an answer which pictures others have shown.
+    """
+    if not (salt and images):
+        return images
+    key = blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+
+    def own(image: Image) -> Image:
+        return replace(image, digest=blake2b(image.digest, key=key, digest_size=32).digest())
+
+    return [PlacedImage(own(placed.image), placed.positions) for placed in images]
+
+
 Mark = tuple[bytes, int, tuple[int, ...]]  # digest, how many positions lie before the block, those in it
 Key = tuple[Parent, bytes, tuple[Mark, ...]]  # the parent, tokens, images
 
 
-def marks(images: Sequence[PlacedImage], start: int, end: int) -> tuple[Mark, ...]:
+def marks(images: Images, start: int, end: int) -> tuple[Mark, ...]:
     """The images with positions in start..end-1, and where: relative to `start`, and to the image."""
     found: list[Mark] = []
     for placed in images:
@@ -54,9 +73,7 @@ class PrefixCache:
         self._serial_of: dict[int, int] = {}  # block -> serial
         self._n_serials = ROOT
 
-    def match(
-        self, tokens: array[int], limit: int, images: Sequence[PlacedImage] = (), root: Parent = ROOT
-    ) -> list[int]:
+    def match(self, tokens: array[int], limit: int, images: Images = (), root: Parent = ROOT) -> list[int]:
         """The cached blocks that hold the longest beginning of tokens[:limit] under `root`, in order."""
         size, parent = self._block_size, root
         blocks: list[int] = []

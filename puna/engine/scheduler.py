@@ -255,9 +255,9 @@ class Scheduler:
         """Whether one more may run, and the images of `seq` have room beside those of running ones."""
         if len(self.running) >= self._max_running:
             return False
-        if self._max_images is not None and seq.request.images:
-            seen = {placed.image.digest for other in self.running for placed in other.request.images}
-            own = {placed.image.digest for placed in seq.request.images}
+        if self._max_images is not None and seq.images:
+            seen = {placed.image.digest for other in self.running for placed in other.images}
+            own = {placed.image.digest for placed in seq.images}
             return not seen or len(seen | own) <= self._max_images
         return True
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from puna.core import Chunk, Request
-from puna.engine.prefix import ROOT, Parent, root_of
+from puna.engine.prefix import ROOT, Images, Parent, root_of, salted
 
 if TYPE_CHECKING:
     from puna.engine.fair_queue import Flow, Rank
@@ -31,6 +31,7 @@ class Sequence:
     guesser: Guesser
     tokens: array[int] = field(init=False)  # prompt, then answer
     n_prompt: int = field(init=False)
+    images: Images = field(init=False)  # the request's, under digests of its salt
     # set by the engine
     admitted_at: float | None = None  # perf_counter when its first step was scheduled
     n_scored: int = 0  # prompt log-probabilities reported, or rows of the prompt pooled
@@ -53,12 +54,13 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = array("i", self.request.prompt)
         self.n_prompt = len(self.tokens)
+        self.images = salted(self.request.images, self.request.cache_salt)
         self.chunk = Chunk(
             self.tokens,
             0,
             self.blocks,
             0,
-            self.request.images,
+            self.images,
             self.local_blocks,
             adapter=self.request.adapter,
         )

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.text.schema.places import Place, Places
+from puna.text.schema.places import Place
 
 _SPACE = b" \t\r\n"
 _ENDS = frozenset(b",]}" + _SPACE)  # behind numbers and names
@@ -134,6 +134,11 @@ class Reading:
         return replace(self, text=text, open=(*self.open[:-1], moved), value=None)
 
     @property
+    def at(self) -> Reading:
+        """The JSON text in which it is."""
+        return self
+
+    @property
     def unique(self) -> _Open | None:
         """The innermost unique list that has items, or is of a few that are listed."""
         if not self.n_unique:
@@ -164,6 +169,37 @@ class Reading:
         return b"" if self.value is None else self.text[self.value :]
 
 
+@dataclass(frozen=True)
+class Calls:
+    """How far a text was read in which objects stand behind some openings, as arguments of calls do."""
+
+    places: Mapping[bytes, Place]  # of the objects, by their openings
+    end: bytes = b""  # of what was read outside of them
+    at: Reading | None = None  # inside of one
+
+    def after(self, piece: bytes) -> Calls | None:
+        """Read on; None where an item of a unique list would come a second time."""
+        calls: Calls | None = self
+        for byte in piece:
+            assert calls is not None
+            calls = calls._outside(byte) if calls.at is None else calls._inside(calls.at, byte)
+            if calls is None:
+                return None
+        return calls
+
+    def _outside(self, byte: int) -> Calls:
+        longest = max(map(len, self.places))
+        end = (self.end + bytes((byte,)))[-longest:]
+        found = next((place for opening, place in self.places.items() if end.endswith(opening)), None)
+        return replace(self, end=end) if found is None else Calls(self.places, at=Reading(found))
+
+    def _inside(self, at: Reading, byte: int) -> Calls | None:
+        after = at.after(bytes((byte,)))
+        if after is None:
+            return None
+        return Calls(self.places, at=None if at.open and not after.open else after)
+
+
 def _comparable(value: Any) -> Any:
     """A value that equals another one as JSON Schema has it, and can be kept in a set."""
     if isinstance(value, list):
@@ -171,6 +207,9 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, dict):
         return ("object", frozenset((name, _comparable(item)) for name, item in value.items()))
     return (type(value) is bool, value)
+
+
+Text = Reading | Calls
 
 
 class Repeats:
@@ -190,22 +229,20 @@ class Repeats:
         # Inside of a text that no item begins with: those that complete it and one more.
         self._with_more_items = self._mask(rb'".*[^, \t\r\n].*[",\]} \t\r\n]')
 
-    def start(self, places: Places) -> Reading:
-        return Reading(places.root)
-
-    def after(self, reading: Reading, token_id: int) -> Reading | None:
+    def after(self, reading: Text, token_id: int) -> Text | None:
         """Read a token; None for one that `bar` takes out."""
-        piece = self._tokens[token_id]
-        after = reading.after(piece) if _leads_on(reading, piece, reading.left) else None
-        return None if after is None or after.is_stuck else after
+        piece, at = self._tokens[token_id], reading.at
+        after = reading.after(piece) if at is None or _leads_on(at, piece, at.left) else None
+        return None if after is None or (after.at is not None and after.at.is_stuck) else after
 
-    def bar(self, reading: Reading, mask: NDArray[np.uint8]) -> None:
+    def bar(self, reading: Text, mask: NDArray[np.uint8]) -> None:
         """Take tokens out of a mask that would repeat an item, or lead to none that is left."""
-        unique = reading.unique
-        if unique is None:
+        at = reading.at
+        unique = None if at is None else at.unique
+        if at is None or unique is None:
             return
-        is_listed = reading.left is not None
-        candidates = mask if is_listed else mask & self._completing(reading, unique)[: len(mask)]
+        is_listed = at.left is not None
+        candidates = mask if is_listed else mask & self._completing(at, unique)[: len(mask)]
         for token_id in np.flatnonzero(np.unpackbits(candidates, bitorder="little")).tolist():
             if self.after(reading, token_id) is None:
                 mask[token_id >> 3] &= ~np.uint8(1 << (token_id & 7))

@@ -12,9 +12,11 @@ import base64
 import binascii
 import os
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 
 import numpy as np
@@ -31,8 +33,10 @@ Source = bytes | str | os.PathLike[str] | Picture
 
 MAX_BYTES = 64 << 20  # of a file
 MAX_PIXELS = 64_000_000  # up to 900 MB while one is decoded; photos of 50 megapixels fit
+LARGE_PIXELS = 4_000_000  # of pictures that are decoded one at a time, as each takes up to 14 bytes a pixel
 MAX_ASPECT = 10_000  # beyond that the shorter side is less than a pixel in any model's tiles
 
+_large = threading.Lock()
 FORMATS = "JPEG, PNG, WebP or GIF"
 warnings.filterwarnings(
     "ignore", category=UserWarning, module=r"PIL\."
@@ -168,11 +172,13 @@ def _check_size(picture: Picture, name: str) -> None:
 
 def _decoded(picture: Picture, name: str) -> Picture:
     _check_size(picture, name)
+    width, height = picture.size
     try:
-        picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))
-        rgb = _rgb(picture, name)
-        return rgb if turn is None else rgb.transpose(turn)
+        with _large if width * height > LARGE_PIXELS else nullcontext():
+            picture.load()
+            turn = _UPRIGHT.get(_orientation(picture))
+            rgb = _rgb(picture, name)
+            return rgb if turn is None else rgb.transpose(turn)
     except _FAILURES as error:
         raise _damaged(name, picture.format or picture.mode, error) from None
 

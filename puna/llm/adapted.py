@@ -68,6 +68,10 @@ class AdaptedModels:
         """See Models.unload; of an adapter, its model."""
         return await self._pool.unload(self._parted(name)[0])
 
+    def let_go(self, name: str) -> None:
+        """See Models.let_go; of an adapter, its model."""
+        self._pool.let_go(self._parted(name)[0])
+
     async def load_adapter(self, base: str | None, name: str, path: str) -> None:
         """See Models.load_adapter."""
         resident = self._of_new(base, name)

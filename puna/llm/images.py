@@ -15,17 +15,21 @@ _TYPES = ("image", "image_url")
 
 
 def take_images(
-    messages: Sequence[Mapping[str, Any]], config: ModelConfig, name: str
+    messages: Sequence[Mapping[str, Any]], config: ModelConfig, name: str, room: int
 ) -> tuple[list[Mapping[str, Any]], list[Image]]:
     """The messages with {"type": "image", "tiles"} for each picture, and the pictures, prepared.
 
     `name` is the model's, for errors, and so is what a part has under "at": where it stands for whoever sent
     it, in place of the number of the message. Raises BadInput for a model that sees no images, for too many
-    of them, and for parts that are none; what prepare() raises, with that place.
+    of them, and for parts that are none; PromptTooLong once they have more tokens than `room`; what prepare()
+    raises, with that place.
     """
     images: list[Image] = []
+    _check_number(sum(map(_n_images, messages)), config, name, room)
+    n_tokens = 0
 
     def plain(i: int, part: Any) -> Any:
+        nonlocal n_tokens
         if not isinstance(part, Mapping) or part.get("type") not in _TYPES:
             _check_text(i, part)
             return part
@@ -34,6 +38,12 @@ def take_images(
         except BadInput as error:
             raise type(error)(f"{part.get('at', f'message {i}')}: {error}") from None
         images.append(image)
+        n_tokens += _least_tokens(config) * (1 if config.cross_attention else len(image.pixels))
+        if n_tokens > room:  # what is prepared of a small file may be large: no more of them
+            raise PromptTooLong(
+                f"the prompt has at least {n_tokens} tokens, but the context holds {room}; {n_tokens} of the "
+                "tokens are images: take some out, or make them smaller"
+            )
         return {"type": "image", "tiles": (image.columns, image.rows)}
 
     turns = [*messages]
@@ -41,12 +51,33 @@ def take_images(
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, list | tuple):
             turns[i] = {**message, "content": [plain(i, part) for part in content]}
-    if config.cross_attention and len(images) > MAX_SEEN:
-        raise BadInput(
-            f"messages for {name} must have at most {MAX_SEEN} images together, found "
-            f"{len(images)}; take some out (Llama 3.2 Vision was trained on one)"
-        )
     return turns, images
+
+
+def _n_images(message: Any) -> int:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = content if isinstance(content, list | tuple) else ()
+    return sum(isinstance(part, Mapping) and part.get("type") in _TYPES for part in parts)
+
+
+def _least_tokens(config: ModelConfig) -> int:
+    """Of a picture in one tile."""
+    return config.vision.tokens_per_tile if isinstance(config.vision, Llama4VisionConfig) else 1
+
+
+def _check_number(n: int, config: ModelConfig, name: str, room: int) -> None:
+    """Before any is prepared: an image of a pixel becomes a whole tile."""
+    if config.cross_attention and n > MAX_SEEN:
+        raise BadInput(
+            f"messages for {name} must have at most {MAX_SEEN} images together, found {n}; take some out "
+            "(Llama 3.2 Vision was trained on one)"
+        )
+    least = _least_tokens(config)
+    if n * least > room:
+        raise PromptTooLong(
+            f"the prompt has {n} images of at least {least} tokens each, but the context holds {room}; take "
+            "some out"
+        )
 
 
 def _check_text(i: int, part: Any) -> None:

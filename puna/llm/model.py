@@ -74,8 +74,6 @@ class LLM(Sessions):
 
     config: ModelConfig  # what the file says of the model
     tokenizer: Tokenizer
-    context: int  # tokens that a prompt and its answer can have together
-    cache_tokens: int  # tokens that the cache has room for, all requests together
     threads: int
     load_seconds: float
     speed: Speed  # what steps take at the machine's limit

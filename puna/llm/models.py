@@ -157,6 +157,12 @@ class ModelPool:
                 await self._unload(resident)
             return resident.model is None
 
+    def let_go(self, name: str) -> None:
+        """See server.served.Models.let_go."""
+        resident = self.resident(name)
+        resident.is_let_go = True
+        self._rest(resident)
+
     def start(self) -> None:
         """The event loop runs: from now on, models that nobody uses grow idle."""
         for resident in self._residents.values():
@@ -231,6 +237,7 @@ class ModelPool:
 
     def _held(self, resident: Resident) -> InUse:
         resident.stop_timer()
+        resident.is_let_go = False
         return resident.hold(self.released)
 
     def released(self, resident: Resident) -> None:
@@ -241,10 +248,11 @@ class ModelPool:
 
     def _rest(self, resident: Resident) -> None:
         """Unload a model once it has been idle for long enough."""
-        if self._idle_s and resident.is_idle and not self._is_stopping.is_set():
+        idle_s = 0.0 if resident.is_let_go else self._idle_s or None
+        if idle_s is not None and resident.is_idle and not self._is_stopping.is_set():
             resident.stop_timer()
             loop = asyncio.get_running_loop()
-            resident.timer = loop.call_later(self._idle_s, lambda: self._spawn(self._reap(resident)))
+            resident.timer = loop.call_later(idle_s, lambda: self._spawn(self._reap(resident)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -24,6 +24,8 @@ class Requests:
     config: ModelConfig
     tokenizer: Tokenizer
     path: Path
+    context: int  # tokens that a prompt and its answer can have together
+    cache_tokens: int  # tokens that the cache has room for, all requests together
     chat_format: str | None
     pooling: str  # of embeddings where nobody says; as the file has it, which may be one that is not done
     _adapter: LoadedAdapter | None = None  # of all requests
@@ -74,7 +76,7 @@ class Requests:
             return self._request_of(ids, params, continuing=is_begun, tools=tools)
         from puna.llm.images import place, take_images
 
-        plain, images = take_images(turns, self.config, self.path.stem)
+        plain, images = take_images(turns, self.config, self.path.stem, min(self.context, self.cache_tokens))
         patches = self.config.vision.tokens_per_tile if self.config.vision else None
         ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
         ids, placed = place(self.config, self.tokenizer, ids, images)

@@ -24,6 +24,7 @@ class Resident:
     n_users: int = 0
     last_used: float = 0.0  # time.monotonic()
     is_leaving: bool = False  # is being unloaded, or will be once nobody uses it: takes no new users
+    is_let_go: bool = False  # leaves as soon as nobody uses it, unless somebody asks for it before
     waiters: list[asyncio.Future[InUse]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None  # runs while the model is idle, if idle ones are unloaded
     adapters: dict[str, Path] = field(default_factory=dict)  # by name; loaded whenever the model is

@@ -21,6 +21,9 @@ _BEGIN, _END = "<BEGIN UNSAFE CONTENT CATEGORIES>", "<END UNSAFE CONTENT CATEGOR
 _CATEGORY = re.compile(r"^([SO]\d+): *([^.\n]+)\.", re.MULTILINE)
 _PROBE = "puna asks"  # a text that no template has
 
+Content = str | Sequence[Mapping[str, Any]]  # a text, or parts that are texts and images
+Turn = tuple[str, Content]  # who said what
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:
@@ -37,11 +40,22 @@ class Guard:
         code = "|".join(self.categories)
         return rf"[ \n]{{0,2}}(safe|unsafe\n({code})(,({code})){{0,{len(self.categories) - 1}}})"
 
-    def turn(self, content: str | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The message that is to be judged: a text, or parts that are texts and images.
+    def conversation(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """The messages of which the last is to be judged. Its template says by their number who it is from.
 
-        Raises BadValue for images that the guard cannot be shown.
+        Raises BadValue unless user and assistant take turns, and what turn() raises.
         """
+        for i, (role, _) in enumerate(turns):
+            expected = ("user", "assistant")[i % 2]
+            if role != expected:
+                raise BadValue(
+                    "a guard judges conversations in which user and assistant take turns, message "
+                    f"{i} must be the {expected}'s, found {role}; leave out what is none of them"
+                )
+        return [{**self.turn(content), "role": role} for role, content in turns]
+
+    def turn(self, content: Content) -> dict[str, Any]:
+        """A message of the user. Raises BadValue for images that the guard cannot be shown."""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else [*content]
         if self.in_parts:
             return {"role": "user", "content": parts}

@@ -59,6 +59,7 @@ def create_app(
         if service.tasks:
             await asyncio.wait(service.tasks)
         await asyncio.to_thread(service.traces.close)
+        service.close()
 
     app = FastAPI(
         title="Puna",

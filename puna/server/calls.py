@@ -85,6 +85,7 @@ class Call:
         self.served = use.model
         self.generations: list[Generation] = []  # all choices of the first prompt, then of the next
         self.is_started = False
+        self.is_cancelled = False
         self.trace_headers: Mapping[str, str] = {}
         self.began_at = perf_counter()
         self.load_s = 0.0  # that it waited for its model
@@ -100,7 +101,11 @@ class Call:
         service.calls.add(self)
 
     def start(self, prompts: Sequence[Choices], tools: Tools | None, parallel: bool) -> None:
-        """Take what the key's limits allow and hand the requests to the engine."""
+        """Take what the key's limits allow and hand the requests to the engine. Raises ApiError 503 where the
+        call was cancelled before, RateLimited, and what submit() raises.
+        """
+        if self.is_cancelled:
+            raise _cut_off()
         n_prompt = sum(len(requests[0].prompt) for requests in prompts)
         n_answers = sum(self._most_tokens(request) for requests in prompts for request in requests)
         self._lease = self.account.admit(n_prompt, n_answers)
@@ -156,7 +161,8 @@ class Call:
         return sum(generation.n_output for generation in self.generations)
 
     def cancel(self) -> None:
-        """Stop within a step; what was made so far is still counted."""
+        """Stop within a step; what was made so far is still counted. One that has not begun never will."""
+        self.is_cancelled = True
         for generation in self.generations:
             generation.close()
 
@@ -208,11 +214,10 @@ class Call:
             await self.settle("error", late)
             raise late
         if any(end.finish == "cancelled" for end in ends):
+            cut = _cut_off()
             if self._service.is_draining:
-                cut = unavailable("the server shut down before the answer was whole; ask again", 5)
                 await self.settle("cancelled", cut)
             else:  # nobody reads it, and it is no failure of the server
-                cut = unavailable("the answer was cancelled before it was whole", 5)
                 cut.is_counted = True
                 await self.settle("cancelled")
             raise cut
@@ -291,8 +296,15 @@ class Call:
         )
 
 
+def _cut_off() -> ApiError:
+    return unavailable("the server shut down before the answer was whole; ask again", 5)
+
+
 def choices(request: Request, n: int, make: Callable[[SamplingParams], Request]) -> list[Request]:
     """`request` and n - 1 more with the same prompt; with a seed, choice i has seed + i."""
-    params = request.params
-    seeds = [None if params.seed is None else params.seed + i for i in range(n)]
-    return [request, *(make(replace(params, seed=seed)) for seed in seeds[1:])]
+    params, found = request.params, [request]
+    for i in range(1, n):
+        made = make(replace(params, seed=None if params.seed is None else params.seed + i))
+        made.images = request.images  # as they are large, once for all
+        found.append(made)
+    return found

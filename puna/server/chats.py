@@ -20,6 +20,10 @@ from puna.server.tiers import Asked
 Turns = Sequence[Mapping[str, Any]]
 
 
+def unchanged(defaults: SamplingParams) -> SamplingParams:
+    return defaults
+
+
 @dataclass(frozen=True, slots=True)
 class ToolUse:
     """Which tools there are, in OpenAI's form with "strict", and how an answer may call them."""
@@ -50,20 +54,22 @@ class Chat:
 
     model: str
     turns: Turns
-    sampling: Callable[[SamplingParams], SamplingParams]  # from the model's defaults
+    sampling: Callable[[SamplingParams], SamplingParams] = unchanged  # from the model's defaults
     use: ToolUse = ToolUse()
     form: Callable[[ServedModel], Grammar | None] | None = None
     n: int = 1
     tier: Asked | None = None  # how urgent the request calls itself
     cache_salt: str | None = None  # only requests of the tenant with the same one share cached prompts
     continues: bool = False  # the last turn is an answer that was begun, and goes on
+    param: str = "messages"  # the field of the request that has the turns
     ends_with_context: bool = False  # max_tokens may be more than there is room for: then that is the most
 
     async def with_images(self, service: Service, http: HttpRequest) -> Chat:
         """The same with uploaded images read and remote ones fetched: for nobody without a key. Raises
         ApiError."""
         files = uploaded(service.files, service.authenticate(http).tenant)
-        return replace(self, turns=await resolved(service.config.image_host, self.turns, files))
+        turns = await resolved(service.config.image_host, self.turns, files, where=self.param)
+        return replace(self, turns=turns)
 
     def request(self, model: ServedModel, params: SamplingParams) -> Request:
         """The prompt, for one choice. Raises BadInput."""
@@ -103,6 +109,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         is_slow=True,  # a template is somebody's program: the event loop does not wait for it
         tools=chat.use.shown,
         parallel=chat.use.parallel,
+        param=chat.param,
         tier=chat.tier,
         cache_salt=chat.cache_salt,
     )
@@ -115,7 +122,7 @@ async def n_prompt_tokens(service: Service, http: HttpRequest, chat: Chat) -> in
     def count(model: ServedModel) -> int:
         return len(chat.request(model, chat.sampling(model.default_params)).prompt)
 
-    return await service.ask(http, chat.model, count, is_slow=True)
+    return await service.ask(http, chat.model, count, is_slow=True, param=chat.param)
 
 
 def _is_strict(tool: Mapping[str, Any]) -> bool:

@@ -74,6 +74,11 @@ def not_found(message: str, param: str | None = None, code: str | None = None) -
     return ApiError(404, message, param=param, code=code)
 
 
+def content_lost(id: str) -> ApiError:
+    """Of an uploaded file that the database knows."""
+    return ApiError(500, f"the content of {id} is not on this server's disk", kind="server_error")
+
+
 def unavailable(message: str, retry_after_s: int) -> ApiError:
     return ApiError(503, message, kind="server_error", headers={"retry-after": str(retry_after_s)})
 

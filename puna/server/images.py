@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from puna.server.errors import bad, not_found
+from puna.server.errors import bad, content_lost, not_found
 from puna.server.storage.files import Files
 
 ReadFile = Callable[[str, str], Awaitable[bytes]]  # the id of an uploaded file, and the field that names it
@@ -30,7 +30,11 @@ def uploaded(files: Files, tenant: str) -> ReadFile:
             raise bad(where, f"an image must be a file with purpose vision, {id} has {file.purpose!r}")
         if file.n_bytes > _MOST_BYTES:
             raise bad(where, f"an image may have {_MOST_BYTES:,} bytes, {id} has {file.n_bytes:,}")
-        return files.path(file.id).read_bytes()
+        try:
+            with files.open(file.id) as content:
+                return content.read()
+        except OSError:
+            raise content_lost(id) from None
 
     async def read_beside(id: str, where: str) -> bytes:
         return await asyncio.to_thread(read, id, where)

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
@@ -22,10 +22,6 @@ from puna.server.logs import event
 SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
 
 
-class Stoppable(Protocol):
-    def cancel(self) -> object: ...
-
-
 class Drained(Protocol):
     """What is served: calls.Service, or the front of several; an application's `state.service`."""
 
@@ -35,10 +31,9 @@ class Drained(Protocol):
     def config(self) -> ServerConfig: ...
 
     @property
-    def calls(self) -> Collection[Stoppable]: ...  # in flight
+    def n_in_flight(self) -> int: ...
 
-    @property
-    def n_in_flight(self) -> int: ...  # with those that wait for their model
+    def cut_off(self) -> None: ...  # all that is in flight
 
 
 def _without_query(record: logging.LogRecord) -> bool:
@@ -121,8 +116,7 @@ class _Server(uvicorn.Server):
         if self._service.is_draining:
             self.force_exit = sig == signal.SIGINT
             self.should_exit = True
-            for call in list(self._service.calls):
-                call.cancel()
+            self._service.cut_off()
             return
         self._service.is_draining = True
 
@@ -133,14 +127,13 @@ class _Server(uvicorn.Server):
 
     async def _finish(self) -> None:
         """Wait until nothing is in flight, or the time is up."""
-        event("drain", in_flight=len(self._service.calls), grace_s=self._service.config.grace)
+        event("drain", in_flight=self._service.n_in_flight, grace_s=self._service.config.grace)
         loop = asyncio.get_running_loop()
         until = loop.time() + self._service.config.grace
         while self._service.n_in_flight and loop.time() < until:
             await asyncio.sleep(0.02)
-        for call in list(self._service.calls):
-            call.cancel()
-        while self._service.calls and loop.time() < until + 2:
+        self._service.cut_off()
+        while self._service.n_in_flight and loop.time() < until + 2:
             await asyncio.sleep(0.02)
-        event("stop", in_flight=len(self._service.calls))
+        event("stop", in_flight=self._service.n_in_flight)
         self.should_exit = True

@@ -196,6 +196,10 @@ class Models(Protocol):
         """Take a model out of memory; False where somebody uses it, so that it stays. Raises UnknownModel."""
         ...
 
+    def let_go(self, name: str) -> None:
+        """Take a model out of memory as soon as nobody uses it, unless somebody asks for it before that."""
+        ...
+
     async def load_adapter(self, base: str | None, name: str, path: str) -> None:
         """Serve a model with an adapter of a path under a name of its own, too.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
@@ -25,12 +27,13 @@ from puna.server.sse import when_gone
 from puna.server.storage.database import data_folder
 from puna.server.storage.files import Files
 from puna.server.tenants.accounts import Account, Accounts
-from puna.server.tiers import Asked, priority_of
+from puna.server.tiers import FLEX, Asked, priority_of
 from puna.server.traces import HEADERS, open_traces
 from puna.server.watch import Watch
 
 _T = TypeVar("_T")
 
+N_PROMPTING = 4 + min(28, os.cpu_count() or 1)  # prompts that are made at a time
 LARGE = 20_000  # characters that take longer to encode than others should wait
 
 
@@ -55,10 +58,14 @@ class Service:
             quota_bytes=config.file_quota_mb << 20,
             keep=timedelta(days=config.keep_stored_days),
         )
+        # How long a prompt takes is up to whoever sends it (templates, pictures, grammars): what else is
+        # done in threads, files and database, does not wait for it.
+        self._prompting = ThreadPoolExecutor(N_PROMPTING, "prompt")
         self.calls: set[Call] = set()
         self.n_waiting = 0  # requests whose model is not in memory yet
         self.tasks: set[asyncio.Task[None]] = set()  # that go on without a client
         self.is_draining = False
+        self._is_over = asyncio.Event()
         self.metrics.add(Figures(self))
         self.traces = open_traces(config.otel_endpoint)
 
@@ -129,12 +136,15 @@ class Service:
     async def _loaded(self, http: HttpRequest, name: str) -> ModelUse:
         loading = asyncio.ensure_future(self.models.use(name))
         gone = asyncio.ensure_future(when_gone(http.receive, lambda: None))
+        over = asyncio.ensure_future(self._is_over.wait())
         timeout, is_ours = self.config.timeout, False
         try:
-            await asyncio.wait({loading, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({loading, gone, over}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 is_ours = True
                 return loading.result()
+            if over.done():
+                raise unavailable("the server shut down before the model was loaded; ask again", 5)
             if gone.done():
                 raise unavailable("the client went away while the model was being loaded", 1)
             raise unavailable(
@@ -144,6 +154,7 @@ class Service:
             )
         finally:
             gone.cancel()
+            over.cancel()
             if not is_ours:
                 loading.cancel()
                 loading.add_done_callback(_give_back)
@@ -170,12 +181,15 @@ class Service:
         `cache_salt` what keeps its prompts apart from others of its tenant. Raises ApiError.
         """
         account = self.authenticate(http)
+        line = line_of(http)
         priority = priority_of(tier, account.priority)
+        if line is not None:
+            priority = min(priority, FLEX)  # nobody waits for it
         self.check_room()
         account.check_model(model)
         began_at = perf_counter()
         use = await self.use(http, model)
-        call = Call(self, endpoint, account, use, priority, line_of(http))
+        call = Call(self, endpoint, account, use, priority, line)
         # whoever passed the request on may have named it: sent twice, it has one row. One request can make
         # several calls, and only the first one gets the name.
         call.id = http.scope["state"].pop("request_id", call.id)
@@ -183,7 +197,7 @@ class Service:
         call.load_s = call.began_at - began_at
         call.trace_headers = {name: http.headers[name] for name in HEADERS if name in http.headers}
         try:
-            prompts = await asyncio.to_thread(make, use.model) if is_slow else make(use.model)
+            prompts = await self.beside(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
                 check_length(use.model, requests[0], param)
             call.start(prompts, tools, parallel)
@@ -193,6 +207,20 @@ class Service:
             if not call.is_started:
                 call.abandon()
         return call
+
+    def cut_off(self) -> None:
+        """Whatever is in flight ends now, with an error."""
+        self._is_over.set()
+        for call in list(self.calls):
+            call.cancel()
+
+    async def beside(self, make: Callable[..., _T], *args: Any) -> _T:
+        """What `make` gives, done beside the event loop: for what prompts are made of."""
+        return await asyncio.get_running_loop().run_in_executor(self._prompting, make, *args)
+
+    def close(self) -> None:
+        """Nothing more is asked."""
+        self._prompting.shutdown(wait=False)
 
     async def ask(
         self,
@@ -208,7 +236,7 @@ class Service:
         account.check_model(model)
         with await self.use(http, model) as served:
             try:
-                return await asyncio.to_thread(make, served) if is_slow else make(served)
+                return await self.beside(make, served) if is_slow else make(served)
             except PunaError as error:
                 raise from_puna(error, param) from None
 

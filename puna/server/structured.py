@@ -42,5 +42,5 @@ def calls_only(
 ) -> Grammar | None:
     """What holds an answer to calls of the tools; None where it is free: not required, and no tool strict."""
     style = call_style(model.tokenizer, model.chat_format)
-    text = call_grammar(tools, style, named=named, parallel=parallel, required=required)
-    return None if text is None else compiler_of(model).lark(text)
+    grammar = call_grammar(tools, style, named=named, parallel=parallel, required=required)
+    return None if grammar is None else compiler_of(model).calls(grammar)

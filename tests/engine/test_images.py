@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,35 @@ def test_equal_images_share_and_others_do_not() -> None:
     assert cached == [0, 2, 6, 6]  # the block before the image is the same for both
 
 
+class Watched(MockExecutor):
+    """Notes the images of each step, by their digests."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen: list[set[bytes]] = []
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        self.seen.append({placed.image.digest for chunk in batch.chunks for placed in chunk.images})
+        return super().step(batch)
+
+
+def test_nobody_learns_what_pictures_others_have_shown() -> None:
+    """Executors keep what they encode by digest, so whoever shows a picture again is answered sooner."""
+    shown: dict[str, bytes] = {}
+    model = Watched(VOCAB)
+    engine = Engine(model)
+    found = []
+    for salt in ("", "ann", "bob", "ann", ""):
+        model.seen.clear()
+        request = Request([1, 2, 3], GREEDY, images=[placed("a", 1)], cache_salt=salt)
+        found.append(answers(engine, [request])[request.id])
+        ((digest,),) = {frozenset(step) for step in model.seen}
+        assert shown.setdefault(salt, digest) == digest
+        assert request.images[0].image.digest == b"a"
+    assert len(set(shown.values())) == 3
+    assert shown[""] == b"a"
+
+
 def draw(rng: Random) -> Request:
     """A few prompts of equal tokens, with images of two names at a few places."""
     prompt = [7] * rng.choice([3, 6, 9, 12])
@@ -124,19 +154,14 @@ def test_every_request_gets_the_answer_that_it_gets_alone() -> None:
 
 def test_running_sequences_look_at_so_many_images_together() -> None:
     """Equal ones count once; one request with more than that runs alone; text does not wait for images."""
-    seen: list[set[bytes]] = []
-
-    class Watched(MockExecutor):
-        def step(self, batch: Batch) -> NDArray[np.float32]:
-            seen.append({placed.image.digest for chunk in batch.chunks for placed in chunk.images})
-            return super().step(batch)
-
+    model = Watched(VOCAB, max_images=2)
     names = ["a", "a", "b", "c", "def"]
     requests = [
         Request([1, 2, 3], GREEDY, images=[placed(name, i) for i, name in enumerate(each)]) for each in names
     ]
     text = Request([5, 6], GREEDY)
-    found = answers(Engine(Watched(VOCAB, max_images=2), EngineConfig()), [requests[0], text, *requests[1:]])
+    found = answers(Engine(model, EngineConfig()), [requests[0], text, *requests[1:]])
+    seen = model.seen
     assert {b"a", b"b"} in seen
     assert {b"d", b"e", b"f"} in seen
     assert all(len(names) <= 2 or names == {b"d", b"e", b"f"} for names in seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import numpy as np
@@ -16,6 +16,8 @@ from text.vocabularies import smollm2_tokenizer
 from puna.engine.grammar import GrammarCompiler
 from puna.engine.grammar_state import GrammarState
 from puna.engine.unique import Reading
+from puna.text.call_grammar import call_grammar
+from puna.text.formats.base import ToolStyle
 from puna.text.json_schema import prepared
 from puna.text.schema.places import Places
 
@@ -130,3 +132,42 @@ def test_two_schemas_of_one_grammar_are_two() -> None:
     free, held = compiler().json_schema(items), compiler().json_schema({**items, "uniqueItems": True})
     assert free is not held
     assert '"' in allowed(after(items, '["ab", "ab'))
+
+
+COLOUR_TOOLS = [
+    {"function": {"name": name, "parameters": {"type": "object", "properties": {"c": c}}, "strict": True}}
+    for name, c in (("paint", COLOURS), ("mix", {"type": "array", "items": {"type": "string"}}))
+]
+
+
+def after_calls(style: ToolStyle, text: str, *, required: bool) -> GrammarState:
+    grammar = call_grammar(COLOUR_TOOLS, style, required=required)
+    assert grammar is not None
+    state = compiler().calls(grammar).start()
+    for token in ids(text):
+        assert state.n_possible([token]) == 1, text
+        state.accept(token)
+    return state
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("style", get_args(ToolStyle))
+def test_arguments_of_calls_are_read_as_well(style: ToolStyle, required: bool) -> None:
+    begin = {"function": "<function={}>", "json": '{{"name": "{}", "parameters": '}
+    end = {"function": "</function>", "json": "}; "}
+    opening, closing = (what.get(style, what["json"]) for what in (begin, end))
+    first = opening.format("paint") + '{"c": ["red"'
+    other = opening.format("mix") + '{"c": ["red", "red"]}' + closing
+    for text in (first, other + first, first + "]}" + closing + other + first):
+        found = allowed(after_calls(style, text + ', "', required=required))
+        assert {"ro", "blue"} <= found
+        assert "red" not in found
+        whole = allowed(after_calls(style, first + ', "rose", "blue"', required=required))
+        assert whole
+        assert all(token.startswith("]") for token in whole)
+    assert "red" in allowed(after_calls(style, opening.format("mix") + '{"c": ["red", "', required=required))
+    if not required:
+        talk = 'Once: ["red", "red"] and {"name": "Bob", "c": ["red", "red"]}\n'
+        found = allowed(after_calls(style, talk + first + ', "', required=False))
+        assert "blue" in found
+        assert "red" not in found

@@ -15,7 +15,7 @@ python=$build/venv/bin/python
 install() {
   [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$build/venv"
   # The tools that build are in the environment too: one that pip makes anew each time would compile all anew.
-  "$python" -m pip install --quiet --disable-pip-version-check pytest scikit-build-core nanobind cmake ninja
+  "$python" -m pip install --quiet --disable-pip-version-check pytest safetensors scikit-build-core nanobind cmake ninja
   PATH=$build/venv/bin:$PATH "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
     --config-settings=build-dir="$build/objects" --config-settings=cmake.define.PUNA_SANITIZE="$kind" \
     --config-settings=install.strip=false .
@@ -43,7 +43,8 @@ case $kind in
   address)
     install
     run_tests a tests/ops/test_native_ops.py tests/ops/test_native_llama4_ops.py tests/ops/test_image_ops.py tests/ops/test_hadamard.py tests/ops/test_native_contracts.py \
-      tests/runtime/test_local_blocks.py tests/weights/quantize/test_encode.py tests/runtime/test_native_executor.py
+      tests/runtime/test_local_blocks.py tests/runtime/test_native_blocks.py tests/llm/test_adapters.py \
+      tests/weights/quantize/test_encode.py tests/runtime/test_native_executor.py
     sanitized a tests/fuzz/fuzz_gguf.py --n "${CASES:-20000}" --seed "${SEED:-0}" --keep "$build/findings"
     ;;
   thread)

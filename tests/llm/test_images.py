@@ -226,7 +226,7 @@ def test_a_damaged_file_is_one_in_messages_too(llama4: LLM) -> None:
 
 def test_images_count_in_the_context(llama4: LLM) -> None:
     parts = [image(picture(1000, 1000))] * 8
-    with pytest.raises(PromptTooLong, match=r"holds 512; .*; 544 of the tokens are images"):
+    with pytest.raises(PromptTooLong, match=r"holds 512; 544 of the tokens are images"):
         asked(llama4, *parts)
     with pytest.raises(PromptTooLong, match="544 of the tokens are images"):
         asyncio.run(llama4.achat([{"role": "user", "content": parts}]))

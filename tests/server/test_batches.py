@@ -20,12 +20,14 @@ from server.conftest import Running, Start, open_accounts
 from server.test_operations import Slow, until
 from sqlalchemy import update
 
+from puna.core import Request
 from puna.server.batches import runner
 from puna.server.config import ServerConfig
 from puna.server.storage.database import open_database
 from puna.server.storage.tables import batches
 from puna.server.tenants.limits import Limits
 from puna.server.tenants.queries import page
+from puna.server.tiers import FLEX
 
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "cancelled", "expired")
@@ -101,6 +103,29 @@ def test_every_line_has_its_answer(server: Running) -> None:
     assert batch.usage.input_tokens == sum(row.prompt_tokens for row in used)
     assert client.files.retrieve(batch.output_file_id or "").purpose == "batch_output"
     assert client.batches.list(limit=1).data[0].id == batch.id
+
+
+def test_lines_wait_behind_requests_of_people(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run at the priority of the flexible tier, whatever they ask for, and say so."""
+    asked: dict[str, int] = {}
+    submit = server.llm.submit
+
+    def noted(request: Request) -> Any:
+        asked[server.llm.tokenizer.decode(request.prompt)] = request.priority
+        return submit(request)
+
+    monkeypatch.setattr(server.llm, "submit", noted)
+    client = server.openai()
+    url, body = "/v1/completions", {"model": "tiny", "max_tokens": 1}
+    tiers: list[dict[str, Any]] = [{}, {"service_tier": "default"}, {"service_tier": "flex"}]
+    lines = [
+        {"custom_id": f"r{i}", "method": "POST", "url": url, "body": {**body, "prompt": f"line {i}", **tier}}
+        for i, tier in enumerate(tiers)
+    ]
+    batch = ended(client, create(client, lines, url))
+    client.completions.create(**body, prompt="people")
+    assert asked == {"line 0": FLEX, "line 1": FLEX, "line 2": FLEX, "people": 0}
+    assert len(results(client, batch.output_file_id)) == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,19 @@ def form(*parts: tuple[str, bytes], boundary: str = BOUNDARY) -> bytes:
 
 
 def send(
-    running: Running, body: bytes, kind: str = f"multipart/form-data; boundary={BOUNDARY}"
+    running: Running,
+    body: bytes,
+    kind: str = f"multipart/form-data; boundary={BOUNDARY}",
+    *,
+    waits: float = 60,
 ) -> httpx.Response:
-    return httpx.post(f"{running.url}/v1/files", content=body, headers={"content-type": kind}, timeout=60)
+    headers = {"content-type": kind}
+    return httpx.post(f"{running.url}/v1/files", content=body, headers=headers, timeout=waits)
+
+
+FIELDS = (
+    ('form-data; name="purpose"', b"batch"), ('form-data; name="file"; filename="a.jsonl"', b"{}"),
+)  # fmt: skip
 
 
 def folder(running: Running) -> Path:
@@ -67,6 +79,32 @@ def test_a_file_comes_back_as_it_went(server: Running) -> None:
     for ask in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError, match="there is no file"):
             ask(file.id)
+
+
+def test_files_do_not_wait_for_prompts(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of somebody's prompts take their time (templates, pictures, grammars)."""
+    may_go_on, request = threading.Event(), server.llm.chat_request
+    n_held = threading.Semaphore(0)
+
+    def held(*args: Any, **options: Any) -> Any:
+        n_held.release()
+        assert may_go_on.wait(60)
+        return request(*args, **options)
+
+    monkeypatch.setattr(server.llm, "chat_request", held)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    with ThreadPoolExecutor(40) as clients:
+        asked = [clients.submit(server.post, "/v1/chat/completions", body) for _ in range(40)]
+        try:
+            assert n_held.acquire(timeout=20)
+            answer = send(server, form(*FIELDS), waits=20)
+            assert answer.status_code == 200, answer.text
+            with httpx.Client(base_url=server.url, timeout=20) as client:
+                assert client.get("/v1/files").status_code == 200
+                assert client.delete(f"/v1/files/{answer.json()['id']}").status_code == 200
+        finally:
+            may_go_on.set()
+        assert {one.result().status_code for one in asked} == {200}
 
 
 def test_files_are_listed_by_pages(server: Running) -> None:

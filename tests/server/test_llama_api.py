@@ -152,7 +152,7 @@ def test_errors_are_typed(server: Running, start: Start, tmp_path: Any) -> None:
         ours.chat.completions.create(**ASK, extra_body={"max_tokens": 3})
     with pytest.raises(llama_api_client.BadRequestError, match=r"has 6\d\d tokens"):
         ours.chat.completions.create(**{**ASK, "messages": [{"role": "user", "content": "a" * 600}]})
-    with pytest.raises(llama_api_client.NotFoundError, match="no guard model"):
+    with pytest.raises(llama_api_client.NotFoundError, match="moderations need a guard model"):
         ours.moderations.create(messages=[{"role": "user", "content": "Hi"}])
     with pytest.raises(llama_api_client.InternalServerError, match="keeps no uploads"):
         ours.uploads.create(bytes=3, filename="a.png", mime_type="image/png", purpose="attachment")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,53 @@ def test_who_may_take_a_model_out_of_memory(
         assert (listed_by(running, root)["one"]["state"] == "loaded") == (status == 403)
 
 
+ASKED = [
+    ("/api/chat", {"messages": MESSAGES}), ("/api/generate", {"prompt": "a"}), ("/api/embed", {"input": "a"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "asked"), ASKED)
+@pytest.mark.parametrize("keep_alive", [0, "0s"])
+def test_a_model_can_be_let_go_with_a_request(
+    house: tuple[Running, str], path: str, asked: dict[str, Any], keep_alive: Any
+) -> None:
+    running, _ = house
+    body = {"model": "one", "keep_alive": keep_alive, **asked}
+    if path != "/api/embed":
+        body["options"] = {"num_predict": 2}
+    answer = running.post(path, body)
+    assert answer.status_code == 200
+    assert "x-puna-ignored" not in answer.headers
+    until(lambda: listed(running)["one"]["state"] == "unloaded")
+    running.post(path, {**body, "keep_alive": "5m"})
+    assert listed(running)["one"]["state"] == "loaded"
+
+
+def test_a_client_that_vanishes_lets_it_go_too(house: tuple[Running, str]) -> None:
+    running, _ = house
+    body = {"model": "one", "prompt": "a", "keep_alive": 0, "options": {"num_predict": 200}}
+    with httpx.stream("POST", f"{running.url}/api/generate", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+    until(lambda: listed(running)["one"]["state"] == "unloaded")
+
+
+def test_only_an_operator_lets_a_model_go(
+    house: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, root = house
+    say(running, "one")
+    accounts = running.service.accounts
+    monkeypatch.setattr(accounts, "requires_keys", True)
+    secret = accounts.keys.create("let go", "acme")[1]
+    for path, asked in ASKED:
+        body = {"model": "one", "keep_alive": 0, **asked}
+        headers = {"authorization": f"Bearer {secret}"}
+        answer = httpx.post(running.url + path, json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200
+        assert answer.headers["x-puna-ignored"] == "keep_alive"
+    assert listed_by(running, root)["one"]["state"] == "loaded"
+
+
 def test_a_model_in_use_is_not_taken_out_of_memory(house: tuple[Running, str]) -> None:
     running, _ = house
     say(running, "one")
@@ -191,6 +239,26 @@ def test_a_crowd_that_asks_for_both_is_answered(house: tuple[Running, str], expe
         thread.join(60)
     assert answers == {i: expected[("one", "two")[i % 2]] for i in range(16)}
     until(lambda: running.service.n_in_flight == 0)
+
+
+def test_the_end_of_the_drain_tells_those_who_wait_for_a_model(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    loader = LLMLoader(**LOADER)
+    places = [(name, folder / f"{name}.gguf") for name in ("one", "two")]
+    most = max(loader.measure(path)[1] for _, path in places) + 2_000_000
+    models = AdaptedModels(ModelPool(places, loader, Budget(most, 2)))
+    running = start(ServerConfig(port=0, grace=0.2), open_accounts(tmp_path), models=models)
+    use = running.models.hold("one")  # and "two" has to wait
+    assert use is not None
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(running.post, "/v1/chat/completions", {"model": "two", **GREEDY})
+        until(lambda: running.service.n_in_flight == 1)
+        running.service.is_draining = True
+        answer = asked.result()
+    assert answer.status_code == 503, answer.text
+    assert "shut down" in answer.json()["error"]["message"]
+    use.release()
 
 
 def test_adapters_come_and_go_while_the_server_runs(

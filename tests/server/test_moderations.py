@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import exp
 from typing import Any
 
+import llama_api_client
 import openai
 import pytest
 from llm.tiny_llm import write_tiny_llm
@@ -48,7 +49,7 @@ def test_texts_are_judged(judge: Running) -> None:
     assert {result.flagged for result in found.results} == {True, False}
 
 
-def answer(judge: Running, text: str) -> str:
+def answer(judge: Running, text: str | list[dict[str, str]]) -> str:
     """What the model says, greedily, of what a guard may say."""
     pattern = r"[ \n]{0,2}(safe|unsafe\nS([1-9]|1[0-4])(,S([1-9]|1[0-4])){0,13})"
     request = judge.llm.chat_request(text, SamplingParams(temperature=0, max_tokens=200))
@@ -88,6 +89,33 @@ def test_without_a_guard_the_answer_says_what_to_serve(server: Running) -> None:
         server.openai().moderations.create(input="x", model="tiny")
     with pytest.raises(openai.NotFoundError, match="there is no model 'big'"):
         server.openai().moderations.create(input="x", model="big")
+
+
+def test_conversations_of_the_llama_api_are_judged_message_by_message(judge: Running) -> None:
+    """Each as the end of what was said so far: by Meta's own client, against the same prompts by hand."""
+    said = [(("user", "assistant")[i % 2], text) for i, text in enumerate(TEXTS)]
+    messages: Any = [{"role": role, "content": text} for role, text in said]
+    codes = {f"S{i + 1}": slug(name) for i, name in enumerate(guards.S3)}
+    url = f"{judge.url}/llama/v1"
+    with llama_api_client.LlamaAPIClient(base_url=url, api_key="none", max_retries=0) as client:
+        for model in ({}, {"model": "Llama-Guard"}, {"model": "tiny"}):
+            found = client.moderations.create(messages=messages, **model)  # type: ignore[arg-type]
+            assert found.model == "tiny"
+            assert len(found.results) == len(said)
+            for i, result in enumerate(found.results):
+                line = answer(judge, messages[: i + 1])
+                named = [codes[code] for code in line.partition("\n")[2].split(",") if code]
+                assert result.flagged == line.startswith("unsafe")
+                assert sorted(result.flagged_categories) == sorted(set(named))
+        assert {result.flagged for result in found.results} == {True, False}
+        for wrong in ("system", "assistant"):
+            with pytest.raises(llama_api_client.BadRequestError, match=f"must be the user's, found {wrong}"):
+                client.moderations.create(messages=[{"role": wrong, "content": "x"}])  # type: ignore[misc, list-item]
+        with pytest.raises(llama_api_client.BadRequestError, match="with something in them"):
+            client.moderations.create(messages=[{"role": "user", "content": ""}])
+        with pytest.raises(llama_api_client.NotFoundError, match="there is no model 'big'"):
+            client.moderations.create(messages=messages, model="big")
+    assert not judge.service.calls
 
 
 @pytest.mark.parametrize("given", ["", [], ["x", ""], ["x"] * 129, 5])

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llm.tiny_llm import write_tiny_llm
 from server.conftest import Running, Start
 
 from puna.core import BadValue, UnknownOption
+from puna.server.calls import Call
 from puna.server.config import ServerConfig, read_config
 from puna.server.errors import ApiError
 from puna.server.fetch import fetch_image, public_address
@@ -225,6 +227,38 @@ def test_an_answer_that_the_end_of_the_drain_cuts_off_is_an_error(
     assert "shut down" in answers[False].json()["error"]["message"]
     assert '"finish_reason":"stop"' not in answers[True].text
     assert '"error"' in answers[True].text
+
+
+def test_a_prompt_that_the_end_of_the_drain_comes_upon_is_an_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in flight, and nothing of it is in the engine yet that could be cancelled."""
+    server = start(ServerConfig(port=0, grace=0))
+    may_go_on, request, cancel = threading.Event(), server.llm.chat_request, Call.cancel
+    cancelled: list[Call] = []
+
+    def held(*args: Any, **options: Any) -> Any:
+        assert may_go_on.wait(30)
+        return request(*args, **options)
+
+    def noted(call: Call) -> None:
+        cancelled.append(call)
+        cancel(call)
+
+    monkeypatch.setattr(server.llm, "chat_request", held)
+    monkeypatch.setattr(Call, "cancel", noted)
+    with ThreadPoolExecutor(2) as clients:
+        bodies = [{**LONG, "stream": streams} for streams in (True, False)]
+        asked = [clients.submit(server.post, "/v1/chat/completions", body) for body in bodies]
+        until(lambda: len(server.service.calls) == 2)
+        server.service.is_draining = True
+        until(lambda: len(cancelled) == 2)
+        may_go_on.set()
+        for answer in [one.result() for one in asked]:
+            assert answer.status_code == 503, answer.text
+            assert "shut down" in answer.json()["error"]["message"]
+            assert answer.headers["retry-after"]
+    assert not server.service.calls
 
 
 def test_only_loopback_is_served_without_keys(tiny_path: Path, tmp_path: Path) -> None:

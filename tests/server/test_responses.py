@@ -14,11 +14,14 @@ import pytest
 from llm.tiny_vision import LLAMA4, TEMPLATE, TOKENS, let_see, png
 from pydantic import BaseModel
 from server.conftest import Running, Start, open_accounts
+from server.structured.scripted import Script
 
+from puna.core import Request
 from puna.server.config import ServerConfig
 from puna.server.storage import responses
 from puna.server.storage.responses import Stored
 from puna.server.tenants.queries import page
+from puna.server.tiers import FLEX
 
 ASK: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_output_tokens": 8}
 ENDED: Any = {"format": {"type": "json_schema", "name": "kind", "schema": {"enum": ["llama", "alpaca"]}}}
@@ -66,6 +69,39 @@ def test_a_response_is_what_chat_says(server: Running) -> None:
     assert client.responses.retrieve(found.id) == found
     count = client.responses.input_tokens.count(model="tiny", instructions="Be short.", input="Hello")
     assert count.input_tokens == chat.usage.prompt_tokens
+
+
+def test_a_response_is_served_in_the_tier_that_it_asks_for(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    submit = server.llm.submit
+
+    def noted(request: Request) -> Any:
+        asked.append(request.priority)
+        return submit(request)
+
+    monkeypatch.setattr(server.llm, "submit", noted)
+    client = server.openai()
+    told = [
+        client.responses.create(model="tiny", input="a", max_output_tokens=1, service_tier=tier).service_tier
+        for tier in ("auto", "flex")
+    ]
+    assert (told, asked) == (["default", "flex"], [0, FLEX])
+    with pytest.raises(openai.PermissionDeniedError, match="service_tier priority needs a key"):
+        client.responses.create(model="tiny", input="a", service_tier="priority")
+
+
+def test_without_parallel_calls_there_is_one(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = '{"name": "f", "parameters": {}}'
+    tool: Any = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+    script = Script(server, monkeypatch)
+    for parallel, n in ((True, 2), (False, 1)):
+        script.say(f"{call}; {call}")
+        told = server.openai().responses.create(
+            model="tiny", input="a", tools=[tool], parallel_tool_calls=parallel
+        )
+        assert [item.type for item in told.output] == ["function_call"] * n
 
 
 def test_events_come_in_order_and_add_up(server: Running) -> None:

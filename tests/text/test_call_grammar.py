@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from text.vocabularies import smollm2
 
 from puna.core import BadInput, BadValue
-from puna.text.call_grammar import call_grammar, call_style
+from puna.text.call_grammar import CallGrammar, call_grammar, call_style
 from puna.text.formats.base import ToolStyle
 from puna.text.tokenizer import Tokenizer
 from puna.text.tools import parse_tool_calls
@@ -56,9 +56,9 @@ def vocabulary() -> LLTokenizer:
     return LLTokenizer(TokenizerWrapper(Bytes()))
 
 
-def said(grammar: str, seed: int, limit: int = 3000) -> str:
+def said(grammar: CallGrammar, seed: int, limit: int = 3000) -> str:
     """A random text of the grammar, leaning to close what is open."""
-    matcher, rng, text = LLMatcher(vocabulary(), grammar, log_level=0), random.Random(seed), bytearray()
+    matcher, rng, text = LLMatcher(vocabulary(), grammar.text, log_level=0), random.Random(seed), bytearray()
     assert not matcher.is_error(), matcher.get_error()
     while not matcher.is_stopped():
         bits = matcher.compute_bitmask()
@@ -154,10 +154,10 @@ CALLS = {
 STRICT = {"function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
 
 
-def fits(grammar: str | None, text: str) -> bool:
+def fits(grammar: CallGrammar | None, text: str) -> bool:
     """Whether the grammar allows all of a text as a whole answer."""
     assert grammar is not None
-    matcher = LLMatcher(vocabulary(), grammar, log_level=0)
+    matcher = LLMatcher(vocabulary(), grammar.text, log_level=0)
     return matcher.try_consume_tokens(list(text.encode())) == len(text.encode()) and matcher.is_accepting()
 
 

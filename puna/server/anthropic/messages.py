@@ -8,12 +8,11 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.core import SamplingParams
 from puna.server.anthropic.errors import body_of
 from puna.server.anthropic.events import PING, events, message
 from puna.server.anthropic.fields import FromAssistant, MessagesRequest, OneTool, Prompt, Tool
 from puna.server.anthropic.turns import turns_of
-from puna.server.chats import Chat, ToolUse, begin_chat, n_prompt_tokens
+from puna.server.chats import Chat, ToolUse, begin_chat, n_prompt_tokens, unchanged
 from puna.server.openai.fields import ignored
 from puna.server.replies import reply
 from puna.server.service import Service
@@ -55,16 +54,12 @@ def _chat(body: Prompt) -> Chat:
     return Chat(
         body.model,
         turns,
-        body.sampling if isinstance(body, MessagesRequest) else _as_it_is,
+        body.sampling if isinstance(body, MessagesRequest) else unchanged,
         _use(body),
         form=None if schema is None else lambda model: compiled(model, "json_schema", schema),
         continues=is_begun,
         ends_with_context=True,
     )
-
-
-def _as_it_is(defaults: SamplingParams) -> SamplingParams:
-    return defaults
 
 
 def _use(body: Prompt) -> ToolUse:

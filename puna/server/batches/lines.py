@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from puna.server.storage.plain import open_plain
 from puna.server.strict import loads
 
 MOST_LINES = 50_000
@@ -46,7 +47,7 @@ class BadLine(Exception):
 def raw_lines(path: Path, most_bytes: int) -> Generator[tuple[int, bytes], None, None]:
     """The lines that are not empty, with their numbers. A longer one than `most_bytes` comes cut, by a byte
     too long, so that `parsed` refuses it. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         number = 0
         while line := file.readline(most_bytes + 1):
             number += 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray import serve
+from ray._private import services
 from ray.serve.config import AutoscalingConfig, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -24,9 +24,7 @@ from puna.server.logs import event
 
 APP = "puna"
 _LOCK = "puna-front"
-# Ray takes 127.0.0.1 for a mistake and the address of a network in its place; macOS has no other, there it
-# stays on loopback by itself
-_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+_LOOPBACK = "127.0.0.1"
 
 
 class _Lock:
@@ -70,8 +68,23 @@ def _join(cluster: ClusterConfig) -> bool:
         if cluster.ray_address:
             raise BadInput(f"the Ray cluster at {cluster.ray_address} cannot be joined: {reason}") from error
     event("ray_started", text=f"Starting a Ray cluster on this machine: there is none to join ({reason})")
-    ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **shared)
+    start_here(**shared)
     return True
+
+
+def start_here(**options: Any) -> None:
+    """Start a cluster that nobody outside of this machine reaches.
+
+    Whoever reaches the ports of one can run programs on it. With any other address than 127.0.0.1 all of
+    them are open on every address of the machine; and that one Ray takes for a mistake and the address of a
+    network in its place, unless it is kept from doing so.
+    """
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **options)
+    finally:
+        services.resolve_ip_for_localhost = resolve
 
 
 def _lock() -> Any:

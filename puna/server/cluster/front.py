@@ -61,6 +61,11 @@ class Front:
     def n_in_flight(self) -> int:
         return len(self.calls)
 
+    def cut_off(self) -> None:
+        """Whatever is in flight ends now."""
+        for call in list(self.calls):
+            call.cancel()
+
     @property
     def requires_keys(self) -> bool:
         return self.config.require_keys or not self.config.is_loopback

@@ -1,4 +1,4 @@
-"""/llama/v1/chat/completions, /models, and what there is no answer to here: /moderations and /uploads."""
+"""/llama/v1/chat/completions, /moderations, /models, and what there is no answer to here: /uploads."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.server.chats import Chat, begin_chat
-from puna.server.errors import ApiError, not_found
+from puna.server.errors import ApiError
+from puna.server.images import resolved, uploaded
 from puna.server.llama_api.fields import ChatRequest, Moderation, Upload
-from puna.server.llama_api.wire import completion, events
+from puna.server.llama_api.wire import completion, events, moderation
+from puna.server.moderation import judged
 from puna.server.openai.fields import ignored
 from puna.server.openai.messages import as_text_reads, use_of
 from puna.server.openai.models import find, listed
-from puna.server.replies import reply
+from puna.server.replies import dumps, reply
 from puna.server.service import Service
 from puna.server.strict import Route
 
 PREFIX = "/llama/v1"
+_ANY_GUARD = ("Llama-Guard",)  # the client's default
 
 
 def routes(service: Service) -> APIRouter:
@@ -60,12 +63,23 @@ def routes(service: Service) -> APIRouter:
         return listed(find(service.models.cards(), name))
 
     @router.post("/moderations", response_model=None)
-    async def moderations(body: Moderation, http: HttpRequest) -> NoReturn:
-        """Not served: no guard model can be asked through this API."""
-        service.authenticate(http)
-        raise not_found(
-            "this server has no guard model to judge messages by; ask another one", "model", "model_not_found"
+    async def moderations(body: Moderation, http: HttpRequest) -> Response:
+        """Say which messages of a conversation are unsafe, each as the answer to those before it."""
+        files = uploaded(service.files, service.authenticate(http).tenant)
+        read = await resolved(
+            service.config.image_host, [as_text_reads(turn) for turn in body.messages], files
         )
+        turns = [(turn["role"], turn["content"]) for turn in read]
+        found = await judged(
+            service,
+            http,
+            "llama/moderations",
+            body.model,
+            [turns[: i + 1] for i in range(len(turns))],
+            any_guard=_ANY_GUARD,
+            param="messages",
+        )
+        return Response(dumps(moderation(found)), 200, found.call.headers, "application/json")
 
     @router.post("/uploads", response_model=None)
     async def uploads(body: Upload, http: HttpRequest) -> NoReturn:

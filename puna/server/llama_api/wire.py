@@ -12,6 +12,7 @@ from typing import Any
 from puna.server.calls import Call
 from puna.server.errors import ApiError, body_of
 from puna.server.generation import Whole
+from puna.server.moderation import Judged
 from puna.server.openai.wire import tool_call
 from puna.server.replies import dumps
 
@@ -47,6 +48,13 @@ async def events(call: Call) -> AsyncIterator[bytes]:
                 yield _event(call, "metrics", _text(""), metrics=_metrics(call))
     except ApiError as error:
         yield b"event: error\ndata: " + dumps(body_of(error)) + b"\n\n"
+
+
+def moderation(found: Judged) -> dict[str, Any]:
+    """A result for each message, with the guard's own names of categories."""
+    named = [[found.guard.categories[code] for code in made.codes] for made in found.verdicts]
+    results = [{"flagged": bool(names), "flagged_categories": names} for names in named]
+    return {"model": found.call.model, "results": results}
 
 
 def _text(text: str) -> dict[str, Any]:

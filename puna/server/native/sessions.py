@@ -23,6 +23,7 @@ from puna.server.openai.fields import Body
 from puna.server.openai.messages import Tool, Turn, as_text_reads, definition
 from puna.server.served import ServedModel
 from puna.server.service import Service
+from puna.server.storage.plain import is_plain
 from puna.server.strict import Route
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -52,7 +53,7 @@ def routes(service: Service) -> APIRouter:
         """The sessions that can be restored."""
         service.authenticate(http, "admin")
         files = sorted(_folder(service).glob(f"*{_SUFFIX}"))
-        found = [(path.name.removesuffix(_SUFFIX), path.stat()) for path in files if path.is_file()]
+        found = [(path.name.removesuffix(_SUFFIX), path.lstat()) for path in files if is_plain(path)]
         rows = [{"name": name, "bytes": at.st_size, "saved": int(at.st_mtime)} for name, at in found]
         return {"data": [row for row in rows if _NAME.fullmatch(str(row["name"]))]}
 
@@ -81,7 +82,7 @@ def routes(service: Service) -> APIRouter:
         """Put a session back into the cache of its model."""
         salt = _salt(service, http, body)
         path = _path(service, body.name)
-        if not path.is_file():
+        if not is_plain(path):
             raise not_found(f"there is no session {body.name!r}; GET /admin/sessions lists them", "name")
         most = service.config.max_session_mb * _MB
         found = await _with_model(

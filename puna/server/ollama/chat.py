@@ -11,9 +11,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.server.calls import Call, Choices
+from puna.server.chats import as_templates_know
 from puna.server.generation import Piece, Whole
 from puna.server.ollama import wire
-from puna.server.ollama.fields import Asked, picture
+from puna.server.ollama.fields import Asked, is_let_go, picture
 from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
 from puna.server.served import ServedModel
@@ -59,12 +60,7 @@ class ChatRequest(Asked):
     @property
     def definitions(self) -> list[Mapping[str, Any]] | None:
         """The tools as chat templates know them."""
-        if not self.tools:
-            return None
-        plain = [tool.function.model_dump(exclude_none=True) for tool in self.tools]
-        return [
-            {"type": "function", "function": {"description": "", "parameters": {}, **one}} for one in plain
-        ]
+        return [as_templates_know(tool.model_dump(exclude_none=True)) for tool in self.tools or ()] or None
 
 
 def routes(service: Service) -> APIRouter:
@@ -77,7 +73,10 @@ def routes(service: Service) -> APIRouter:
         if not body.messages:
             found = await loaded(service, http, body)
             message = {"role": "assistant", "content": ""}
-            return JSONResponse({**found, "message": message}, headers=wire.ignored(await http.json()))
+            return JSONResponse(
+                {**found, "message": message},
+                headers=wire.ignored(await http.json(), is_obeyed=is_let_go(body.keep_alive)),
+            )
         call = await _begin(service, body, http)
         said = _Said(body, call)
         return await wire.answer(service, call, body, http, said.message, said.message)

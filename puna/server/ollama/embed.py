@@ -55,7 +55,7 @@ def routes(service: Service) -> APIRouter:
             "embeddings": [normalized(row).tolist() for row in rows],
             **{name: measured[name] for name in ("total_duration", "load_duration", "prompt_eval_count")},
         }
-        return await _answer(call, http, found)
+        return await _answer(service, call, body, http, found)
 
     @router.post("/api/embeddings", response_model=None)
     async def embeddings(body: EmbeddingsRequest, http: HttpRequest) -> Response:
@@ -63,11 +63,14 @@ def routes(service: Service) -> APIRouter:
         call, (row,) = await embedded(
             service, http, "api/embeddings", body.name, [body.prompt], param="prompt"
         )
-        return await _answer(call, http, {"embedding": row.tolist()})
+        return await _answer(service, call, body, http, {"embedding": row.tolist()})
 
     return router
 
 
-async def _answer(call: Call, http: HttpRequest, found: dict[str, Any]) -> Response:
-    headers = {**call.headers, **wire.ignored(await http.json())}
+async def _answer(
+    service: Service, call: Call, body: _Embedding, http: HttpRequest, found: dict[str, Any]
+) -> Response:
+    is_obeyed = wire.let_go(service, call, http, body.keep_alive)
+    headers = {**call.headers, **wire.ignored(await http.json(), is_obeyed=is_obeyed)}
     return Response(dumps(found), 200, headers, "application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
@@ -114,6 +115,11 @@ class Options(Body):
         return None if all(value is None for value in penalties) else _WINDOW
 
 
+def is_let_go(keep_alive: KeepAlive | None) -> bool:
+    """Whether the model is to leave the memory; any other time leaves it to the server."""
+    return keep_alive is not None and re.fullmatch(r"-?(0+(\.0+)?[a-zµ]*)+", str(keep_alive)) is not None
+
+
 class Named(Body):
     """A request that names a model; the tag "latest" is the name without one."""
 
@@ -130,7 +136,7 @@ class Asked(Named):
     harmless: ClassVar[tuple[str, ...]] = ("truncate", "shift")  # nothing is ever cut or shifted out
 
     stream: bool = True
-    keep_alive: KeepAlive | None = None  # models stay where they are
+    keep_alive: KeepAlive | None = None  # see is_let_go
     format: Format | None = None
     options: Options | None = None
     think: Think | None = None

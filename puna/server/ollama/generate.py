@@ -15,7 +15,7 @@ from puna.server.errors import bad
 from puna.server.generation import Piece, Whole
 from puna.server.infill import infill
 from puna.server.ollama import wire
-from puna.server.ollama.fields import Asked, picture
+from puna.server.ollama.fields import Asked, is_let_go, picture
 from puna.server.ollama.models import loaded
 from puna.server.served import ServedModel
 from puna.server.service import Service
@@ -85,7 +85,10 @@ def routes(service: Service) -> APIRouter:
         body.check()
         if not (body.prompt or body.suffix or body.images):
             found = await loaded(service, http, body)
-            return JSONResponse({**found, "response": ""}, headers=wire.ignored(await http.json()))
+            return JSONResponse(
+                {**found, "response": ""},
+                headers=wire.ignored(await http.json(), is_obeyed=is_let_go(body.keep_alive)),
+            )
         call = await _begin(service, body, http)
         return await wire.answer(
             service,

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from puna.core import PunaError
 from puna.server.errors import ApiError, from_puna
 from puna.server.ollama import wire
-from puna.server.ollama.fields import Asked, Named
+from puna.server.ollama.fields import Asked, Named, is_let_go
 from puna.server.served import ModelCard, ModelFacts
 from puna.server.service import Service
 
@@ -105,7 +105,7 @@ async def loaded(service: Service, http: HttpRequest, body: Asked) -> dict[str, 
     """
     account = service.authenticate(http)
     account.check_model(body.name)
-    unloads = str(body.keep_alive) in ("0", "0.0", "0s")
+    unloads = is_let_go(body.keep_alive)
     if unloads:
         await _unload(service, http, body.name)
     else:

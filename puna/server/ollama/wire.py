@@ -14,7 +14,7 @@ from puna.core import TokenLogprob
 from puna.server.calls import Call
 from puna.server.errors import ApiError
 from puna.server.generation import Piece, Whole
-from puna.server.ollama.fields import OFF, Asked, Options
+from puna.server.ollama.fields import OFF, Asked, KeepAlive, Options, is_let_go
 from puna.server.openai.wire import finite, token_text
 from puna.server.replies import dumps
 from puna.server.service import Service
@@ -99,10 +99,26 @@ def tool_call(call: ToolCall, index: int) -> dict[str, Any]:
     return {"function": function}
 
 
-def ignored(raw: Mapping[str, Any]) -> dict[str, str]:
-    """The header that names what a request said and did nothing, as the fields say which those are."""
+def let_go(service: Service, call: Call, http: HttpRequest, keep_alive: KeepAlive | None) -> bool:
+    """Unload the model after the call, where the request says so and whoever sent it may."""
+    if not is_let_go(keep_alive):
+        return False
+    try:
+        service.check_operator(http)
+    except ApiError:
+        return False
+    service.models.let_go(call.model)
+    return True
+
+
+def ignored(raw: Mapping[str, Any], *, is_obeyed: bool = False) -> dict[str, str]:
+    """The header that names what a request said and did nothing, as the fields say which those are;
+    `is_obeyed` is of keep_alive.
+    """
     options = raw.get("options") or {}
     names = [name for name in (*Asked.harmless, "keep_alive") if raw.get(name) is not None]
+    if is_obeyed:
+        names.remove("keep_alive")
     names += [f"options.{name}" for name in (*Options.harmless, *OFF) if options.get(name) is not None]
     return {"x-puna-ignored": ", ".join(sorted(names))} if names else {}
 
@@ -118,7 +134,8 @@ async def answer(
 ) -> Response:
     """Lines as the answer comes, or one object. `of_piece` and `of_whole` write what is said, `last` what an
     answer has at its end beside its measures."""
-    headers = {**call.headers, **ignored(await http.json())}
+    is_obeyed = let_go(service, call, http, body.keep_alive)
+    headers = {**call.headers, **ignored(await http.json(), is_obeyed=is_obeyed)}
     if not body.stream:
         (whole,) = await call.answers(http)
         found = {**head(call), **of_whole(whole), **done(call, whole.finish), **last()}

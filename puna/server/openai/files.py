@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request as HttpRequest
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from puna.core import PunaError
-from puna.server.errors import ApiError, bad, from_puna, not_found
+from puna.server.errors import ApiError, bad, content_lost, from_puna, not_found
 from puna.server.openai.lists import Order, listed
 from puna.server.openai.uploads import receive
 from puna.server.service import Service
@@ -20,6 +22,7 @@ from puna.server.storage.files import StoredFile
 from puna.server.strict import Route
 
 PURPOSES = ("batch", "vision", "user_data")
+_PIECE = 256 << 10  # bytes of a content that are read at a time
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _BODY = {
     "required": True,
@@ -100,13 +103,18 @@ def _add_stored(router: APIRouter, service: Service) -> None:
     async def content(id: str, http: HttpRequest) -> Response:
         """The bytes of a file."""
         file = await _find(service, http, id)
-        path = files.path(file.id)
-        if not await asyncio.to_thread(path.is_file):
-            raise ApiError(500, f"the content of {id} is not on this server's disk", kind="server_error")
-        headers = {"x-content-type-options": "nosniff"}
-        return FileResponse(
-            path, headers=headers, media_type="application/octet-stream", filename=file.filename
-        )
+        try:
+            found = await asyncio.to_thread(files.open, file.id)
+        except OSError:
+            raise content_lost(id) from None
+        name = quote(file.filename)
+        named = f'filename="{name}"' if name == file.filename else f"filename*=utf-8''{name}"
+        headers = {
+            "content-length": str(os.fstat(found.fileno()).st_size),
+            "content-disposition": f"attachment; {named}",
+            "x-content-type-options": "nosniff",
+        }
+        return StreamingResponse(_pieces(found), headers=headers, media_type="application/octet-stream")
 
     @router.delete("/v1/files/{id}")
     async def delete(id: str, http: HttpRequest) -> dict[str, Any]:
@@ -115,6 +123,12 @@ def _add_stored(router: APIRouter, service: Service) -> None:
         if not await asyncio.to_thread(files.remove, tenant, id):
             raise _missing(id)
         return {"id": id, "object": "file", "deleted": True}
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 async def _find(service: Service, http: HttpRequest, id: str) -> StoredFile:

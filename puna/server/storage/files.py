@@ -1,7 +1,7 @@
 """Files of tenants: rows in the database, contents in one folder under ids of ours.
 
 A client's name for a file is never part of a path; a path is made only from the id in a row that the tenant
-owns. A content is whole and on the disk before its row is there.
+owns. A content is whole and on the disk before its row is there. Links in the folder are never followed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 from puna.core import BadInput, DiskFull, WorkFailed
 from puna.server.storage.database import Database
 from puna.server.storage.pages import page
+from puna.server.storage.plain import open_plain
 from puna.server.storage.tables import batches, files
 
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")  # of batches
@@ -99,11 +101,18 @@ class Files:
         """Where the content of a row's id lies."""
         return self._folder / id
 
+    def open(self, id: str) -> BinaryIO:
+        """The content of a row's id. Raises OSError where it is not there, or is a link."""
+        return open_plain(self.path(id))
+
     def open_part(self, id: str, *, is_ours: bool = False) -> BinaryIO:
         """Where a content is written before it is whole. Raises DiskFull and WorkFailed."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return open(self._folder / f"{id}.part", "wb" if is_ours else "xb")
+            part = self._folder / f"{id}.part"
+            if is_ours:
+                part.unlink(missing_ok=True)
+            return open(part, "xb")
         except OSError as error:
             raise disk_error(self._folder, error) from error
 
@@ -190,9 +199,11 @@ class Files:
         with self._database.read() as connection:
             known = set(connection.execute(select(files.c.id)).scalars())
         for path in self._folder.iterdir():
-            is_old = path.stat().st_mtime < now.timestamp() - _ORPHAN_S
-            if path.name.startswith("file-") and path.name not in known and is_old:
-                path.unlink(missing_ok=True)
+            if not path.name.startswith("file-") or path.name in known:
+                continue
+            with suppress(OSError):  # it has gone meanwhile, or is none of ours
+                if path.lstat().st_mtime < now.timestamp() - _ORPHAN_S:
+                    path.unlink()
 
 
 class Upload:

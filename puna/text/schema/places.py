@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 _MOST_TEXTS = 512  # items of which a list may be made up
 _DEEPEST = 8
@@ -52,7 +53,7 @@ class Places:
                 pending += node.get(key, ())
 
     def target(self, reference: str) -> Any:
-        return self._root if reference == "#" else self._root["$defs"][reference.rpartition("/")[2]]
+        return self._root if reference == "#" else self._root["$defs"][unquote(reference.rpartition("/")[2])]
 
     def texts(self, node: Any, depth: int = 0) -> list[str] | None:
         """All values that a schema allows, as JSON has them; None where they are not a few that it lists."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -157,6 +159,27 @@ def test_a_client_that_leaves_is_cancelled_and_counted(served: Served, ledger: s
         next(answer.iter_bytes())
     row = eventually(lambda: rows(ledger).get(id), "the call is not in the ledger")
     assert row.status == "cancelled"
+
+
+def test_a_cluster_of_its_own_is_reached_from_this_machine_only() -> None:
+    done = subprocess.run([sys.executable, "-c", _OWN], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    addresses = done.stdout.split()
+    assert len(addresses) > 5
+    assert all(ip_address(found.removeprefix("::ffff:")).is_loopback for found in addresses), addresses
+
+
+# Which addresses the processes of a cluster listen on that is started where there is none to join.
+_OWN = """
+import ray, psutil  # which Ray brings
+from puna.server.cluster import deploy
+deploy.start_here(num_cpus=1, object_store_memory=100 << 20, log_to_driver=False)
+assert ray.get(ray.remote(lambda: 1).remote()) == 1
+own = psutil.Process()
+for process in (own, *own.children(recursive=True)):
+    print(*(c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"))
+ray.shutdown()
+"""
 
 
 def test_a_second_front_is_refused(served: Served, model: Path, cluster: str, ledger: str) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from puna.core import Request, SamplingParams
 from puna.server.errors import bad, not_found
-from puna.server.images import resolved, uploaded
 from puna.server.openai.responses.items import (
     Item,
     check_results,
@@ -19,7 +16,6 @@ from puna.server.openai.responses.items import (
     turns,
 )
 from puna.server.openai.responses.request import Context
-from puna.server.served import ServedModel
 from puna.server.service import Service
 from puna.server.storage import conversations, responses
 from puna.server.tenants.accounts import Account
@@ -28,11 +24,7 @@ from puna.server.tenants.accounts import Account
 @dataclass(frozen=True, slots=True)
 class Reading:
     given: list[Item]  # by this request
-    turns: list[Mapping[str, Any]]  # all of it, as chat templates read it
-
-    def request(self, body: Context, model: ServedModel, params: SamplingParams) -> Request:
-        tools = [tool.definition() for tool in body.usable_tools] or None
-        return model.chat_request(self.turns, params, tools=tools)
+    turns: list[dict[str, Any]]  # all of it, as chat templates read it
 
 
 async def read(service: Service, account: Account, body: Context) -> Reading:
@@ -50,8 +42,7 @@ async def read(service: Service, account: Account, body: Context) -> Reading:
     plain = turns(body.instructions, items)
     if not items:
         raise bad("input", "input must have at least one item, found none")
-    files = uploaded(service.files, account.tenant)
-    return Reading(given, await resolved(service.config.image_host, plain, files, where="input"))
+    return Reading(given, plain)
 
 
 async def _before(service: Service, tenant: str, body: Context) -> list[Item]:

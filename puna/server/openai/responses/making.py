@@ -10,14 +10,14 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from puna.core import PunaError, Request
+from puna.core import PunaError
 from puna.server.calls import Call
+from puna.server.chats import begin_chat
 from puna.server.errors import ApiError, from_puna
 from puna.server.generation import Finish
 from puna.server.openai.responses.context import Reading, read
 from puna.server.openai.responses.events import Event, Writer
 from puna.server.openai.responses.request import ResponseRequest
-from puna.server.served import ServedModel
 from puna.server.service import Service
 from puna.server.storage import conversations, responses
 
@@ -128,25 +128,8 @@ async def begin(service: Service, body: ResponseRequest, http: HttpRequest) -> M
     account = service.authenticate(http)
     reading = await read(service, account, body)
 
-    def make(model: ServedModel) -> list[list[Request]]:
-        grammar = body.grammar(model)
-        made = reading.request(body, model, body.sampling(model.default_params))
-        if grammar is not None:
-            made.grammar = grammar.start()
-        return [[made]]
-
-    tools = [tool.definition() for tool in body.usable_tools] or None
     try:
-        call = await service.begin(
-            http,
-            "responses",
-            body.model,
-            make,
-            is_slow=True,
-            tools=tools,
-            param="input",
-            cache_salt=body.cache_salt,
-        )
+        call = await begin_chat(service, http, "responses", body.chat(reading.turns))
     except ApiError as error:
         if error.param == "max_tokens":
             error.param = "max_output_tokens"
@@ -189,7 +172,7 @@ def head(call: Call, body: ResponseRequest) -> dict[str, Any]:
         "prompt_cache_key": None,
         "reasoning": {"effort": None, "summary": None},
         "safety_identifier": None,
-        "service_tier": "default",
+        "service_tier": call.tier,
         "store": body.store is not False,
         "temperature": params.temperature,
         "top_p": params.top_p,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Query
@@ -10,11 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from puna.core import SamplingParams
 from puna.engine.grammar import Grammar
+from puna.server.chats import Chat, ToolUse, Turns
 from puna.server.openai.fields import Body, Sampler
 from puna.server.openai.formats import JsonObject, PlainText, Schema
 from puna.server.openai.responses.items import InputItem
 from puna.server.served import ServedModel
-from puna.server.structured import calls_only, compiled
+from puna.server.structured import compiled
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -40,11 +42,6 @@ class FunctionTool(Body):
         """As the chat API and text.call_grammar write it."""
         function = self.model_dump(exclude={"type"}, exclude_none=True)
         return {"type": "function", "function": function}
-
-    def definition(self) -> dict[str, Any]:
-        """As chat templates know it."""
-        function = self.model_dump(exclude={"type", "strict"}, exclude_none=True)
-        return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
 
 
 class NamedTool(Body):
@@ -151,22 +148,19 @@ class Context(Body):
             return [tool for tool in tools if tool.name in allowed]
         return tools
 
-    def grammar(self, model: ServedModel) -> Grammar | None:
-        """What the answer is held to. Raises BadValue and Unsupported."""
-        tools, choice = self.usable_tools, self.tool_choice
-        if tools:
-            is_any_required = isinstance(choice, AllowedTools) and choice.mode == "required"
-            calls = calls_only(
-                model,
-                [tool.as_chat() for tool in tools],
-                required=choice == "required" or isinstance(choice, NamedTool) or is_any_required,
-                named=choice.name if isinstance(choice, NamedTool) else None,
-                parallel=self.parallel_tool_calls is not False,
-            )
-            if calls is not None:
-                return calls
+    def chat(self, turns: Turns) -> Chat:
+        """As all APIs have it; `turns` are those of the input and of what it continues."""
+        choice = self.tool_choice
+        is_any_required = isinstance(choice, AllowedTools) and choice.mode == "required"
+        use = ToolUse(
+            [tool.as_chat() for tool in self.usable_tools],
+            required=choice == "required" or isinstance(choice, NamedTool) or is_any_required,
+            named=choice.name if isinstance(choice, NamedTool) else None,
+            parallel=self.parallel_tool_calls is not False,
+        )
         held = self.text.format if self.text else None
-        return None if held is None else held.grammar_for(model)
+        form = None if held is None else held.grammar_for
+        return Chat(self.model, turns, use=use, form=form, param="input")
 
 
 class CountRequest(Context):
@@ -206,6 +200,10 @@ class ResponseRequest(Context, Sampler):
     @property
     def wants_logprobs(self) -> bool:
         return "message.output_text.logprobs" in (self.include or ())
+
+    def chat(self, turns: Turns) -> Chat:
+        chat = super().chat(turns)
+        return replace(chat, sampling=self.sampling, tier=self.service_tier, cache_salt=self.cache_salt)
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         top = (self.top_logprobs or 0) if self.wants_logprobs else None

@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from puna.core import PunaError
+from puna.server.chats import n_prompt_tokens
 from puna.server.errors import ApiError, bad, from_puna, not_found
 from puna.server.openai.fields import ignored
 from puna.server.openai.lists import Limit, Order, listed
@@ -50,16 +51,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/responses/input_tokens", response_model=None)
     async def input_tokens(body: CountRequest, http: HttpRequest) -> Response:
         """The tokens of a response's prompt."""
-        account = service.authenticate(http)
-        account.check_model(body.model)
-        reading = await read(service, account, body)
-        try:
-            with await service.use(http, body.model) as model:
-                params = model.default_params
-                request = await asyncio.to_thread(reading.request, body, model, params)
-        except PunaError as error:
-            raise from_puna(error, "input") from None
-        found = {"object": "response.input_tokens", "input_tokens": len(request.prompt)}
+        reading = await read(service, service.authenticate(http), body)
+        n_tokens = await n_prompt_tokens(service, http, body.chat(reading.turns))
+        found = {"object": "response.input_tokens", "input_tokens": n_tokens}
         return _json(found, ignored(body, await http.json()))
 
     @router.post("/v1/responses/compact", include_in_schema=False)

@@ -1,0 +1,108 @@
+"""Moderation in no API's words: conversations that a guard model judges, each by its last message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from starlette.requests import Request as HttpRequest
+
+from puna.core import PunaError, SamplingParams
+from puna.safety.guard import Guard, Turn, Verdict, guard_of, is_guard, verdict
+from puna.server.calls import Call, Choices
+from puna.server.errors import ApiError, bad, from_results, not_found
+from puna.server.served import ServedModel
+from puna.server.service import Service
+from puna.server.structured import compiled
+
+_MOST = 128  # conversations of one request
+_LONGEST = 200  # tokens of an answer: all codes there are
+
+_guards: WeakKeyDictionary[ServedModel, Guard] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    call: Call
+    guard: Guard
+    verdicts: Sequence[Verdict]  # of the conversations in their order
+
+
+async def judged(
+    service: Service,
+    http: HttpRequest,
+    endpoint: str,
+    model: str | None,
+    conversations: Sequence[Sequence[Turn]],
+    *,
+    any_guard: Sequence[str],
+    param: str,
+) -> Judged:
+    """What a guard says of each conversation; `any_guard` are beginnings of names that ask for any there is.
+
+    Raises ApiError.
+    """
+    is_said = all(turns and all(content for _, content in turns) for turns in conversations)
+    if not conversations or not is_said or len(conversations) > _MOST:
+        n = len(conversations)
+        raise bad(param, f"{param} must be 1 to {_MOST} texts with something in them, got {n}")
+
+    def make(served: ServedModel) -> list[Choices]:
+        return [_requests(served, turns) for turns in conversations]
+
+    name = await _guard_name(service, model, tuple(any_guard))
+    call = await service.begin(http, endpoint, name, make, is_slow=True, param=param)
+    guard = _guard(call.served)
+    answers = await call.answers(http)
+    try:
+        return Judged(call, guard, [verdict(guard, answer.text, answer.logprobs) for answer in answers])
+    except PunaError as error:
+        raise from_results(error) from None
+
+
+async def _guard_name(service: Service, asked: str | None, any_guard: tuple[str, ...]) -> str:
+    """The model that is asked for, or the first that is a guard. Raises ApiError."""
+    names = [card.name for card in service.models.cards()]
+    if asked is not None and (asked in names or not asked.startswith(any_guard)):
+        if asked not in names or is_guard((await service.models.facts(asked)).template):
+            return asked
+        raise not_found(
+            f"{asked} is no guard model, its chat template has no categories; ask a Llama Guard, such as "
+            "llama-guard-3-8b",
+            "model",
+            "model_not_found",
+        )
+    for name in names:
+        with suppress(PunaError):  # what cannot be read is none
+            if is_guard((await service.models.facts(name)).template):
+                return name
+    raise not_found(
+        "moderations need a guard model, this server has none; serve one with its chat template, such as "
+        "llama-guard-3-8b, beside the others",
+        "model",
+        "model_not_found",
+    )
+
+
+def _guard(model: ServedModel) -> Guard:
+    """Raises BadInput for a template that cannot be used."""
+    found = _guards.get(model)
+    if found is None:
+        made = guard_of(model.tokenizer)
+        if made is None:
+            raise ApiError(404, "the model is no guard", param="model", code="model_not_found")
+        found = _guards.setdefault(model, made)
+    return found
+
+
+def _requests(model: ServedModel, turns: Sequence[Turn]) -> Choices:
+    guard = _guard(model)
+    ids = tuple(sorted(guard.safe_ids | guard.unsafe_ids))
+    params = SamplingParams(temperature=0, max_tokens=_LONGEST, logprobs=0, logprob_ids=ids)
+    messages: list[dict[str, Any]] = guard.conversation(turns)
+    request = model.chat_request(messages, params)
+    request.grammar = compiled(model, "regex", guard.pattern).start()
+    return [request]
