@@ -93,7 +93,7 @@ def _has_item(key: str, value: str | None) -> Callable[[Asked, re.Match[str]], b
 
 REFUSALS = (
     Refusal(404, rf"there is no ({_KINDS}) {_ID}", "nothing has that id", _is_nothing),
-    Refusal(404, rf"there is no {_ID} in\b", "nothing has that id", _is_nothing),
+    Refusal(404, rf"there is no {_ID} in ['\"]", "nothing has that id", _is_nothing),
     Refusal(400, rf"there is no item {_ID}", "references are to items that are there", _is_nothing),
     Refusal(
         400, r"model is missing", f"{_NEEDED}; a server may have several models",
