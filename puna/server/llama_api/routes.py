@@ -13,7 +13,7 @@ from puna.server.errors import ApiError
 from puna.server.images import resolved, uploaded
 from puna.server.llama_api.fields import ChatRequest, Moderation, Upload
 from puna.server.llama_api.wire import completion, events, moderation
-from puna.server.moderation import judged
+from puna.server.moderation import Judged, judged
 from puna.server.openai.fields import ignored
 from puna.server.openai.messages import as_text_reads, use_of
 from puna.server.openai.models import find, listed
@@ -65,20 +65,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/moderations", response_model=None)
     async def moderations(body: Moderation, http: HttpRequest) -> Response:
         """Say which messages of a conversation are unsafe, each as the answer to those before it."""
-        files = uploaded(service.files, service.authenticate(http).tenant)
-        read = await resolved(
-            service.config.image_host, [as_text_reads(turn) for turn in body.messages], files
-        )
-        turns = [(turn["role"], turn["content"]) for turn in read]
-        found = await judged(
-            service,
-            http,
-            "llama/moderations",
-            body.model,
-            [turns[: i + 1] for i in range(len(turns))],
-            any_guard=_ANY_GUARD,
-            param="messages",
-        )
+        found = await _judged(service, body, http)
         return Response(dumps(moderation(found)), 200, found.call.headers, "application/json")
 
     @router.post("/uploads", response_model=None)
@@ -93,3 +80,19 @@ def routes(service: Service) -> APIRouter:
         )
 
     return router
+
+
+async def _judged(service: Service, body: Moderation, http: HttpRequest) -> Judged:
+    """Each message as the end of a conversation. Raises ApiError."""
+    files = uploaded(service.files, service.authenticate(http).tenant)
+    said = [as_text_reads(turn) for turn in body.messages]
+    turns = [(t["role"], t["content"]) for t in await resolved(service.config.image_host, said, files)]
+    return await judged(
+        service,
+        http,
+        "llama/moderations",
+        body.model,
+        [turns[: i + 1] for i in range(len(turns))],
+        any_guard=_ANY_GUARD,
+        param="messages",
+    )
