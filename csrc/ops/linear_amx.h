@@ -21,7 +21,7 @@ constexpr int MOST_COLUMNS = 2048;               // of expanded weights that sta
 constexpr int MOST_TOKENS = 512;                 // of one pass over them: their sums stay in scratch
 constexpr size_t PANEL_BYTES = 2 * MOST_COLUMNS * ROWS * sizeof(uint16_t);
 static_assert(PANEL_BYTES + MOST_TOKENS * TWO_TILES * sizeof(float) <= LINEAR_SCRATCH);
-constexpr int AHEAD_IN_TILES = 6144;             // bytes of weights fetched before they are needed
+constexpr size_t AHEAD_IN_TILES = 8192;          // bytes of a tile fetched before they are needed, at most a tile
 
 inline bool has_unit(const Tiles& t) { return t.w.unit > 0 && (!t.up || t.up->unit > 0); }
 
@@ -70,18 +70,28 @@ template <bool Wide> struct Sums {
 
 // Two neighbouring tiles of a call: one, where it is the last of an odd number, is both.
 struct Pair {
-  const uint8_t* data[2];
+  const uint8_t *data[2], *next[2];  // next: the tiles that come after these
+  size_t tile_bytes;
   f32x16 unit[2];
   f32x16 unscale[2];
   int n;
+
+  // Of the tile, or of the one that comes after it, what is due a while behind byte `at`.
+  void fetch(int j, size_t at, size_t bytes) const {
+    const size_t ahead = at + std::min(AHEAD_IN_TILES, tile_bytes);
+    const uint8_t* p = ahead < tile_bytes ? data[j] + ahead : next[j] + (ahead - tile_bytes);
+    for (size_t i = 0; i < bytes; i += 64) prefetch_far(p + i);
+  }
 };
 template <class F> Pair pair_at(const Tiles& tiles, int i) {
   Pair p;
   p.n = std::min(2, tiles.n - i);
+  p.tile_bytes = tiles.w.tile_bytes;
   for (int j = 0; j < 2; j++) {
     const int at = i + std::min(j, p.n - 1);
     const float unit = tiles.up && at % 2 ? tiles.up->unit : tiles.w.unit;
     p.data[j] = tiles[at];
+    p.next[j] = tiles[std::min(tiles.n - 1, i + 2 + j)];
     p.unit[j] = set1(unit * MEAN_CUT);
     p.unscale[j] = set1(std::is_same_v<F, WeightBF16> ? 1.0f : CUT_SCALE / unit);
   }
@@ -98,7 +108,7 @@ inline void emit_sums(const Tiles& tiles, const Pair& pair, float* sums, int n, 
 // Of two tiles, all columns, expanded while up to 32 tokens stay. What is multiplied was written some hundred
 // instructions before: a tile is loaded from the cache, not from what is on its way there.
 template <class F, bool Wide> void stream(const Pair& pair, int cols, const uint16_t* x, size_t x_stride) {
-  constexpr int UNIT = F::SUBS == 1 ? 4 : 1;  // blocks of a half of the ring
+  constexpr int UNIT = F::SUBS == 1 ? 2 : 1;  // blocks of a half of the ring
   alignas(64) uint16_t ring[2][UNIT * F::SUBS][2][EXPANDED];
   const int blocks = cols / GROUP / F::SUBS;
   int ready = 0;  // 32 columns each, of the other half
@@ -112,7 +122,7 @@ template <class F, bool Wide> void stream(const Pair& pair, int cols, const uint
     };
     for (int i = b; i < std::min(blocks, b + UNIT); i++) {
       const size_t at = (size_t)i * F::BYTES * ROWS;
-      for (int j = 0; j < F::BYTES * ROWS; j += 64) prefetch_far(pair.data[0] + at + AHEAD_IN_TILES + j), prefetch_far(pair.data[1] + at + AHEAD_IN_TILES + j);
+      for (int j = 0; j < 2; j++) pair.fetch(j, at, F::BYTES * ROWS);
       each_sub<F>([&]<int S>() {
         multiply_next();
         for (int j = 0; j < 2; j++) expand<F, S>(pair.data[j] + at, pair.unit[j], ring[turn][written][j]);
@@ -134,6 +144,7 @@ template <class F> void few_in_tiles(const Tiles& tiles, const Input& x, int row
   const uint16_t* rows = x.bf16 + (size_t)row0 * x.cols;
   for (int i = 0; i < tiles.n; i += 2) {
     const Pair pair = pair_at<F>(tiles, i);
+    for (int t = row0; t < row1; t++) prefetch_output(tiles, out, t, i);
     const auto all = [&]<bool Wide>() {
       if constexpr (std::is_same_v<F, WeightBF16>) {
         Sums<Wide>::clear();

@@ -67,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shown = text if default == "" else f"{text} (default: {default})"
             group.add_argument(flag, metavar=field.metadata["metavar"], type=type(default), help=shown)
     add_loading(parser)
-    parser.set_defaults(prefer="throughput")
     serve_ray.add_arguments(parser)
 
 

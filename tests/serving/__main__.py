@@ -38,7 +38,9 @@ def main() -> int:
         "chaos": lambda home: chaos(args.model, home, args.minutes),
     }
     if args.peers:
-        ours = Rival("puna", f"{sys.executable} -m puna serve {args.model} --port {{port}}")
+        ours = Rival(
+            "puna", f"{sys.executable} -m puna serve {args.model} --prefer throughput --port {{port}}"
+        )
         known["peers"] = lambda home: throughput(ours, read_rivals(args.peers), (8, 32), args.rounds, 8765)
     names = args.names or list(known)
     wrong = [name for name in names if name not in known]

@@ -27,7 +27,7 @@ def one_stream(model: str, home: Path) -> Figure:
     the same threads; while one is measured the other sleeps.
     """
     shares = []
-    llm = LLM(model, prefer="throughput")  # as a server does
+    llm = LLM(model)
     try:
         with served(model, home) as server:
             _http_rate(server), _python_rate(llm)

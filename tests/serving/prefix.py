@@ -23,7 +23,7 @@ def prefix_cache(model: str, home: Path) -> list[Figure]:
     """A prompt of 3,000 tokens and a short question after it: to a server that has never seen it, and to one
     that has answered another question about it."""
     ratios, same = [], True
-    with LLM(model, prefer="throughput") as llm, served(model, home) as server:
+    with LLM(model) as llm, served(model, home) as server:
         for seed in range(_ROUNDS):
             text = _text(server, seed)
             _ask(server, text, "What was the first of these words?")
