@@ -94,6 +94,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="build prompts for this generation, llama3.1 say (default: by the model's template)",
     )
+    _add_arithmetic(group)
+    _add_guessing(group)
+
+
+def _add_arithmetic(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         metavar="TYPE",
@@ -115,7 +120,6 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help=f"{' or '.join(PREFERENCES)}: of one answer, or of many at once and of long prompts, where CPUs "
         "with AMX have other kernels (default: %(default)s)",
     )
-    _add_guessing(group)
 
 
 def _add_guessing(group: argparse._ArgumentGroup) -> None:

@@ -26,15 +26,7 @@ from puna.core import (
     UnknownOption,
     closest,
 )
-from puna.llm.config import (
-    DEFAULT_PARAMS,
-    BackendName,
-    CacheType,
-    LLMConfig,
-    Preference,
-    WeightsName,
-    sampling_params,
-)
+from puna.llm.config import DEFAULT_PARAMS, LLMConfig, sampling_params
 from puna.llm.prompts import Batch, Message, Prompt, has_parts, is_batch, is_conversation, items
 from puna.llm.sessions import Sessions
 
@@ -45,6 +37,7 @@ if TYPE_CHECKING:
     from puna.engine.bridge import AsyncStream, EngineThread, Stream
     from puna.engine.stats import EngineStats
     from puna.llm.answer import Answer, AsyncAnswer
+    from puna.llm.config import BackendName, CacheType, Preference, WeightsName
     from puna.llm.load import Progress
     from puna.llm.speed import Speed
     from puna.model.config import ModelConfig
