@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(PUNA_HAS_AMX) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,15 +15,17 @@ namespace scalar { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
+#if defined(PUNA_HAS_AMX)
 namespace amx { extern const Kernels kernels; }
+#endif
 #endif
 
 namespace {
 
 // Whether the processor has tiles of bf16 and halves, and the system lets this process use them: it has to be asked,
-// since their state is 8 KiB of every thread (Linux: Documentation/arch/x86/xstate.rst).
+// since their state is 8 KiB of every thread, and of its signal stack (Linux: Documentation/arch/x86/xstate.rst).
 bool may_use_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(PUNA_HAS_AMX) && defined(__linux__)
   constexpr unsigned BF16 = 1u << 22, F16 = 1u << 23, TILE = 1u << 24, ALL = BF16 | F16 | TILE;
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   unsigned a, b, c, d;
@@ -46,7 +48,9 @@ std::vector<const Kernels*> available() {
   if (avx512) found.push_back(&avx512::kernels);
   if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) {
     found.push_back(&avx512bf16::kernels);
+#if defined(PUNA_HAS_AMX)
     if (may_use_amx()) found.push_back(&amx::kernels);
+#endif
   }
 #endif
   return found;

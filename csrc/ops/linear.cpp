@@ -1,6 +1,6 @@
 // y = x w^T for every kind of weight, and the gated pair silu(x w1^T) * (x w3^T).
 //
-// Contract: x [rows, cols] in the form that input_kind(w.kind) names; y [rows, stride], stride a multiple of 16 and
+// Contract: x [rows, cols] in the form that input_of (units.h) names; y [rows, stride], stride a multiple of 16 and
 // at least the padded rows of w; the call computes tokens row0..row1 and weight tiles tile0..tile1. With `up` (same
 // kind and shape) the result is silu(w x) * (up x). scratch: LINEAR_SCRATCH bytes, 64-byte aligned.
 //
@@ -8,6 +8,8 @@
 // depends neither on how many tokens run together nor on which thread computes it:
 //     for each 32 columns (16 where the format has two scales):  acc = fma(float(int dot), d_w * d_x, acc)
 //                                                   with a minimum: acc = fma(m_w, s_x, acc)
+//
+// A target with tiles has a chain of its own for most weights: linear_amx.h.
 //
 // Few tokens: unpack in registers and multiply up to eight, at memory speed for one. Many tokens: unpack two tiles into L1
 // once, then multiply them with six tokens at a time (2 x 6 accumulators of 16 lanes fill the register file).

@@ -117,8 +117,8 @@ def _add_arithmetic(group: argparse._ArgumentGroup) -> None:
         "--prefer",
         metavar="WHAT",
         default=LLMConfig.prefer,
-        help=f"{' or '.join(PREFERENCES)}: of one answer, or of many at once and of long prompts, where CPUs "
-        "with AMX have other kernels (default: %(default)s)",
+        help=f"{' or '.join(PREFERENCES)}: one answer soonest, or many at once and long prompts, by other "
+        "kernels on CPUs with AMX (default: %(default)s)",
     )
 
 

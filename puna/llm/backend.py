@@ -109,7 +109,8 @@ def available(backend: Backend) -> int | None:
 def cpu_target(prefer: str) -> str:
     """The target of the native kernels: what the environment says, or the best for what is preferred.
 
-    Products in tiles make prompts and many answers at once much faster, and one answer alone a little slower.
+    Products in tiles make prompts and a dozen answers at once or more faster, and one answer alone slower
+    (docs/speed.md).
     """
     from puna.runtime.cpu import TILES, cpu_info
 

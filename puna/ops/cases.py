@@ -283,8 +283,8 @@ def _short(rng: np.random.Generator, *shape: int) -> Array:
 
 # Tokens of a step: one, the tails of every tile size up to 32, and more than one tile.
 TOKENS = (1, 2, 3, 5, 7, 12, 13, 31, 33, 100)
-_NARROW_SHAPES = ((40, 96), (1, 32), (33, 64), (192, 576), (17, 1536))  # (E, D)
-_WIDE_SHAPES = ((40, 512), (1, 256), (33, 768), (192, 256), (17, 1536))
+_NARROW_SHAPES = ((40, 96), (1, 32), (33, 64), (192, 576), (17, 2080))  # (E, D)
+_WIDE_SHAPES = ((40, 512), (1, 256), (33, 768), (192, 256), (17, 4352))
 
 
 def _linear_cases() -> Iterator[LinearCase]:

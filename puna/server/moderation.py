@@ -19,6 +19,7 @@ from puna.server.service import Service
 from puna.server.structured import compiled
 
 _MOST = 128  # conversations of one request
+_MOST_PICTURES = 32  # of all of them together: each is decoded anew
 _LONGEST = 200  # tokens of an answer: all codes there are
 
 _guards: WeakKeyDictionary[ServedModel, Guard] = WeakKeyDictionary()
@@ -29,6 +30,17 @@ class Judged:
     call: Call
     guard: Guard
     verdicts: Sequence[Verdict]  # of the conversations in their order
+
+
+def check_number(n: int, param: str) -> None:
+    """Of what is to be judged: before anything of it is fetched. Raises ApiError."""
+    if not 1 <= n <= _MOST:
+        raise bad(param, f"{param} must have from 1 to {_MOST} of them, got {n:,}")
+
+
+def _n_pictures(content: object) -> int:
+    parts = content if isinstance(content, list) else []
+    return sum(part.get("type") != "text" for part in parts if isinstance(part, dict))
 
 
 async def judged(
@@ -45,10 +57,17 @@ async def judged(
 
     Raises ApiError.
     """
-    is_said = all(turns and all(content for _, content in turns) for turns in conversations)
-    if not conversations or not is_said or len(conversations) > _MOST:
-        n = len(conversations)
-        raise bad(param, f"{param} must be 1 to {_MOST} texts with something in them, got {n}")
+    check_number(len(conversations), param)
+    for i, turns in enumerate(conversations):
+        if not turns or not all(content for _, content in turns):
+            raise bad(param, f"{param} must have something in each of them, but nothing is in number {i + 1}")
+    n_pictures = sum(_n_pictures(content) for turns in conversations for _, content in turns)
+    if n_pictures > _MOST_PICTURES:
+        raise bad(
+            param,
+            f"{param} must have at most {_MOST_PICTURES} pictures in all that is judged, got {n_pictures}: "
+            "each message is judged with those before it",
+        )
 
     def make(served: ServedModel) -> list[Choices]:
         return [_requests(served, turns) for turns in conversations]

@@ -190,6 +190,8 @@ class Service:
         began_at = perf_counter()
         use = await self.use(http, model)
         call = Call(self, endpoint, account, use, priority, line)
+        if self._is_over.is_set():
+            call.cancel()
         # whoever passed the request on may have named it: sent twice, it has one row. One request can make
         # several calls, and only the first one gets the name.
         call.id = http.scope["state"].pop("request_id", call.id)
@@ -220,7 +222,7 @@ class Service:
 
     def close(self) -> None:
         """Nothing more is asked."""
-        self._prompting.shutdown(wait=False)
+        self._prompting.shutdown(wait=False, cancel_futures=True)
 
     async def ask(
         self,

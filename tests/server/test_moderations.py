@@ -111,7 +111,7 @@ def test_conversations_of_the_llama_api_are_judged_message_by_message(judge: Run
         for wrong in ("system", "assistant"):
             with pytest.raises(llama_api_client.BadRequestError, match=f"must be the user's, found {wrong}"):
                 client.moderations.create(messages=[{"role": wrong, "content": "x"}])  # type: ignore[misc, list-item]
-        with pytest.raises(llama_api_client.BadRequestError, match="with something in them"):
+        with pytest.raises(llama_api_client.BadRequestError, match="nothing is in number 1"):
             client.moderations.create(messages=[{"role": "user", "content": ""}])
         with pytest.raises(llama_api_client.NotFoundError, match="there is no model 'big'"):
             client.moderations.create(messages=messages, model="big")

@@ -21,6 +21,7 @@ from server.conftest import Running, Start, open_accounts
 from puna.core import Cancelled, SamplingParams, UnknownModel
 from puna.llm.library import StoreLibrary
 from puna.server.config import ServerConfig
+from puna.server.ollama.fields import is_let_go
 from puna.server.structured import compiled
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
@@ -399,3 +400,20 @@ def test_on_other_addresses_the_operator_has_to_allow_it(
         client.pull("smollm2")
     monkeypatch.setattr(server.service, "config", ServerConfig(host="0.0.0.0", allow_pull=True))
     assert client.pull("smollm2").status == "success"
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "gone"),
+    [
+        (0, True),
+        ("0", True),
+        ("0s", True),
+        ("-0.0h0m", True),
+        ("0" * 60 + "1", False),
+        ("5m", False),
+        (-1, False),
+    ],
+)
+def test_only_nothing_lets_a_model_go(keep_alive: Any, gone: bool) -> None:
+    """Nor does reading it take long: sixty zeros once took longer than anybody lives."""
+    assert is_let_go(keep_alive) is gone

@@ -13,7 +13,7 @@ from puna.server.errors import ApiError
 from puna.server.images import resolved, uploaded
 from puna.server.llama_api.fields import ChatRequest, Moderation, Upload
 from puna.server.llama_api.wire import completion, events, moderation
-from puna.server.moderation import Judged, judged
+from puna.server.moderation import Judged, check_number, judged
 from puna.server.openai.fields import ignored
 from puna.server.openai.messages import as_text_reads, use_of
 from puna.server.openai.models import find, listed
@@ -85,6 +85,7 @@ def routes(service: Service) -> APIRouter:
 async def _judged(service: Service, body: Moderation, http: HttpRequest) -> Judged:
     """Each message as the end of a conversation. Raises ApiError."""
     files = uploaded(service.files, service.authenticate(http).tenant)
+    check_number(len(body.messages), "messages")
     said = [as_text_reads(turn) for turn in body.messages]
     turns = [(t["role"], t["content"]) for t in await resolved(service.config.image_host, said, files)]
     return await judged(

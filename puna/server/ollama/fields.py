@@ -18,7 +18,7 @@ from puna.server.openai.fields import Body
 from puna.server.served import ServedModel
 from puna.server.structured import Kind, compiled
 
-_DURATION = r"^-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+$|^-?\d+$"  # Go's time.ParseDuration, and seconds
+_DURATION = r"^-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$|^-?[0-9]+$"  # Go's time.ParseDuration, and seconds
 _WINDOW = 64  # Ollama's repeat_last_n
 
 KeepAlive = float | Annotated[str, Field(pattern=_DURATION)]
@@ -117,7 +117,7 @@ class Options(Body):
 
 def is_let_go(keep_alive: KeepAlive | None) -> bool:
     """Whether the model is to leave the memory; any other time leaves it to the server."""
-    return keep_alive is not None and re.fullmatch(r"-?(0+(\.0+)?[a-zµ]*)+", str(keep_alive)) is not None
+    return keep_alive is not None and re.search("[1-9]", str(keep_alive)) is None
 
 
 class Named(Body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.core import TokenLogprob
+from puna.core import TokenLogprob, UnknownModel
 from puna.server.calls import Call
 from puna.server.errors import ApiError
 from puna.server.generation import Piece, Whole
@@ -107,7 +108,8 @@ def let_go(service: Service, call: Call, http: HttpRequest, keep_alive: KeepAliv
         service.check_operator(http)
     except ApiError:
         return False
-    service.models.let_go(call.model)
+    with suppress(UnknownModel):  # somebody else was faster
+        service.models.let_go(call.model)
     return True
 
 

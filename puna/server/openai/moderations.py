@@ -12,7 +12,7 @@ from starlette.responses import Response
 from puna.safety.guard import Guard, Verdict
 from puna.safety.taxonomy import OPENAI, openai_names
 from puna.server.images import resolved
-from puna.server.moderation import judged
+from puna.server.moderation import check_number, judged
 from puna.server.openai.fields import Body
 from puna.server.openai.messages import ImagePart, TextPart
 from puna.server.replies import dumps
@@ -45,6 +45,7 @@ def routes(service: Service) -> APIRouter:
     async def moderations(body: ModerationRequest, http: HttpRequest) -> Response:
         """Say which texts are unsafe, and how."""
         service.authenticate(http)  # before anything is fetched for a stranger
+        check_number(len(body.inputs), "input")
         turns = [{"role": "user", "content": item} for item in body.inputs]
         contents = [turn["content"] for turn in await resolved(service.config.image_host, turns)]
         found = await judged(
