@@ -377,7 +377,7 @@ def _gguf_entries(checkpoint: Checkpoint, file_type: int | None, texts: Texts, n
         vectors = {t.kind for t in checkpoint.tensors.values() if is_vector(t)}
         if len(vectors) == 1:
             entries[_VECTOR_KIND] = Value.of(ValueType.STRING, vectors.pop())
-        entries |= {key: _encoded(value) for key, value in texts.metadata.items()}
+        entries |= {key: encoded_value(value) for key, value in texts.metadata.items()}
         entries.setdefault("tokenizer.ggml.model", Value.of(ValueType.STRING, "no_vocab"))
     if file_type is not None:
         entries["general.file_type"] = Value.of(ValueType.UINT32, file_type)
@@ -386,7 +386,7 @@ def _gguf_entries(checkpoint: Checkpoint, file_type: int | None, texts: Texts, n
     return entries
 
 
-def _encoded(value: Any) -> Value:
+def encoded_value(value: Any) -> Value:
     """Plain data in the types that llama.cpp's converter gives to tokenizers."""
     if isinstance(value, str):
         return Value.of(ValueType.STRING, value)

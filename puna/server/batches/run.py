@@ -15,6 +15,7 @@ from puna.core import PunaError
 from puna.server.batches.inside import Answer, BatchLine, send
 from puna.server.batches.lines import Line, check, parsed, raw_lines
 from puna.server.errors import ApiError, bad, body_of
+from puna.server.openai.wire import token_counts
 from puna.server.storage import batches
 from puna.server.storage.batches import Batch, Lost
 from puna.server.storage.database import DatabaseUnavailable
@@ -270,10 +271,4 @@ class _Usage:
         self.n_cached += details.get("cached_tokens", 0)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "input_tokens": self.n_input,
-            "input_tokens_details": {"cached_tokens": self.n_cached},
-            "output_tokens": self.n_output,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self.n_input + self.n_output,
-        }
+        return token_counts(self.n_input, self.n_cached, self.n_output)

@@ -25,6 +25,17 @@ FINGERPRINT = f"puna-{version('puna')}"  # what may change an answer to the same
 _LEAST = -9999.0  # OpenAI's value for a token that is hardly possible; JSON has no infinity
 
 
+def token_counts(n_input: int, n_cached: int, n_output: int) -> dict[str, Any]:
+    """Usage in the words of responses and batches."""
+    return {
+        "input_tokens": n_input,
+        "input_tokens_details": {"cached_tokens": n_cached},
+        "output_tokens": n_output,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": n_input + n_output,
+    }
+
+
 def usage(call: Call) -> dict[str, Any]:
     n_prompt, n_output = call.n_prompt, call.n_output
     return {

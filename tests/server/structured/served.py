@@ -22,9 +22,9 @@ from puna.server.config import ServerConfig
 from puna.server.run import serve
 from puna.text.files import read_folder
 from puna.text.tokenizer import Tokenizer
-from puna.weights.files.values import Value, ValueType
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
+from puna.weights.targets import encoded_value
 
 
 class Served:
@@ -89,17 +89,6 @@ def random_model(folder: Path, path: Path) -> Path:
         dim=64, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96, vocab_size=n_vocab,
         norm_eps=1e-5, rope_theta=1e4, context_length=4096, tied=True,
     )  # fmt: skip
-    values = {key: _value(value) for key, value in metadata.items()}
+    values = {key: encoded_value(value) for key, value in metadata.items()}
     write_checkpoint(synthetic_checkpoint(config, "q8_0", seed=3), path, values)
     return path
-
-
-def _value(value: Any) -> Value:
-    if isinstance(value, str):
-        return Value.of(ValueType.STRING, value)
-    if isinstance(value, bool):
-        return Value.of(ValueType.BOOL, value)
-    if isinstance(value, int):
-        return Value.of(ValueType.UINT32, value)
-    items = list(value)
-    return Value.array(ValueType.STRING if isinstance(items[0], str) else ValueType.INT32, items)

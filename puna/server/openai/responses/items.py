@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from puna.server.errors import bad
 from puna.server.openai.fields import Body
+from puna.server.openai.messages import RefusalPart
 
 Item = dict[str, Any]
 
@@ -42,12 +43,7 @@ class InputImage(Body):
         return self
 
 
-class Refusal(Body):
-    type: Literal["refusal"]
-    refusal: str
-
-
-Part = Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]
+Part = Annotated[InputText | InputImage | RefusalPart, Field(discriminator="type")]
 Content = str | list[Part]
 
 
@@ -127,8 +123,8 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid4().hex}"
 
 
-def _part(part: str | InputText | InputImage | Refusal, role: str) -> Item:
-    if isinstance(part, Refusal):
+def _part(part: str | InputText | InputImage | RefusalPart, role: str) -> Item:
+    if isinstance(part, RefusalPart):
         return part.model_dump()
     if isinstance(part, InputImage):
         return {"type": "input_image", **part.model_dump(exclude={"type"}), "detail": "auto"}

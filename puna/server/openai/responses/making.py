@@ -18,6 +18,7 @@ from puna.server.generation import Finish
 from puna.server.openai.responses.context import Reading, read
 from puna.server.openai.responses.events import Event, Writer
 from puna.server.openai.responses.request import ResponseRequest
+from puna.server.openai.wire import token_counts
 from puna.server.service import Service
 from puna.server.storage import conversations, responses
 
@@ -138,13 +139,7 @@ async def begin(service: Service, body: ResponseRequest, http: HttpRequest) -> M
 
 
 def usage(call: Call) -> dict[str, Any]:
-    return {
-        "input_tokens": call.n_prompt,
-        "input_tokens_details": {"cached_tokens": call.n_cached},
-        "output_tokens": call.n_output,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": call.n_prompt + call.n_output,
-    }
+    return token_counts(call.n_prompt, call.n_cached, call.n_output)
 
 
 def head(call: Call, body: ResponseRequest) -> dict[str, Any]:
