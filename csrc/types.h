@@ -67,7 +67,7 @@ enum class CacheKind : int { BF16, F16, F32, Q8_0 };
 
 constexpr int BLOCK_TOKENS = 32;   // positions of a cache block
 constexpr int SPAN = 256;          // positions whose softmax is computed together, whatever the batch or chunking
-constexpr int MAX_QUERY_ROWS = 12; // query rows (tokens x heads of a group) that share one pass over keys
+constexpr int MAX_QUERY_ROWS = 16; // query rows (tokens x heads of a group) that share one pass over keys
 
 // One layer of the cache. Keys of a head lie in tiles of BLOCK_TOKENS positions, values in tiles of BLOCK_TOKENS
 // positions and 32 columns; tiles of neighbouring blocks are neighbours, so that a long sequence is read in long streams.

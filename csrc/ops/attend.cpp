@@ -1,4 +1,4 @@
-// Causal attention of up to 12 query rows over one key/value head.
+// Causal attention of up to 16 query rows over one key/value head.
 //
 // The positions of a sequence are cut into spans of SPAN, at multiples of SPAN. Within a span: scores, their maximum,
 // weights exp2(score - maximum), the sum of weights and the weighted values. Spans are merged in order. A row's result

@@ -14,6 +14,7 @@ class EngineConfig:
     max_logits_bytes: int = 64 << 20  # float32 logits of one step
     max_guesses: int = 8  # guessed tokens of one step, all sequences together; 0: no speculation
     ageing_steps: int = 200  # steps of waiting that weigh as much as one priority
+    crowd: int = 16  # answers under way from which on short prompts get a step of their own
 
     def __post_init__(self) -> None:
         for name, least in [
@@ -22,6 +23,7 @@ class EngineConfig:
             ("max_logits_bytes", 1),
             ("max_guesses", 0),
             ("ageing_steps", 1),
+            ("crowd", 1),
         ]:
             if getattr(self, name) < least:
                 raise BadValue(f"{name} must be {least} or more, got {getattr(self, name)}")

@@ -135,8 +135,7 @@ class Engine:
     def step(self) -> list[StepResult]:
         """Run one step of whatever is due; returns what became known, per request."""
         began_at = perf_counter()
-        self._guess()
-        scheduled = self._scheduler.schedule()
+        scheduled = self._scheduler.schedule(self._guess)
         self._note_admission(scheduled)
         answered = [seq for seq in scheduled if seq.pooled is None]
         embedded = [seq for seq in scheduled if seq.pooled is not None]

@@ -3,7 +3,9 @@
 Continuous batching with chunked prefill: every running sequence that decodes gets its token; what is left of
 the step's token budget goes to prefill, of running sequences and of waiting ones, which are let in as long
 as blocks for their whole prompt are free. Whose turn it is says fair_queue.py, and shares.py who gives up
-its blocks where there are too few: that one is computed again later.
+its blocks where there are too few: that one is computed again later. Where a crowd decodes, most of a step
+is its attention: prompts that need one step only get it to themselves, every second one at most, and so
+their first tokens sooner.
 
 Why nothing starves or deadlocks: all requests stand in an order that never changes (their rank), the running
 one that is first in it keeps its blocks, and every eighth turn goes to the first; the engine has refused
@@ -14,6 +16,7 @@ no tensor, no clock.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
@@ -49,6 +52,8 @@ class Scheduler:
         self.queue = FairQueue(config.ageing_steps)
         self._futile: dict[tuple[Sequence, bool], Lack] = {}  # did not fit, and nothing has ended since
         self._patience = config.ageing_steps
+        self._crowd = config.crowd
+        self._were_alone = False  # prompts had the last step to themselves
         self._kept_for: tuple[Sequence | None, int] = None, 0  # who did not fit in its turn, since which step
         self._scheduled: list[Sequence] = []  # of the step being scheduled
         self._n_tokens_left = n_tokens  # likewise
@@ -71,18 +76,17 @@ class Scheduler:
         """Blocks were let go by something that is no sequence."""
         self._futile.clear()
 
-    def schedule(self) -> list[Sequence]:
+    def schedule(self, guess: Callable[[], None] | None = None) -> list[Sequence]:
         """The sequences of the next step, their chunks filled in; empty only if there is nothing to do, or
-        blocks are held by something else."""
+        blocks are held by something else. `guess` is called before sequences decode, to give them drafts."""
         self.queue.tick()
         self._n_tokens_left = self._max_tokens
         self._n_rows_left = self._n_spare_rows
         self._scheduled = []
-        n_preemptions = self.counters.preemptions
         self._let_first_go_on()
-        self._decode()
-        # after a preemption blocks are short, and who lost them waits
-        self._prefill_in_turn(may_admit=self.counters.preemptions == n_preemptions)
+        self._were_alone = self._prefill_alone()
+        if not self._were_alone:
+            self._run_all(guess)
         assert self._scheduled or not (self.running or self.queue) or self.blocks.n_transfers
         self.counters.step_tokens += self._max_tokens - self._n_tokens_left
         self.counters.step_sequences += len(self._scheduled)
@@ -117,6 +121,30 @@ class Scheduler:
             len(self.running) > 1 and blocks.missing_local(first, first.n_computed + 1) > blocks.n_free_local
         ):
             self._preempt(weakest(self.running))
+
+    def _prefill_alone(self) -> bool:
+        """Run prompts without the crowd that decodes, if one step is enough for them; whether it was done."""
+        running, n_left = self.running, self._max_tokens
+        if self._were_alone or len(running) < self._crowd or len(self.queue) > len(running):
+            return False
+        prompts = [seq for seq in running if len(seq.tokens) - seq.n_computed > 1]
+        if len(running) - len(prompts) < self._crowd:
+            return False
+        prompts += self.queue.in_order()
+        if any(seq.n_to_score for seq in prompts):
+            return False  # rows may end its step before its tokens do
+        if sum(len(seq.tokens) - seq.n_computed for seq in prompts) > n_left:
+            return False
+        self._prefill_in_turn(may_admit=True)
+        return bool(self._scheduled)
+
+    def _run_all(self, guess: Callable[[], None] | None) -> None:
+        if guess is not None:
+            guess()
+        n_preemptions = self.counters.preemptions
+        self._decode()
+        # after a preemption blocks are short, and who lost them waits
+        self._prefill_in_turn(may_admit=self.counters.preemptions == n_preemptions)
 
     def _decode(self) -> None:
         """Run every sequence that lacks one token, with its guesses."""

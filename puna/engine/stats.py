@@ -33,7 +33,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. The first group is of the moment, the rest sums that only grow (Counters, GrammarStats)."""
+    """A snapshot. The first group is of the moment, the rest sums that only grow (Counters, GrammarStats), and
+    what a mask of all so far costs."""
 
     running: int  # sequences that hold cache blocks
     waiting: int  # requests accepted that hold none
@@ -59,6 +60,8 @@ class EngineStats:
     masks: int  # computed for grammars
     mask_seconds: float  # that a thread beside the step computed them
     mask_waited_seconds: float  # that steps came later for it
+    mask_median: float  # seconds of one mask, and so of a token
+    mask_p99: float
 
 
 def snapshot(counters: Counters, grammar: GrammarStats, **now: int) -> EngineStats:
@@ -69,4 +72,6 @@ def snapshot(counters: Counters, grammar: GrammarStats, **now: int) -> EngineSta
         masks=grammar.n_masks,
         mask_seconds=grammar.computing,
         mask_waited_seconds=grammar.waited,
+        mask_median=grammar.quantile(0.5),
+        mask_p99=grammar.quantile(0.99),
     )

@@ -119,11 +119,13 @@ def cpu_target(prefer: str) -> str:
 
 
 def most_guesses(backend: Backend, prefer: str) -> int:
-    """Of a step: as many tokens as it takes along for little. Tiles have room for 32 beside 32."""
+    """Of a step: as many tokens as it takes along for little. In tiles that is a few for each of 32 answers:
+    beside their attention, which reads the cache once for all tokens of an answer, products cost little.
+    """
     from puna.runtime.cpu import TILES
 
     is_tiled = not backend.is_torch and cpu_target(prefer) == TILES
-    return 32 if is_tiled else EngineConfig().max_guesses
+    return 128 if is_tiled else EngineConfig().max_guesses
 
 
 def make_executor(

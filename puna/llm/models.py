@@ -363,7 +363,7 @@ class ModelPool:
         model, resident.model = [resident.model], None
         await _outcome(_close, model)
         event("unload", model=resident.name, seconds=round(perf_counter() - began_at, 3))
-        resident.n_bytes, resident.is_leaving = 0, False
+        resident.n_bytes, resident.is_leaving, resident.is_let_go = 0, False, False
 
 
 def _close(model: list[LLM | None]) -> None:

@@ -76,7 +76,11 @@ def not_found(message: str, param: str | None = None, code: str | None = None) -
 
 def content_lost(id: str) -> ApiError:
     """Of an uploaded file that the database knows."""
-    return ApiError(500, f"the content of {id} is not on this server's disk", kind="server_error")
+    return ApiError(
+        500,
+        f"the content of {id} cannot be read from this server's disk; upload the file again",
+        kind="server_error",
+    )
 
 
 def unavailable(message: str, retry_after_s: int) -> ApiError:

@@ -30,6 +30,10 @@ _NOW = {
         "": "kv_blocks_cached"
     },
     ("puna_engine_cache_block_tokens", "Positions of a cache block", ""): {"": "kv_block_tokens"},
+    ("puna_engine_mask_cost_seconds", "Time of a grammar's mask, since the model was loaded", "quantile"): {
+        "0.5": "mask_median",
+        "0.99": "mask_p99",
+    },
 }
 _SUMS = {
     ("puna_engine_steps", "Steps", ""): {"": "steps"},

@@ -120,3 +120,55 @@ def test_cancelling_what_blocks_the_queue_lets_the_next_one_in() -> None:
     assert step(sched) == [running]
     sched.remove(large)
     assert step(sched) == [running, small]
+
+
+def crowd(n: int, **limits: int) -> tuple[Scheduler, list[Sequence]]:
+    """A scheduler whose n sequences decode, and that takes so many for a crowd."""
+    sched = scheduler(n_blocks=400, max_rows=64, crowd=n, **limits)
+    seqs = [add(sched, 3) for _ in range(n)]
+    while any(len(seq.tokens) == seq.n_prompt for seq in seqs):
+        step(sched)
+    return sched, seqs
+
+
+def test_short_prompts_do_not_wait_for_a_crowd() -> None:
+    sched, seqs = crowd(4, max_step_tokens=32)
+    new = [add(sched, 10), add(sched, 12)]
+    guessed: list[int] = []
+    assert sched.schedule(lambda: guessed.append(1)) == new
+    assert not guessed  # guesses for sequences that do not decode would be for nothing
+    for seq in new:
+        sched.advance(seq, seq.n_prompt)
+        seq.tokens.append(1)
+    assert sched.schedule(lambda: guessed.append(1)) == seqs + new
+    assert guessed
+
+
+def test_a_crowd_has_every_second_step_at_least() -> None:
+    sched, seqs = crowd(4, max_step_tokens=32)
+    n_before = len(seqs[0].tokens)
+    for _ in range(20):
+        sched.remove(add(sched, 8)) if len(sched.running) > 6 else add(sched, 8)
+        step(sched)
+    assert len(seqs[0].tokens) - n_before >= 10
+
+
+@pytest.mark.parametrize("case", ["a few", "long", "two of half", "scored"])
+def test_other_prompts_go_with_the_crowd(case: str) -> None:
+    """Where a step of their own would not be enough, or would spare them little."""
+    sched, seqs = crowd(4, max_step_tokens=32)
+    if case == "a few":
+        sched.remove(seqs.pop())
+    lengths = {"a few": [10], "long": [40], "two of half": [17, 17], "scored": [10]}[case]
+    for n in lengths:
+        add(sched, n, prompt_logprobs=case == "scored")
+    assert set(step(sched)) > set(seqs)
+
+
+def test_what_does_not_fit_leaves_the_step_to_the_crowd() -> None:
+    sched = scheduler(n_blocks=8, max_rows=64, crowd=2, max_step_tokens=32)
+    seqs = [add(sched, 3), add(sched, 3)]
+    for _ in range(3):
+        step(sched)
+    add(sched, 9)
+    assert step(sched) == seqs

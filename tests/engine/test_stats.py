@@ -12,6 +12,7 @@ from puna.core import Batch, Request, SamplingParams
 from puna.engine.bridge import EngineThread
 from puna.engine.config import EngineConfig
 from puna.engine.engine import Engine
+from puna.engine.masks import GrammarStats
 from puna.engine.mock import MockExecutor
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -111,3 +112,14 @@ def test_a_thread_may_ask_at_any_time() -> None:
     assert not failures
     assert stats.generated_tokens == sum(len(answer.token_ids) for answer in answers)
     assert stats.waiting == pytest.approx(0)
+
+
+def test_costs_of_masks_are_within_a_factor_of_one_and_a_half() -> None:
+    stats = GrammarStats()
+    assert stats.quantile(0.5) == 0
+    for _ in range(98):
+        stats.count(3, 3 * 20e-6)
+    stats.count(6, 6 * 2e-3)
+    assert 20e-6 <= stats.quantile(0.5) <= 30e-6
+    assert stats.quantile(0.99) == pytest.approx(2e-3)
+    assert stats.quantile(0.97) <= 30e-6

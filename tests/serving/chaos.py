@@ -3,7 +3,8 @@
 A server lives four times: it is killed twice under load, once after its disk was full for a while and once
 after its PostgreSQL was killed, and in the end it is told to stop. Every client that reads an answer to its
 end notes its id; the ledger must have exactly one row for each, whatever was killed when. Memory is compared
-within each life once it is warm, and after each wave no request and no cache block may be held.
+within each life once its cache has been filled and it is warm, and after each wave no request and no cache
+block may be held.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ def _live(
     server = start(model, place, *flags, database=life.database)
     ids = seen.whole.setdefault(life.database, set())
     try:
+        server.fill_cache()
         _wave(server, seen, ids, warm_s, seed, n_malformed // 4)
         before = server.rss_mb
         trouble = threading.Thread(target=_befall, args=(server, life, seconds))

@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
+from random import Random
 from time import sleep
+from typing import Any
 
 import httpx
 
 from puna.weights.store import resolve
+
+_WORDS = ["grass", "stone", "river", "cloud", "snow", "lake", "wind", "bird", "fox", "hill", "star", "wool"]
 
 
 @dataclass
@@ -50,6 +55,25 @@ class Served:
         if not found:
             raise KeyError(name)
         return sum(found)
+
+    def fill_cache(self, n_tokens: int = 1500) -> None:
+        """Prompts that nobody has sent before, until all memory of the key/value cache has been touched:
+        the system gives it block by block."""
+        n_blocks = self.metric("puna_engine_cache_blocks")
+        n_prompts = ceil(n_blocks * self.metric("puna_engine_cache_block_tokens") / n_tokens)
+        words = Random(0)
+        for _ in range(n_prompts + 1):
+            text = " ".join(words.choices(_WORDS, k=n_tokens))
+            tokens = self._post("/tokenize", {"model": self.model, "prompt": text})["tokens"][:n_tokens]
+            self._post("/v1/completions", {"model": self.model, "prompt": tokens, "max_tokens": 1})
+        n_touched = self.metric("puna_engine_cache_blocks_cached")
+        if n_touched < 0.9 * n_blocks:
+            raise RuntimeError(f"{n_prompts} prompts filled {n_touched:.0f} of {n_blocks:.0f} blocks")
+
+    def _post(self, path: str, body: dict[str, object]) -> Any:
+        answer = httpx.post(self.url + path, json=body, timeout=120)
+        answer.raise_for_status()
+        return answer.json()
 
     def kill(self) -> None:
         os.kill(self.process.pid, signal.SIGKILL)

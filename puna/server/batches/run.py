@@ -79,7 +79,7 @@ class BatchRun:
             _log.error("batch %s is held up: %s", self._id, error)
         except OSError as error:
             _log.error("batch %s cannot be read: %s", self._id, error)
-            message = "the input file is not on this server's disk; upload it again"
+            message = "the input file cannot be read from this server's disk; upload it again"
             await self._fail([{"code": "file_unreadable", "line": None, "message": message, "param": None}])
         finally:
             timer.cancel()

@@ -17,6 +17,7 @@ from server.conftest import Running, Start, open_accounts
 
 from puna.server.config import ServerConfig
 
+LOST = "the content of {id} cannot be read from this server's disk; upload the file again"
 SECRET = b"root:x:0:0: the password of somebody else\n"
 Plant = Callable[[Path, Path], None]  # a link at the first path, to the second
 
@@ -62,7 +63,7 @@ def test_no_file_is_a_link(server: Running, plant: Plant, secret: Path) -> None:
     planted(server, plant, id, secret)
     answer = httpx.get(f"{server.url}/v1/files/{id}/content")
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == f"the content of {id} is not on this server's disk"
+    assert answer.json()["error"]["message"] == LOST.format(id=id)
     assert client.files.delete(id).deleted
     assert secret.read_bytes() == SECRET
 
@@ -78,7 +79,7 @@ def test_no_picture_is_a_link(seeing: Running, plant: Plant, tmp_path: Path) -> 
     planted(seeing, plant, id, target)
     answer = seeing.post("/v1/chat/completions", body)
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == f"the content of {id} is not on this server's disk"
+    assert answer.json()["error"]["message"] == LOST.format(id=id)
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -91,7 +92,7 @@ def test_no_batch_reads_a_link(server: Running, plant: Plant, secret: Path) -> N
     while (found := client.batches.retrieve(batch.id)).status == "validating" and time.monotonic() < end:
         time.sleep(0.02)
     assert found.status == "failed"
-    assert "not on this server's disk" in str(found.errors)
+    assert "cannot be read from this server's disk" in str(found.errors)
     assert "root:" not in str(found.errors)
 
 
