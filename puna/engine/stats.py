@@ -33,8 +33,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. The first group is of the moment, the rest sums that only grow (Counters, GrammarStats), and
-    what a mask of all so far costs."""
+    """A snapshot. The first group is of the moment, the rest sums that only grow (Counters, GrammarStats); at
+    the end, what a mask of all so far costs."""
 
     running: int  # sequences that hold cache blocks
     waiting: int  # requests accepted that hold none
