@@ -237,7 +237,16 @@ void Plan::set_adapter(int slot, int site, Weight down, Weight up, float scale) 
   adapters_.bf16 = Pages(values * sizeof(uint16_t));
 }
 
+// An op before must fill the forms; at least they have to be there.
+void Plan::check_forms(int x, const std::vector<Weight>& w) {
+  const int forms = forms_of(w);
+  const Buffer& b = at(x);
+  if (((forms & FORM_BF16) && !b.bf16.data()) || ((forms & FORM_Q8) && !b.q8.data()))
+    throw std::invalid_argument("a matrix is multiplied with a form of its input that no op before it fills; ask forms_of for it");
+}
+
 void Plan::linear(int x, std::vector<Weight> w, std::vector<int> out, int residual, std::vector<int> sites) {
+  check_forms(x, w);
   std::shared_ptr<AdaptedLinear> adapted;
   if (!sites.empty()) {
     adapters_.targets = std::max(adapters_.targets, (int)sites.size());
@@ -250,6 +259,7 @@ void Plan::linear(int x, std::vector<Weight> w, std::vector<int> out, int residu
 }
 
 void Plan::gated(int x, Weight gate, Weight up, int out) {
+  check_forms(x, {gate, up});
   emplace<LinearOp>(k_, at(x), std::vector<LinearOp::Target>{{std::move(gate), std::move(up), &at(out)}}, nullptr);
 }
 

@@ -200,6 +200,7 @@ class Plan {
 
   std::unique_ptr<Buffer> make_buffer(int cols, Rows rows, int times) const;
   void want(int buffer, int forms);
+  void check_forms(int x, const std::vector<Weight>& w);
   static void want(Buffer& buffer, int forms);
   AttendSchedule& schedule(Rows rows, int group, int reach, bool local);
   Buffer& slots(int cols, Rows rows, int n_active, int role);

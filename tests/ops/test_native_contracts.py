@@ -18,9 +18,9 @@ def plan(head_dim: int = 32, kv_heads: int = 2, **options: Any) -> Any:
     return _native.Plan("", 1, 4, 4, "bf16", 1, 1, kv_heads, head_dim, **options)
 
 
-def weight(rows: int = 16, cols: int = 32) -> Any:
-    data = np.zeros(rows * cols * 4, np.uint8)
-    return _native.pack_matrix(_native.Arena(1 << 16), "F32", rows, cols, data)
+def weight(rows: int = 16, cols: int = 32, kind: str = "F32") -> Any:
+    data = np.zeros(rows * cols * {"F32": 4, "BF16": 2}[kind], np.uint8)
+    return _native.pack_matrix(_native.Arena(1 << 16), kind, rows, cols, data)
 
 
 def step(p: Any, result: int, vocab: int, **more: Any) -> Any:
@@ -41,6 +41,10 @@ CASES: dict[str, tuple[Callable[[Any, int, int], Any], str]] = {
     "a taller weight": (lambda p, b, n: p.linear(b, [weight(32)], [n], -1), "linear: a weight .32, 32. from"),
     "another residual": (lambda p, b, n: p.linear(b, [weight()], [n], b), "the residual differs"),
     "pairs of other shapes": (lambda p, b, n: p.gated(b, weight(16), weight(32), b), "one kind and shape"),
+    "an input in another form": (
+        lambda p, b, n: p.linear(b, [weight(kind="BF16")], [n], -1),
+        "a form of its input that no op",
+    ),
     "a narrow embedding": (lambda p, b, n: p.embed(weight(16, 32), None, n), "embed: the buffer has fewer"),
     "a narrow norm": (lambda p, b, n: p.rms_norm(b, np.ones(64, np.float32), 1e-5, n, 0), "rms_norm: buf"),
     "add": (lambda p, b, n: p.add(b, n, b), "add: buffers differ"),
