@@ -44,9 +44,7 @@ class Measured:
         if self.prompt is None or self.output is None:
             return Deployment(config, own, self.n, self.weights, self.cache, 0, 0, 1, _UNSTATED_BATCH)
         batch = 1 if self.kind == "one stream" else None
-        return Deployment(
-            config, own, self.n, self.weights, self.cache, self.prompt, 0, self.output, batch
-        )
+        return Deployment(config, own, self.n, self.weights, self.cache, self.prompt, 0, self.output, batch)
 
     @property
     def efficiency(self) -> float:

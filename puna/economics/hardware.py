@@ -62,9 +62,7 @@ class Chip:
         """Raises BadValue with the remedy where the table has no such cell."""
         value = self.get(name)
         if value is None:
-            raise BadValue(
-                f"no source states {name} of {self.name}; give your own with --set {name}=VALUE"
-            )
+            raise BadValue(f"no source states {name} of {self.name}; give your own with --set {name}=VALUE")
         return value
 
     def rate(self, kind: str) -> float:

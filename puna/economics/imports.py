@@ -20,9 +20,13 @@ from puna.economics.prices import Row
 FORMATS = ("litellm", "genai-prices", "models-dev")
 _ROUTERS = {"openrouter", "vercel", "vercel_ai_gateway", "github-models", "helicone", "kilo", "llmgateway",
             "cloudflare-ai-gateway", "nano-gpt", "requesty"}  # fmt: skip
-_GENERATION = re.compile(r"llama-?_?v?(\d)(?:[.p-](\d))?(?!\d)")
+_GENERATION = re.compile(
+    r"(?:(?:us|eu|apac|global)\.)?(?:meta[-.])?llama[-_]?v?(\d)(?:[.p-](\d)(?![\db]))?(?!\d)"
+)
 _SIZE = re.compile(r"(?<![\d.])(\d+)b(?![a-z0-9])")
-_NOT_PLAIN = re.compile(r"nemotron|hermes|distill|guard|deepseek|tulu|sonar|-groq-|swallow|lumimaid")
+_NOT_PLAIN = re.compile(
+    r"nemotron|hermes|distill|guard|deepseek|tulu|sonar|-groq-|swallow|lumimaid|abliterated|uncensored|finetun"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ def group_of(model_id: str) -> str | None:
     text = model_id.lower()
     if "llama" not in text or _NOT_PLAIN.search(text):
         return None
-    found = _GENERATION.search(text)
-    if found is None:
+    found = _GENERATION.match(text.rpartition("/")[2].removeprefix("hf:"))
+    if found is None or found[1] not in "234":
         return None
     for name in ("scout", "maverick"):
         if name in text:

@@ -96,9 +96,7 @@ def cost(limit: Bound, output_tok_s: float, money: Money) -> Cost:
 def against_utilisation(limit: Bound, output_tok_s: float, money: Money) -> list[tuple[float, float]]:
     """(utilisation, dollars per million output tokens) from 5 % to 100 %."""
     points = [n / 100 for n in range(5, 101, 5)]
-    return [
-        (u, cost(limit, output_tok_s, Money(money.usd_h, money.n, u)).output) for u in points
-    ]
+    return [(u, cost(limit, output_tok_s, Money(money.usd_h, money.n, u)).output) for u in points]
 
 
 @dataclass(frozen=True, slots=True)
