@@ -6,7 +6,7 @@ A sub-command is a file of this folder that defines
     def add_arguments(parser): ...
     def run(args) -> int: ...               the exit code
 
-and is imported only when it is called. With `--json`, stdout carries exactly one JSON object, and nothing at
+and is imported only when it is called; one with GROUP has a folder of such files (`find`). With `--json`, stdout carries exactly one JSON object, and nothing at
 all if the command fails; everything else goes to stderr.
 
 Exit codes: 0 good; 1 the work failed; 2 bad usage or bad input; 130 interrupted (Ctrl-C); 141 the reader of
@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import puna
@@ -109,6 +110,21 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"puna {puna.__version__}")
         return 0
+    module, parser, rest = find(argv)
+    try:
+        args = parser.parse(rest)
+    except SystemExit:  # argparse leaves after --help
+        return 0
+    code: int = module.run(args)
+    return code
+
+
+def find(argv: Sequence[str]) -> tuple[ModuleType, Parser, list[str]]:
+    """The file of the command that argv names, its parser, and what it is to parse.
+
+    A file with GROUP, the name of a package of such files, has commands of its own: `puna cost serve` is
+    serve.py of that package, and everything else goes to the file itself. Raises BadInput.
+    """
     name = argv[0]
     known = commands()
     if name not in known:
@@ -116,20 +132,19 @@ def _dispatch(argv: list[str]) -> int:
         hint = closest(name, [*known, "--help", "--version"]) or "; see `puna --help`"
         raise kind(f"there is no command {name!r}{hint}")
     module = import_module(f"puna.cli.{name}")
-    parser = Parser(f"puna {name}", (module.__doc__ or known[name]).strip())
+    prog, rest = f"puna {name}", list(argv[1:])
+    if hasattr(module, "GROUP") and rest and rest[0] in commands(module.GROUP):
+        module = import_module(f"puna.cli.{module.GROUP}.{rest[0]}")
+        prog, rest = f"{prog} {rest[0]}", rest[1:]
+    parser = Parser(prog, (module.__doc__ or module.HELP).strip())
     module.add_arguments(parser)
-    try:
-        args = parser.parse(argv[1:])
-    except SystemExit:  # argparse leaves after --help
-        return 0
-    code: int = module.run(args)
-    return code
+    return module, parser, rest
 
 
-def commands() -> dict[str, str]:
-    """Name -> one line of help, read from the files of this folder that define HELP."""
+def commands(group: str = "") -> dict[str, str]:
+    """Name -> one line of help, read from the files of this folder, or of a group's, that define HELP."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted((Path(__file__).parent / group).glob("*.py")):
         match = _HELP.search(path.read_text(encoding="utf-8"))
         if match:
             found[path.stem] = match[1]

@@ -80,7 +80,8 @@ def measured() -> tuple[Measured, ...]:
     names = ("model", "accelerator", "n", "weights", "cache", "prompt", "output", "output_tok_s", "kind")
     try:
         return tuple(
-            Measured(*(row[name] for name in names), sources[row["source"]]) for row in content["rows"]
+            Measured(source=sources[row["source"]], **{name: row[name] for name in names})
+            for row in content["rows"]
         )
     except KeyError as error:
         raise BadFile(f"{where}: a row lacks {error}") from None

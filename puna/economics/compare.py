@@ -1,4 +1,4 @@
-"""Host a model yourself, or buy its tokens: costs beside prices, and the utilisation where the answer flips."""
+"""Host a model yourself, or buy its tokens: costs beside prices, and where the answer flips."""
 
 from __future__ import annotations
 
@@ -92,8 +92,7 @@ def compare(speed: Speed, usd_h: float, utilisation: float, rows: Sequence[Liste
         row = item.row
         if item.row.is_free or {"ended", "replaced"} & set(item.flags):
             continue
-        assert row.input is not None and row.output is not None, "free rows were left out"
-        usd = float(row.input) * speed.ratio + float(row.output)
+        usd = float(row.input or 0) * speed.ratio + float(row.output or 0)
         flip = full / usd
         offers.append(
             Offer(row.provider, row.model_id, usd, flip if flip <= 1 else None, 1 - own / usd, item.flags)

@@ -217,7 +217,7 @@ class Ownership:
         """Share of the capital that a year pays back with interest (the capital recovery factor)."""
         if self.interest == 0:
             return 1 / self.years
-        grown = (1 + self.interest) ** self.years
+        grown = float((1 + self.interest) ** self.years)
         return self.interest * grown / (grown - 1)
 
     @property

@@ -23,6 +23,11 @@ _ROUTERS = {"openrouter", "vercel", "vercel_ai_gateway", "github-models", "helic
 _GENERATION = re.compile(
     r"(?:(?:us|eu|apac|global)\.)?(?:meta[-.])?llama[-_]?v?(\d)(?:[.p-](\d)(?![\db]))?(?!\d)"
 )
+_PLAIN = frozenset(  # what a name may say beside generation and size and still be Meta's own weights
+    "instruct chat it base hf maas turbo lite reference basic versatile instant specdec preview vision text "
+    "fp8 fp16 bf16 int4 awq dynamic fast free v1 v2 latest tput fp quantized ai cs long 128k 8192 4096 "
+    "scout maverick original standard default model llama instant128k".split()
+)
 _SIZE = re.compile(r"(?<![\d.])(\d+)b(?![a-z0-9])")
 _NOT_PLAIN = re.compile(
     r"nemotron|hermes|distill|guard|deepseek|tulu|sonar|-groq-|swallow|lumimaid|abliterated|uncensored|finetun"
@@ -42,6 +47,9 @@ def group_of(model_id: str) -> str | None:
         return None
     found = _GENERATION.match(text.rpartition("/")[2].removeprefix("hf:"))
     if found is None or found[1] not in "234":
+        return None
+    rest = re.split(r"[-_:@./]+", text.rpartition("/")[2].removeprefix("hf:")[found.end() :])
+    if not all(p in _PLAIN or re.fullmatch(r"\d*[be]?|17be", p) for p in rest):
         return None
     for name in ("scout", "maverick"):
         if name in text:
@@ -78,7 +86,7 @@ def read_foreign(text: str, form: str, source: str, fetched: date) -> Imported:
 
 def _make(provider: str, model_id: str, group: str, prices: Mapping[str, Any], source: str, fetched: date,
           **more: Any) -> Row | str:  # fmt: skip
-    amounts = []
+    amounts: list[Decimal | None] = []
     for name in ("input", "output", "cached_input", "batch_input", "batch_output"):
         value = prices.get(name)
         if isinstance(value, dict):
@@ -90,7 +98,7 @@ def _make(provider: str, model_id: str, group: str, prices: Mapping[str, Any], s
     if not (amounts[0] and amounts[1]) and kind == "host":
         kind = "free"
     values = {"context": None, "valid_from": None, "valid_to": None, "url": "", "note": "", **more}
-    return Row(kind, provider, model_id, group, CURRENCY, *amounts, values["context"], values["valid_from"],
+    return Row(kind, provider, model_id, group, CURRENCY, amounts[0], amounts[1], amounts[2], amounts[3], amounts[4], values["context"], values["valid_from"],
                values["valid_to"], source, fetched, values["url"], values["note"])  # fmt: skip
 
 

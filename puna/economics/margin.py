@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from itertools import pairwise
 
 from puna.core import BadFile, BadValue
 
@@ -84,7 +85,7 @@ def gaps(entries: Sequence[Entry], hours: float) -> list[str]:
     times = sorted(entry.at for entry in entries)
     return [
         f"no call between {a.isoformat()} and {b.isoformat()} ({(b - a).total_seconds() / 3600:.1f} hours)"
-        for a, b in zip(times, times[1:], strict=False)
+        for a, b in pairwise(times)
         if (b - a).total_seconds() > hours * 3600
     ]
 

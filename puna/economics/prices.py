@@ -20,6 +20,7 @@ from puna.economics.hardware import CURRENCY, FRESH_DAYS, data_text
 from puna.model import catalog
 
 KINDS = ("host", "router", "free", "first-party")
+_NOTHING = Decimal(0)
 _OUTLIER = 3  # times from the median of the model
 
 
@@ -53,8 +54,8 @@ class Row:
     @property
     def both(self) -> Decimal:
         """Dollars for a million tokens in and a million out."""
-        assert self.input is not None and self.output is not None, "free rows have no sum"
-        return self.input + self.output
+        assert not self.is_free, "free rows have no sum"
+        return (self.input or _NOTHING) + (self.output or _NOTHING)
 
     def state(self, today: date) -> str:
         """ended, ends, deprecated or listed."""
@@ -78,7 +79,8 @@ def _row(values: dict[str, str], place: str) -> Row:
     try:
         row = Row(
             values["kind"], values["provider"], values["model_id"], values["model"], values["currency"],
-            *(_amount(values[name]) for name in COLUMNS[5:10]),
+            _amount(values["input"]), _amount(values["output"]), _amount(values["cached_input"]),
+            _amount(values["batch_input"]), _amount(values["batch_output"]),
             int(values["context"]) if values["context"] else None,
             _day(values["valid_from"]), _day(values["valid_to"]), values["source"],
             date.fromisoformat(values["fetched"]), values["url"], values["note"],
@@ -154,7 +156,7 @@ def listed(model: str, rows: Sequence[Row], today: date) -> list[Listed]:
     """All rows of a model, cheapest first, free ones last. Raises UnknownModel."""
     group = family(model, rows)
     mine = [row for row in rows if row.model == group]
-    newest = {}
+    newest: dict[tuple[str, str], Row] = {}
     for row in mine:
         key = (row.provider, row.model_id)
         begun = row.valid_from is None or row.valid_from <= today
