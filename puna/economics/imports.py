@@ -26,7 +26,7 @@ _GENERATION = re.compile(
 _PLAIN = frozenset(  # what a name may say beside generation and size and still be Meta's own weights
     "instruct chat it base hf maas turbo lite reference basic versatile instant specdec preview vision text "
     "fp8 fp16 bf16 int4 awq dynamic fast free v1 v2 latest tput fp quantized ai cs long 128k 8192 4096 "
-    "scout maverick original standard default model llama instant128k".split()
+    "scout maverick original standard default model llama instant128k".split()  # noqa: SIM905
 )
 _SIZE = re.compile(r"(?<![\d.])(\d+)b(?![a-z0-9])")
 _NOT_PLAIN = re.compile(
@@ -98,7 +98,8 @@ def _make(provider: str, model_id: str, group: str, prices: Mapping[str, Any], s
     if not (amounts[0] and amounts[1]) and kind == "host":
         kind = "free"
     values = {"context": None, "valid_from": None, "valid_to": None, "url": "", "note": "", **more}
-    return Row(kind, provider, model_id, group, CURRENCY, amounts[0], amounts[1], amounts[2], amounts[3], amounts[4], values["context"], values["valid_from"],
+    return Row(kind, provider, model_id, group, CURRENCY, amounts[0], amounts[1], amounts[2],
+               amounts[3], amounts[4], values["context"], values["valid_from"],
                values["valid_to"], source, fetched, values["url"], values["note"])  # fmt: skip
 
 

@@ -103,6 +103,17 @@ def add_plot(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a PNG of {what}, or - the terminal")
 
 
+def check_plot(args: argparse.Namespace) -> None:
+    """Raise BadInput for a picture that would have no place; before any work."""
+    if args.plot is None:
+        return
+    if str(args.plot) == "-":
+        if args.json:
+            raise BadInput("--json has stdout for itself; give --plot a FILE")
+    elif not args.plot.absolute().parent.is_dir():
+        raise BadInput(f"--plot {args.plot}: its folder does not exist; make it first")
+
+
 def draw(path: Path | None, curve: Sequence[tuple[float, float]], title: str, x: str, y: str,
          lines: Sequence[tuple[str, float]] = ()) -> None:  # fmt: skip
     from puna.economics.plot import png, terminal
@@ -113,6 +124,4 @@ def draw(path: Path | None, curve: Sequence[tuple[float, float]], title: str, x:
         print()
         print(terminal(curve, title, x, y, lines))
         return
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"--plot {path}: its folder does not exist; make it first")
     png(path, curve, title, x, y, lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import add_json, print_facts, print_json, print_table, printable
-from puna.cli.costs.common import add_chip, add_plot, chip_of, draw, rate_of, today, warn
+from puna.cli.costs.common import add_chip, add_plot, check_plot, chip_of, draw, rate_of, today, warn
 from puna.core import BadInput
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.economics.compare import Speed, compare, measured_speed, warnings
     from puna.economics.prices import listed
 
+    check_plot(args)
     if args.tok_s is None and (args.n is not None or args.ratio is not None):
         raise BadInput("--n and --ratio say what --tok-s is of; give --tok-s")
     rows = listed(args.model, rows_of(args.prices), today())

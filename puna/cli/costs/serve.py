@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import add_json, print_facts, print_json, print_table
-from puna.cli.costs.common import add_chip, add_plot, chip_of, config_of, draw, rate_of, today, warn
+from puna.cli.costs.common import (
+    add_chip,
+    add_plot,
+    check_plot,
+    chip_of,
+    config_of,
+    draw,
+    rate_of,
+    today,
+    warn,
+)
 from puna.core import BadInput
 
 if TYPE_CHECKING:
@@ -68,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.economics.roofline import bound
     from puna.economics.serving import DENOMINATORS, Money, cost
 
+    check_plot(args)
     chip, factor = _machine(args)
     usd_h, rate, stale = rate_of(args, chip)
     limit = bound(deployment(args, chip, args.n))

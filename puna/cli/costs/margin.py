@@ -1,0 +1,79 @@
+"""Gross margin of each tenant and model: what the ledger charged against what the machines cost.
+
+  puna usage --csv november.csv --since 2026-11-01 --until 2026-12-01
+  puna cost margin november.csv --hours 720 --n 2 --rate 1.30 --price-list prices.toml
+
+The machines are paid for all of --hours; their cost is shared by seconds of work, to the last nano-dollar.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from puna.cli.common import add_json, print_json, print_table, printable
+from puna.cli.costs.common import add_chip, chip_of, rate_of, warn
+from puna.core import BadInput
+
+HELP = "gross margin of each tenant and model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="LEDGER", type=Path, help="CSV of `puna usage --csv`")
+    add("--hours", type=float, required=True, metavar="N", help="that the machines were paid for")
+    add("--n", type=int, default=1, metavar="N", help="accelerators or machines (default: 1)")
+    add_chip(parser)
+    add("--price-list", type=Path, metavar="FILE", help="check what was charged against this TOML file")
+    add("--gap", type=float, default=24.0, metavar="HOURS", help="without calls is refused (default: 24)")
+    add("--allow-gaps", action="store_true", help="say them and go on")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from puna.economics.hardware import positive
+    from puna.economics.margin import gaps, margins, read_ledger
+    from puna.server.tenants.prices import dollars, read_prices
+
+    entries = read_ledger(args.file.read_text(encoding="utf-8"), str(args.file))
+    holes = gaps(entries, positive("--gap", args.gap))
+    span = (max(e.at for e in entries) - min(e.at for e in entries)).total_seconds() / 3600
+    if holes and not args.allow_gaps:
+        raise BadInput(f"{args.file}: {holes[0]}; is a part missing? --allow-gaps goes on")
+    if positive("--hours", args.hours) < span:
+        raise BadInput(f"the ledger spans {span:.1f} hours, --hours must be as many or more")
+    if args.n < 1:
+        raise BadInput(f"--n must be 1 or more, got {args.n}")
+    usd_h, rate, stale = rate_of(args, chip_of(args))
+    machine = Decimal(str(usd_h)) * Decimal(str(args.hours)) * args.n
+    pricing = read_prices(args.price_list).cost if args.price_list else None
+    found = margins(entries, machine, pricing)
+    notes = [*holes, *stale]
+    if found.repriced:
+        off = found.price_difference / 1e9
+        notes.append(f"{found.repriced} calls cost otherwise by the price list, ${off:+.9f} in all")
+    lines = [{**asdict(line), "profit": line.profit, "margin": line.margin} for line in found.lines]
+    if args.json:
+        report: dict[str, Any] = {
+            "unit": "nano-dollars", "rate": rate, "lines": lines, "revenue": found.revenue,
+            "cost": found.cost, "repriced": found.repriced, "price_difference": found.price_difference,
+            "notes": notes,
+        }  # fmt: skip
+        print_json(report)
+        return 0
+
+    def cells(names: list[str], calls: int, revenue: int, cost: int) -> list[str]:
+        profit = revenue - cost
+        sign = "-" if profit < 0 else ""
+        share = f"{profit / revenue:.1%}" if revenue else "-"
+        money = [f"${dollars(revenue)}", f"${dollars(cost)}", f"{sign}${dollars(abs(profit))}"]
+        return [*names, f"{calls:,}", *money, share]
+
+    rows = [cells([printable(x.tenant), printable(x.model)], x.calls, x.revenue, x.cost) for x in found.lines]
+    rows.append(cells(["total", ""], len(entries), found.revenue, found.cost))
+    print_table(["TENANT", "MODEL", "CALLS", "REVENUE", "COST", "PROFIT", "MARGIN"], rows)
+    warn(notes)
+    return 0
