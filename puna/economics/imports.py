@@ -23,10 +23,11 @@ _ROUTERS = {"openrouter", "vercel", "vercel_ai_gateway", "github-models", "helic
 _GENERATION = re.compile(
     r"(?:(?:us|eu|apac|global)\.)?(?:meta[-.])?llama[-_]?v?(\d)(?:[.p-](\d)(?![\db]))?(?!\d)"
 )
-_PLAIN = frozenset(  # what a name may say beside generation and size and still be Meta's own weights
-    "instruct chat it base hf maas turbo lite reference basic versatile instant specdec preview vision text "
-    "fp8 fp16 bf16 int4 awq dynamic fast free v1 v2 latest tput fp quantized ai cs long 128k 8192 4096 "
-    "scout maverick original standard default model llama instant128k".split()  # noqa: SIM905
+# what a name may say beside generation and size and still be Meta's own weights
+_PLAIN = re.compile(
+    r"\d*[be]?|17be|v\d|fp|fp8|fp16|bf16|int4|awq|128k|instruct|chat|it|base|hf|maas|turbo|lite|reference|"
+    r"basic|versatile|instant|specdec|preview|vision|text|dynamic|fast|free|latest|tput|quantized|ai|cs|"
+    r"long|scout|maverick|original|standard|default|model|llama"
 )
 _SIZE = re.compile(r"(?<![\d.])(\d+)b(?![a-z0-9])")
 _NOT_PLAIN = re.compile(
@@ -49,7 +50,7 @@ def group_of(model_id: str) -> str | None:
     if found is None or found[1] not in "234":
         return None
     rest = re.split(r"[-_:@./]+", text.rpartition("/")[2].removeprefix("hf:")[found.end() :])
-    if not all(p in _PLAIN or re.fullmatch(r"\d*[be]?|17be", p) for p in rest):
+    if not all(_PLAIN.fullmatch(part) for part in rest):
         return None
     for name in ("scout", "maverick"):
         if name in text:

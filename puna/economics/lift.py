@@ -184,7 +184,7 @@ def analyse(e: Experiment, share: float, alpha: float, power: float, planned: in
     if p < SRM_LIMIT:
         raise BadValue(
             f"{n_control:,} users in control and {n_treated:,} in treatment do not come from a split of "
-            f"{1 - share:g} to {share:g} (p = {p:.1e}): the randomisation is broken, and no result of it holds"
+            f"{1 - share:g} to {share:g} (p = {p:.1e}): the randomisation is broken, no result holds"
         )
     base = float(e.revenue[~e.treated].mean())
     plain = estimate(e.revenue, e.treated, alpha)
