@@ -6,8 +6,9 @@ A sub-command is a file of this folder that defines
     def add_arguments(parser): ...
     def run(args) -> int: ...               the exit code
 
-and is imported only when it is called; one with GROUP has a folder of such files (`find`). With `--json`, stdout carries exactly one JSON object, and nothing at
-all if the command fails; everything else goes to stderr.
+and is imported only when it is called; one with GROUP has a folder of such files (`find`). With `--json`,
+stdout carries exactly one JSON object, and nothing at all if the command fails; everything else goes to
+stderr.
 
 Exit codes: 0 good; 1 the work failed; 2 bad usage or bad input; 130 interrupted (Ctrl-C); 141 the reader of
 our output went away, as the shell reports for any program of a pipe.

@@ -108,6 +108,11 @@ class Line:
         return self.revenue - self.cost
 
     @property
+    def usd_per_mtok(self) -> float | None:
+        """What a million output tokens cost, idle time and prompts included; None without any."""
+        return self.cost / self.output / 1000 if self.output else None
+
+    @property
     def margin(self) -> float | None:
         """Share of the revenue; None without any."""
         return self.profit / self.revenue if self.revenue else None

@@ -71,6 +71,35 @@ def test_serve_takes_a_config_and_draws(capsys: pytest.CaptureFixture[str], tmp_
     assert mine["limit"] == cost(capsys, "serve", "llama-3.2-1b")["limit"]
 
 
+def test_serve_reads_reports_of_bench_and_loadtest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bench, load = tmp_path / "bench.json", tmp_path / "load.json"
+    bench.write_text(
+        json.dumps(
+            {
+                "model": {"name": "smollm2"},
+                "machine": {"bf16_tflops": 2.0, "int8_tops": 5.0, "read_gb_s": 30.0},
+                "prefill": [{"tokens": 512, "tok_s": 1000.0, "share_of_limit": 0.5}],
+                "decode": [{"depth": 0, "tok_s": 100.0, "share_of_limit": 0.8}],
+                "batch": [{"batch": 8, "tok_s": 500.0, "share_of_limit": 0.6}],
+            }
+        )
+    )
+    machine = ["--bench", str(bench), "--memory-gb", "16", "--rate", "0.36", "--weights", "int8"]
+    found = cost(capsys, "serve", "llama-3.2-1b", *machine)
+    own = found["bench_usd_per_mtok"]
+    assert own["prefill"] == pytest.approx(0.1)  # 0.36 dollars an hour at 1,000 tokens/s
+    assert own["decode_by_streams"] == pytest.approx({"1": 1.0, "8": 0.2})
+    assert found["output_tok_s"]["mean"] == pytest.approx(0.6 * found["limit"]["output_tok_s"])
+    load.write_text('{"output_tokens_per_s": 4205.0}')
+    found = cost(capsys, *SERVE, "--rate", "2.95", "--loadtest", str(load))
+    assert found["usd_per_mtok"]["mean"]["output"] == pytest.approx(0.39, abs=0.005)
+    load.write_text("{}")
+    assert main(["cost", *SERVE, "--loadtest", str(load)]) == 2
+    assert "puna loadtest" in capsys.readouterr().err
+
+
 def test_train_compare_market_fleet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     train = cost(capsys, "train", "llama-3.1-405b", "--n", "16384", "--mtbf", "50000")
     assert train["reported"]["mfu"] == pytest.approx(0.345, abs=0.01)
@@ -95,7 +124,8 @@ def test_train_compare_market_fleet(capsys: pytest.CaptureFixture[str], tmp_path
 def test_margin_agrees_with_the_ledger(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     database = open_database("")
     rows = [row(n, cost_nano=10**6 + n) for n in range(300)]
-    insert(database, rows)
+    with database.write() as connection:
+        insert(connection, rows)
     database.close()
     ledger = tmp_path / "ledger.csv"
     assert main(["usage", "--csv", str(ledger)]) == 0

@@ -55,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if found.repriced:
         off = found.price_difference / 1e9
         notes.append(f"{found.repriced} calls cost otherwise by the price list, ${off:+.9f} in all")
-    lines = [{**asdict(line), "profit": line.profit, "margin": line.margin} for line in found.lines]
+    lines = [
+        {**asdict(line), "profit": line.profit, "margin": line.margin, "usd_per_mtok": line.usd_per_mtok}
+        for line in found.lines
+    ]
     if args.json:
         report: dict[str, Any] = {
             "unit": "nano-dollars", "rate": rate, "lines": lines, "revenue": found.revenue,

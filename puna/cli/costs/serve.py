@@ -29,7 +29,7 @@ from puna.cli.costs.common import (
 from puna.core import BadInput
 
 if TYPE_CHECKING:
-    from puna.economics.calibrate import Factor
+    from puna.economics.calibrate import Bench, Factor
     from puna.economics.hardware import Chip
     from puna.economics.roofline import Bound, Deployment
     from puna.economics.serving import Money, Point
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_deployment(parser)
     add("--utilisation", type=float, default=1.0, metavar="U", help="share of the time that is used (1)")
     add("--tok-s", type=float, metavar="N", help="measured output tokens a second of one copy")
+    add("--loadtest", type=Path, metavar="FILE", help="speed of one copy from `puna loadtest --json`")
     add("--bench", type=Path, metavar="FILE", help="`puna bench --json` of your machine, with --memory-gb")
     add("--memory-gb", type=float, metavar="GB", help="of --bench: memory for weights and cache")
     add("--pareto", action="store_true", help="speed of an answer against cost, over batches")
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.economics.serving import DENOMINATORS, Money, cost
 
     check_plot(args)
-    chip, factor = _machine(args)
+    chip, factor, bench = _machine(args)
     usd_h, rate, stale = rate_of(args, chip)
     limit = bound(deployment(args, chip, args.n))
     if args.copies < 1:
@@ -101,9 +102,10 @@ def run(args: argparse.Namespace) -> int:
         "batch": limit.batch,
         "limit": {"output_tok_s": limit.output_tok_s, "by": limit.limit},
         "output_tok_s": {name: value * args.copies for name, value in speeds.items()},
-        "speed_from": "--tok-s" if args.tok_s else factor.origin,
+        "speed_from": _origin(args, factor),
         "usd_per_mtok": costs,
         "definitions": DENOMINATORS,
+        "bench_usd_per_mtok": bench and _measured(bench, usd_h, args.utilisation),
         "pareto": [asdict(point) for point in points],
         "notes": [*limit.notes, *stale],
     }
@@ -116,34 +118,66 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _measured(bench: Bench, usd_h: float, utilisation: float) -> dict[str, Any]:
+    """Of the model and the jobs that the bench measured: nothing here is predicted."""
+    from puna.economics.serving import usd_per_mtok
+
+    decode = {
+        str(streams): usd_per_mtok(tok_s, usd_h, 1, utilisation) for streams, tok_s in bench.decode.items()
+    }
+    prefill = usd_per_mtok(bench.prefill_tok_s, usd_h, 1, utilisation)
+    return {"model": bench.model, "prefill": prefill, "decode_by_streams": decode}
+
+
+def _origin(args: argparse.Namespace, factor: Factor) -> str:
+    if args.loadtest is not None:
+        return str(args.loadtest)
+    return "--tok-s" if args.tok_s is not None else factor.origin
+
+
 def _per_copy(money: Money, args: argparse.Namespace) -> Money:
     from puna.economics.serving import Money
 
     return Money(money.usd_h, args.n, money.utilisation)
 
 
-def _machine(args: argparse.Namespace) -> tuple[Chip, Factor]:
+def _machine(args: argparse.Namespace) -> tuple[Chip, Factor, Bench | None]:
     from puna.economics.calibrate import kind_of, read_bench, shipped_factor
     from puna.economics.hardware import Source
 
     if args.bench is None:
         if args.memory_gb is not None:
             raise BadInput("--memory-gb belongs to --bench; of an accelerator say --set memory_gb=N")
-        return chip_of(args), shipped_factor(kind_of(config_of(args.model), args.batch))
+        return chip_of(args), shipped_factor(kind_of(config_of(args.model), args.batch)), None
     if args.memory_gb is None:
         raise BadInput("--bench needs --memory-gb, how much memory that machine has for the model")
     if args.rate is None and args.capex is None:
         raise BadInput("--bench needs --rate DOLLARS or --capex, what that machine costs")
     text = args.bench.read_text(encoding="utf-8")
     bench = read_bench(text, str(args.bench), args.memory_gb, Source("your bench", today()))
-    return bench.chip, bench.factor(args.batch)
+    return bench.chip, bench.factor(args.batch), bench
 
 
 def _speeds(args: argparse.Namespace, limit: Bound, factor: Factor) -> dict[str, float]:
     """Output tokens per second of one copy."""
     from puna.economics.calibrate import predicted
 
+    if args.loadtest is not None:
+        if args.tok_s is not None:
+            raise BadInput("--tok-s and --loadtest both say the speed; give one")
+        return {"mean": _loadtest_speed(args.loadtest)}
     return {"mean": args.tok_s} if args.tok_s is not None else predicted(limit, factor)
+
+
+def _loadtest_speed(path: Path) -> float:
+    """Output tokens per second of a load test. Raises BadFile for another file."""
+    from puna.core import BadFile
+    from puna.economics.hardware import load_json
+
+    value = load_json(path.read_text(encoding="utf-8"), str(path)).get("output_tokens_per_s")
+    if not isinstance(value, int | float) or value <= 0:
+        raise BadFile(f"{path} must be a report of `puna loadtest --json` with output tokens")
+    return float(value)
 
 
 def _points(args: argparse.Namespace, chip: Chip, factor: Factor, money: Money) -> list[Point]:
@@ -182,6 +216,9 @@ def _print(report: dict[str, Any], speed: float) -> None:
         values = [costs[name][kind] for name in names]
         rows.append([kind, *("-" if v is None else f"${v:.4f}" for v in values), meaning])
     print_table(["$/M TOKENS", *(f"AT {name.upper()} SPEED" for name in names), "DIVIDED BY"], rows)
+    if own := report["bench_usd_per_mtok"]:
+        decode = ", ".join(f"${v:.3f} with {k}" for k, v in own["decode_by_streams"].items())
+        print(f"\nmeasured there, {own['model']}: ${own['prefill']:.3f} prefill; decode {decode} at once")
     if report["pareto"]:
         print()
         cells = [[str(p["batch"]), f"{p['user_tok_s']:.1f}", f"${p['usd_per_mtok']:.4f}"]
