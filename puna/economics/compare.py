@@ -8,10 +8,12 @@ from datetime import date
 
 from puna.core import BadValue
 from puna.economics.calibrate import Measured, measured
-from puna.economics.hardware import positive, share
+from puna.economics.hardware import chip, positive, share
 from puna.economics.prices import Listed
 from puna.economics.serving import usd_per_mtok
 from puna.model import catalog
+
+_LENGTH = 1000  # tokens of prompts and answers that comparisons are made at
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +33,31 @@ class Speed:
 
 
 def measured_speed(model: str, accelerator: str | None) -> Speed:
-    """The cheapest published measurement of these weights with as many tokens in as out.
+    """The cheapest published measurement of these weights with 1,000 tokens in and out.
 
+    Cheapest at the rate that an accelerator has where none is asked for.
     Only rows of the same shape count: Llama 3.1 70B is as fast as 3.3. Raises BadValue where there is none.
     """
     config = catalog.find(model).config
     fitting = [
         row
         for row in measured()
-        if row.prompt is not None and row.kind != "one stream" and row.prompt == row.output
+        if (row.prompt, row.output) == (_LENGTH, _LENGTH)
         and catalog.find(row.model).config == config
         and accelerator in (None, row.accelerator)
-    ]  # fmt: skip
+    ]
     if not fitting:
         where = f" on {accelerator}" if accelerator else ""
         raise BadValue(f"nobody's measurement of {model}{where} is shipped; give your own with --tok-s")
-    best = max(fitting, key=_per_accelerator)
+    best = min(fitting, key=_usd)
     origin = f"{best.source.title} ({best.source.date}), {best.weights}, {best.prompt} in, {best.output} out"
     return Speed(best.output_tok_s, best.n, best.accelerator, 1.0, origin)
 
 
-def _per_accelerator(row: Measured) -> float:
-    return row.output_tok_s / row.n
+def _usd(row: Measured) -> float:
+    """Dollars an hour for an output token a second."""
+    own = chip(row.accelerator)
+    return own.rate(own.best_rate()) * row.n / row.output_tok_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,7 @@ def _flagged(row: Row, newest: Row, today: date) -> Listed:
     flags += ["free"] if row.is_free else []
     flags += ["router"] if row.kind == "router" else []
     flags += ["replaced"] if row is not newest else []
+    flags += [] if row.url else ["no page named"]
     flags += [f"{age} days old"] if age > FRESH_DAYS else []
     return Listed(row, age, tuple(flags))
 

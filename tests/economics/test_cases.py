@@ -152,11 +152,16 @@ def test_case_22_the_roofline_is_never_below_a_measured_row(row: Measured) -> No
     assert 0 < row.efficiency < 1
 
 
-def test_factors_are_those_of_the_reference() -> None:
+def test_factors_at_a_thousand_tokens_are_those_of_the_survey() -> None:
     assert shipped_factor("one stream").mean == pytest.approx(0.85, abs=0.02)
-    dense, experts = shipped_factor("dense"), shipped_factor("experts")
-    assert (dense.low, dense.high) == pytest.approx((0.28, 0.50), abs=0.01)
-    assert (experts.low, experts.high) == pytest.approx((0.17, 0.21), abs=0.01)
+    at = {
+        kind: [r.efficiency for r in measured() if r.kind == kind and r.prompt == r.output == 1000]
+        for kind in ("dense", "experts")
+    }
+    assert min(at["dense"]) > 0.15
+    assert max(at["dense"]) == pytest.approx(0.50, abs=0.01)
+    for kind, found in at.items():
+        assert shipped_factor(kind).low <= min(found) <= max(found) <= shipped_factor(kind).high
 
 
 def test_formulas_beside_the_cases() -> None:

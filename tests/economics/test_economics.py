@@ -337,4 +337,4 @@ def test_users_that_small_lifts_need() -> None:
 def test_factors_need_measurements() -> None:
     with pytest.raises(BadValue, match="no measurement"):
         Factor.of([], "nothing")
-    assert len(measured()) == 19
+    assert len(measured()) == 169
