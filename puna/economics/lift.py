@@ -7,8 +7,6 @@ takes out what was known before; the confidence sequence is the asymptotic one o
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import erfc, isfinite, log, sqrt
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from puna.core import BadFile, BadValue
 from puna.economics.hardware import positive
+from puna.economics.tables import table
 
 Array = NDArray[np.float64]
 ARMS = ("control", "treatment")
@@ -46,15 +45,14 @@ def read_experiment(text: str, where: str) -> Experiment:
     """CSV with user, arm (control or treatment), revenue, and perhaps pre and exposed (0 or 1). Raises
     BadFile for a user who stands there twice, another arm, or a number that is none.
     """
-    reader = csv.DictReader(io.StringIO(text))
-    names = reader.fieldnames or ()
+    names, rows = table(text, where)
     missing = [name for name in ("user", "arm", "revenue") if name not in names]
     if missing:
         raise BadFile(f"{where} must have the columns user, arm and revenue; it lacks {', '.join(missing)}")
     arms: dict[str, str] = {}
     columns: dict[str, list[float]] = {"revenue": []}
     columns |= {name: [] for name in ("pre", "exposed") if name in names}
-    for n, row in enumerate(reader, 2):
+    for n, row in rows:
         user, arm = row["user"], row["arm"]
         if arms.get(user, arm) != arm:
             raise BadFile(f"{where}:{n}: user {user!r} is in both arms: the randomisation is broken")

@@ -7,8 +7,6 @@ remainders), so that parts always sum to it; revenue is the ledger's own. Rows a
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from itertools import pairwise
 
 from puna.core import BadFile, BadValue
+from puna.economics.tables import table
 
 NANO = Decimal(10**9)
 _NEEDED = (
@@ -45,13 +44,13 @@ class Entry:
 
 def read_ledger(text: str, where: str) -> list[Entry]:
     """Raises BadFile for another file, a call that stands there twice, and values that make no sense."""
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+    names, rows = table(text, where)
+    missing = [name for name in _NEEDED if name not in names]
     if missing:
         raise BadFile(f"{where} must be a file of `puna usage --csv`; it lacks {', '.join(missing)}")
     found: list[Entry] = []
     seen: set[str] = set()
-    for n, row in enumerate(reader, 2):
+    for n, row in rows:
         try:
             at = datetime.fromisoformat(row["created_at"])
             entry = Entry(

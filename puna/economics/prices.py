@@ -17,6 +17,7 @@ from statistics import median
 
 from puna.core import BadFile, UnknownModel, closest
 from puna.economics.hardware import CURRENCY, FRESH_DAYS, data_text
+from puna.economics.tables import table
 from puna.model import catalog
 
 KINDS = ("host", "router", "free", "first-party")
@@ -69,10 +70,10 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 def read_rows(text: str, where: str) -> list[Row]:
     """A file in the form of the shipped one. Raises BadFile with the line and what is wrong."""
-    reader = csv.DictReader(io.StringIO(text))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise BadFile(f"{where} must have the columns {','.join(COLUMNS)}; found {reader.fieldnames}")
-    return [_row(values, f"{where}:{n}") for n, values in enumerate(reader, 2)]
+    names, found = table(text, where)
+    if tuple(names) != COLUMNS:
+        raise BadFile(f"{where} must have the columns {','.join(COLUMNS)}; found {','.join(names)}")
+    return [_row(values, f"{where}:{n}") for n, values in found]
 
 
 def _row(values: dict[str, str], place: str) -> Row:

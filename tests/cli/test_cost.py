@@ -206,11 +206,19 @@ def test_lift_reads_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (["compare", MODEL, "--ratio", "2"], "give --tok-s"),
         (["fleet", "llama-3.1-405b", "--n", "1"], "do not hold"),
         (["lift"], "give FILE or --self-test"),
+        (["lift", "absent.csv"], "must be a file that can be read"),
+        (["market", MODEL, "--prices", "{binary}"], "must be utf-8 text"),
+        (["lift", "{short}"], "a cell for every column"),
+        (["margin", "{short}", "--hours", "1"], "puna usage --csv"),
     ],
 )
 def test_bad_input_gets_one_sentence(
-    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    files = {"{binary}": tmp_path / "binary", "{short}": tmp_path / "short.csv"}
+    files["{binary}"].write_bytes(b"\xff\x00")
+    files["{short}"].write_text("user,arm,revenue\nu1,control\n")
+    argv = [str(files.get(text, text)) for text in argv]
     assert main(["cost", *argv]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from puna.cli.common import printable
+from puna.cli.common import not_text, printable
 from puna.core import BadInput, BadValue
 
 if TYPE_CHECKING:
@@ -89,8 +89,18 @@ def config_of(name: str) -> ModelConfig:
     if path.suffix == ".json" and path.is_file():
         from puna.economics.hardware import load_json
 
-        return from_hf(load_json(path.read_text(encoding="utf-8"), name))
+        return from_hf(load_json(text_of(path), name))
     return catalog.find(name).config
+
+
+def text_of(path: Path) -> str:
+    """Of a file that the user names. Raises BadInput where it is none or holds no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} {not_text(error)}") from None
+    except OSError as error:
+        raise BadInput(f"{path} must be a file that can be read: {error.strerror or error}") from None
 
 
 def warn(notes: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import add_json, print_facts, print_json, print_table, printable
-from puna.cli.costs.common import add_chip, add_plot, check_plot, chip_of, draw, rate_of, today, warn
+from puna.cli.costs.common import add_chip, add_plot, check_plot, chip_of, draw, rate_of, text_of, today, warn
 from puna.core import BadInput
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
 def rows_of(path: Path | None) -> Sequence[Row]:
     from puna.economics.prices import read_rows, shipped
 
-    return shipped() if path is None else read_rows(path.read_text(encoding="utf-8"), str(path))
+    return shipped() if path is None else read_rows(text_of(path), str(path))
 
 
 def run(args: argparse.Namespace) -> int:

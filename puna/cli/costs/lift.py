@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.cli.common import add_json, print_facts, print_json
+from puna.cli.costs.common import text_of
 from puna.core import BadInput
 
 HELP = "what a feature earns, from a randomised experiment"
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.variable_share is not None and args.cost_user is None:
         raise BadInput("--variable-share belongs to --cost-user; give both")
     costs = None if args.cost_user is None else Costs(args.cost_user, args.variable_share or 0.0)
-    e = read_experiment(args.file.read_text(encoding="utf-8"), str(args.file))
+    e = read_experiment(text_of(args.file), str(args.file))
     report = analyse(e, args.split, args.alpha, args.power, args.planned, costs)
     if args.json:
         print_json(report)

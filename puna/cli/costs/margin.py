@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.cli.common import add_json, print_json, print_table, printable
-from puna.cli.costs.common import add_chip, chip_of, rate_of, warn
+from puna.cli.costs.common import add_chip, chip_of, rate_of, text_of, warn
 from puna.core import BadInput
 
 HELP = "gross margin of each tenant and model"
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.economics.margin import gaps, margins, read_ledger
     from puna.server.tenants.prices import dollars, read_prices
 
-    entries = read_ledger(args.file.read_text(encoding="utf-8"), str(args.file))
+    entries = read_ledger(text_of(args.file), str(args.file))
     holes = gaps(entries, positive("--gap", args.gap))
     span = (max(e.at for e in entries) - min(e.at for e in entries)).total_seconds() / 3600
     if holes and not args.allow_gaps:

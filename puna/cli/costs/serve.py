@@ -23,6 +23,7 @@ from puna.cli.costs.common import (
     config_of,
     draw,
     rate_of,
+    text_of,
     today,
     warn,
 )
@@ -153,7 +154,7 @@ def _machine(args: argparse.Namespace) -> tuple[Chip, Factor, Bench | None]:
         raise BadInput("--bench needs --memory-gb, how much memory that machine has for the model")
     if args.rate is None and args.capex is None:
         raise BadInput("--bench needs --rate DOLLARS or --capex, what that machine costs")
-    text = args.bench.read_text(encoding="utf-8")
+    text = text_of(args.bench)
     bench = read_bench(text, str(args.bench), args.memory_gb, Source("your bench", today()))
     return bench.chip, bench.factor(args.batch), bench
 
@@ -174,7 +175,7 @@ def _loadtest_speed(path: Path) -> float:
     from puna.core import BadFile
     from puna.economics.hardware import load_json
 
-    value = load_json(path.read_text(encoding="utf-8"), str(path)).get("output_tokens_per_s")
+    value = load_json(text_of(path), str(path)).get("output_tokens_per_s")
     if not isinstance(value, int | float) or value <= 0:
         raise BadFile(f"{path} must be a report of `puna loadtest --json` with output tokens")
     return float(value)

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 
 from puna.cli.common import add_json, print_facts, print_json
-from puna.cli.costs.common import today, warn
+from puna.cli.costs.common import text_of, today, warn
 from puna.cli.costs.compare import add_prices, rows_of
 from puna.core import BadValue
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadValue(f"--date must be a day like 2026-11-12, got {args.date!r}") from None
     if day > today():
         raise BadValue(f"--date must not be in the future, got {day}")
-    text = args.file.read_text(encoding="utf-8")
+    text = text_of(args.file)
     found = read_foreign(text, args.form, f"{args.form} {args.version}", day)
     kept = [row for row in rows_of(args.prices) if row.source.partition(" ")[0] != args.form]
     args.out.write_text(write_rows([*kept, *found.rows]), encoding="utf-8")
