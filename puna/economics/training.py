@@ -56,6 +56,11 @@ class Failures:
     def __post_init__(self) -> None:
         for name in ("mtbf_h", "save_s", "restart_s"):
             positive(name, getattr(self, name))
+        if self.save_s + self.restart_s > self.mtbf_h * 3600:
+            raise BadValue(
+                f"a failure every {self.mtbf_h * 3600:,.0f} seconds leaves no time for work between "
+                f"{self.restart_s:g} seconds of restarting and {self.save_s:g} of saving"
+            )
 
     @classmethod
     def of(cls, n: int, per_accelerator_h: float, save_s: float, restart_s: float) -> Failures:
@@ -69,11 +74,8 @@ class Failures:
 
     @property
     def daly_s(self) -> float:
-        """Seconds between checkpoints, with Daly's higher orders; as long as the mean time between failures
-        where saving takes more than twice as long as that."""
+        """Seconds between checkpoints, with Daly's higher orders."""
         m, d = self.mtbf_h * 3600, self.save_s
-        if d >= 2 * m:
-            return m
         x = d / (2 * m)
         return sqrt(2 * d * m) * (1 + sqrt(x) / 3 + x / 9) - d
 

@@ -152,6 +152,8 @@ def _machine(args: argparse.Namespace) -> tuple[Chip, Factor, Bench | None]:
         return chip_of(args), shipped_factor(kind_of(config_of(args.model), args.batch)), None
     if args.memory_gb is None:
         raise BadInput("--bench needs --memory-gb, how much memory that machine has for the model")
+    if args.set or args.accelerator != "h100":
+        raise BadInput("--bench brings its own machine; leave out --accelerator and --set")
     if args.rate is None and args.capex is None:
         raise BadInput("--bench needs --rate DOLLARS or --capex, what that machine costs")
     text = text_of(args.bench)
