@@ -78,6 +78,11 @@ class Service:
         http.state.account = account
         return account
 
+    def check_known(self, http: HTTPConnection) -> None:
+        """Raise ApiError 401 for strangers, before a body of theirs is read."""
+        if line_of(http) is None:
+            self.accounts.check_known(_key_of(http))
+
     def check_room(self) -> None:
         """Raise ApiError 503 where another call would be one too many."""
         if self.is_draining:

@@ -86,6 +86,11 @@ def encode_chat(
         add_generation_prompt = False
     builtin_tools, tools = _names_apart(tools)
     if chat_format is None and tokenizer.chat_template is not None:
+        if tools and "tools" not in tokenizer.chat_template:
+            raise BadInput(
+                f"this model's chat template has no place for tools, found {len(tools)}: the model would not "
+                "see them; take them out, or use a model that was made for tools"
+            )
         if builtin_tools:
             _check_builtin_tools(tokenizer.chat_template, builtin_tools)
             variables = {**(variables or {}), "builtin_tools": builtin_tools}
