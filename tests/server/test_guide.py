@@ -17,7 +17,8 @@ import pytest
 from server.conftest import Running, Start, open_accounts
 from server.postgres import Postgres
 
-from puna.server.config import ServerConfig, read_config
+from puna.cli.serve_settings import read_config
+from puna.server.config import ServerConfig
 from puna.server.page.sessions import LASTS_S
 from puna.server.storage.database import open_database
 from puna.server.tenants.prices import read_prices
