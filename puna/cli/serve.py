@@ -115,7 +115,7 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     """Raises BadValue."""
     from puna.server.config import ServerConfig
 
-    found = {field.name: getattr(args, field.name) for field in fields(ServerConfig)}
+    found: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(ServerConfig)}
     return ServerConfig(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     )

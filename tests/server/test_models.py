@@ -435,3 +435,15 @@ def test_the_command_serves_what_it_is_told_to(
         process.terminate()
         assert process.wait(30) == 0
         process.stderr.close()  # type: ignore[union-attr]
+
+
+def test_a_file_that_cannot_be_loaded_is_named_to_nobody(start: Start, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(60))
+    find = {"broken": ("broken", broken)}.get
+    pool = ModelPool([("one", folder / "one.gguf")], LLMLoader(**LOADER), Budget(None, 2), find=find)
+    running = start(ServerConfig(port=0), models=AdaptedModels(pool))
+    answer = running.post("/v1/chat/completions", {"model": "broken", **GREEDY})
+    assert answer.status_code == 500
+    assert "broken could not be loaded, the server's log says why" in answer.json()["error"]["message"]
+    assert "/" not in answer.json()["error"]["message"]
