@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.server.storage.database import open_database
     from puna.server.tenants.keys import Keys
 
-    _check_usage(args)
+    check_usage(args)
     database = open_database(args.database)
     try:
         keys = Keys(database)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_usage(args: argparse.Namespace) -> None:
+def check_usage(args: argparse.Namespace) -> None:
     from puna.server.tenants.limits import COUNTED
 
     if (args.action == "revoke") != (args.key is not None):
@@ -129,7 +129,7 @@ def _revoke(args: argparse.Namespace, keys: Keys) -> None:
     if args.json:
         print_json(key.to_json())
     else:
-        print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within seconds.")
+        print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within two seconds.")
 
 
 def _shown(report: dict[str, Any]) -> dict[str, str | None]:

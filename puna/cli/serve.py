@@ -115,10 +115,11 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     """Raises BadValue."""
     from puna.server.config import ServerConfig
 
-    found: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(ServerConfig)}
-    return ServerConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    )
+    found: dict[str, Any] = {}
+    for field in fields(ServerConfig):
+        value = getattr(args, field.name)
+        found[field.name] = tuple(value) if isinstance(value, list) else value
+    return ServerConfig(**found)
 
 
 def _pool(args: argparse.Namespace, config: ServerConfig) -> AdaptedModels:
