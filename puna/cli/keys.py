@@ -129,7 +129,7 @@ def _revoke(args: argparse.Namespace, keys: Keys) -> None:
     if args.json:
         print_json(key.to_json())
     else:
-        print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within two seconds.")
+        print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within about a second.")
 
 
 def _shown(report: dict[str, Any]) -> dict[str, str | None]:
