@@ -101,9 +101,11 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            await super().startup(sockets)
+            for bound in sockets or ():
+                bound.listen(self.config.backlog)  # uvloop, which does it again, would not say that it failed
         except OSError as error:  # another server, which was starting as well, listens there by now
             raise cannot_listen(self._service.config, error) from None
+        await super().startup(sockets)
         if self.started:
             self.when_ready()
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from starlette.applications import Starlette
 
 from puna.cli.main import main
 from puna.core import BadInput
 from puna.llm.models import ModelPool
 from puna.server.config import ServerConfig
 from puna.server.listen import bind
+from puna.server.run import serve
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,18 @@ def test_what_else_is_looked_at_first(tiny_path: Path, capsys: pytest.CaptureFix
         (["--cache-type", "q3"], "cache_type must be one of"),
     ):
         assert message in refused(capsys, tiny_path, "--port", "0", *flags)
+
+
+def test_of_two_servers_that_start_together_one_serves() -> None:
+    with bind(ServerConfig(port=0)) as first:
+        config = ServerConfig(port=first.getsockname()[1])
+        late = bind(config)
+        first.listen()
+        app = Starlette()
+        app.state.service = SimpleNamespace(config=config, is_draining=False, n_in_flight=0)
+        with pytest.raises(BadInput, match="choose another --port"):
+            serve(app, config, lambda url: pytest.fail(f"serves at {url}"), late)
+        assert late.fileno() == -1
 
 
 def test_nobody_is_let_in_before_there_is_a_server() -> None:
