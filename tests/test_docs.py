@@ -114,7 +114,9 @@ def test_a_mentioned_command_parses(command: str) -> None:
     parser = Parser(f"puna {name}", "")
     module.add_arguments(parser)
     if rest:
-        parser.parse(rest)
+        args = parser.parse(rest)
+        if check := getattr(module, "check_usage", None):  # of options that need others
+            check(args)
 
 
 def test_groups_that_make_installs_exist() -> None:

@@ -139,7 +139,10 @@ class Sampling(Sampler):
 
 def changed(defaults: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
     """The defaults with what is given in their place; None is not given. Raises BadValue."""
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if "max_tokens" in chosen:  # nobody asked for a default of more
+        chosen.setdefault("min_tokens", min(defaults.min_tokens, chosen["max_tokens"]))
+    return replace(defaults, **chosen)
 
 
 def token_ids(biases: Mapping[str, float]) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from puna.server.tenants.prices import PriceList
 from puna.server.tenants.queries import tokens_today
 from puna.server.tenants.usage import Usage
 
+_log = logging.getLogger("puna.server")
 _ANYONE = Limits()
 _RETRY_S = 5
 
@@ -129,7 +131,8 @@ class Accounts:
         try:
             await self.ledger.record(usage)
         except PunaError as error:
-            raise unavailable(f"the answer was made but could not be recorded: {error}", _RETRY_S) from error
+            _log.error("an answer could not be recorded: %s", error)
+            raise unavailable("the answer was made but could not be recorded; try again", _RETRY_S) from error
 
     def close(self) -> None:
         """Write what is left, and let the database go."""
