@@ -1,7 +1,7 @@
 """Which agreements a model is under: a licence belongs to an artifact, not to the name of a family.
 
 Everything that speaks of it is a claim with its evidence: the catalog, a tag of the file, a model card, a
-LICENSE beside it, the models it was made from. Claims that disagree stay side by side; nobody guesses between them.
+LICENSE beside it, the models it was made from. Claims that disagree stay side by side; nobody guesses.
 """
 
 from __future__ import annotations
