@@ -6,15 +6,15 @@
   puna license check ./my-tune --activity distribute --base llama-3.1-8b --name Llama-mine --fix
   puna license check llama-4-scout --activity use --region DE --mau 80000000 --month 2025-03
 
-A licence belongs to an artifact: FOLDER's model card, LICENSE, NOTICE and settings are read, a GGUF file's tags, the
-catalog. A model inherits the agreements of all that it was made from. Exit code 1: a clause is violated.
+A licence belongs to an artifact: FOLDER's model card, LICENSE, NOTICE and settings are read, a GGUF file's
+tags, the catalog. A model inherits the agreements of all that it was made from. Exit code 1: a clause is violated.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -45,15 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("action", metavar="ACTION", choices=("show", "check"), help="show or check")
     add("what", metavar="WHAT", nargs="?", help="of show: an agreement; of check: a folder, file or model")
-    many = {"action": "append", "default": []}
-    add("--activity", metavar="NAME", **many, help=f"what you do: {', '.join(ACTIVITIES)}; may be repeated")
+    add(
+        "--activity",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help=f"what you do: {', '.join(ACTIVITIES)}; may be repeated",
+    )
     add("--name", metavar="NAME", help="that the model is offered under")
-    add("--base", metavar="MODEL", **many, help="that it was made from; may be repeated")
-    add("--outputs-of", metavar="MODEL", **many, help="whose answers it was trained on; may be repeated")
+    add("--base", metavar="MODEL", action="append", default=[], help="that it was made from; may be repeated")
+    add(
+        "--outputs-of",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="whose answers it was trained on; may be repeated",
+    )
     add("--licence", metavar="NAME", help="its agreement, where sources disagree or say nothing")
     add("--target", metavar="MODEL", help="the model that is trained; `other` for one that is no Llama")
     add("--region", metavar="CODE", help="your domicile or principal place of business: DE, US, EU, …")
-    add("--mau", metavar="[NAME=]N", **many, help="monthly active users, yours and of each affiliate")
+    add(
+        "--mau",
+        metavar="[NAME=]N",
+        action="append",
+        default=[],
+        help="monthly active users, yours and of each affiliate",
+    )
     add("--month", metavar="YYYY-MM", help="in which they were counted")
     add("--attribution", metavar="FILE|URL", help="where “Built with …” is shown; an address is fetched")
     add("--purpose", choices=PURPOSES, help="of Llama 1")
@@ -94,7 +111,7 @@ def _show(args: argparse.Namespace) -> int:
         print_json({"disclaimer": DISCLAIMER, "agreements": [_described(one) for one in found]})
         return 0
     if args.what is None:
-        rows = [(one.id, str(one.effective), one.mau_month or "–", one.kind, one.source) for one in found]
+        rows = [(one.id, str(one.effective), one.mau_month or "-", one.kind, one.source) for one in found]
         print_table(("AGREEMENT", "SINCE", "USERS OF", "KIND", "TEXT"), rows)
     else:
         for one in found:
@@ -173,55 +190,22 @@ def _check(args: argparse.Namespace) -> int:
 def _artifact(args: argparse.Namespace) -> Artifact:
     """The model, and what options say of it."""
     from puna.license.agreements import find
-    from puna.license.artifacts import Claim, named
+    from puna.license.artifacts import Claim
+    from puna.llm.terms import located
 
     found = located(args.what)
     if args.licence:
         found = replace(found, claims=(Claim(find(args.licence), "", "--licence"),))
     bases = tuple(located(name) for name in args.base)
-    teachers = tuple(named(name) if not Path(name).exists() else located(name) for name in args.outputs_of)
+    teachers = tuple(located(name) for name in args.outputs_of)
     if args.text_only:
         found = replace(found, sees=False)
     return replace(found, bases=(*found.bases, *bases), teachers=(*found.teachers, *teachers))
 
 
-def located(what: str) -> Artifact:
-    """A model by its folder or file, or by its name in the catalog or the store. Raises UnknownModel."""
-    from puna.license.artifacts import claim, named, of_path
-    from puna.weights import store
-
-    path = Path(what).expanduser()
-    if path.exists():
-        return of_path(path, gguf_metadata(path))
-    stored = store.find(what)
-    if stored is None:
-        return named(what)
-    found = of_path(stored.path, gguf_metadata(stored.path))
-    claims = found.claims
-    if stored.licence and claim(stored.licence, "").agreement not in found.own:
-        claims = (claim(stored.licence, f"the store's record of {stored.name}"), *claims)
-    return replace(found, name=stored.name, place=None, claims=claims)
-
-
-def gguf_metadata(path: Path) -> Mapping[str, Any]:
-    """What a GGUF file says of itself; nothing for a folder without one."""
-    from puna.weights.files.gguf import GgufFile
-
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
-        return gguf_metadata(files[0]) if files else {}
-    if path.suffix.lower() != ".gguf":
-        raise BadInput(f"{path} is no folder and no .gguf file; name one of these, or a model")
-    file = GgufFile.open(path)
-    try:
-        keys = [key for key in file.metadata if key.startswith("general.")]
-        return {key: file.metadata[key] for key in keys}
-    finally:
-        file.close()
-
-
 def _situation(args: argparse.Namespace) -> Situation:
     from puna.license import situation as facts
+    from puna.llm.terms import located
 
     mau = facts.users(args.mau)
     if args.month is not None and not mau:
@@ -294,7 +278,7 @@ def _write_bill(path: Path, artifact: Artifact, verdicts: Sequence[Verdict]) -> 
 def _print(verdicts: Sequence[Verdict], written: Sequence[Path]) -> None:
     from puna.license.agreements import DISCLAIMER, agreements
 
-    shown = None
+    shown = ""
     for verdict in verdicts:
         if verdict.agreement != shown:
             shown = verdict.agreement

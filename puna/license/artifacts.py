@@ -107,11 +107,8 @@ def named(name: str) -> Artifact:
     found = _known(name)
     if found is None:
         known = [*catalog.names(), *agreements()]
-        hint = closest(name.lower(), known) or ""
-        raise UnknownModel(
-            f"nothing is known of a model {name!r:.100}{hint}; name a folder, a file, a model of the "
-            f"catalog, or one of {', '.join(agreements())}"
-        )
+        hint = closest(name.lower(), known) or f"; the agreements are {', '.join(agreements())}"
+        raise UnknownModel(f"there is no file and no known model {name!r:.100}{hint}")
     return found
 
 

@@ -1,7 +1,7 @@
 """A model and its licences as a machine-learning bill of materials: CycloneDX 1.6, JSON.
 
-https://cyclonedx.org/docs/1.6/json/: a component of the type machine-learning-model with its card, its ancestors as
-pedigree, and the verdicts as properties under names that begin with "puna:license:".
+https://cyclonedx.org/docs/1.6/json/: a component of the type machine-learning-model with its card, its
+ancestors as pedigree, and the verdicts as properties under names that begin with "puna:license:".
 """
 
 from __future__ import annotations
