@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         terms = keep(checkpoint.folder or checkpoint.paths[0], result.path)
         for note in terms:
             print(note, file=sys.stderr)
-        report = {**asdict(result), "path": str(result.path), "notes": [*target.notes, *terms]}
+        report = {**asdict(result), "path": str(result.path), "notes": list(target.notes), "terms": terms}
         if args.verify == "logits":
             report["logits"] = asdict(compare(checkpoint, destination, same=args.dtype is None))
     if args.json:

@@ -7,7 +7,9 @@
   puna license check llama-4-scout --activity use --region DE --mau 80000000 --month 2025-03
 
 A licence belongs to an artifact: FOLDER's model card, LICENSE, NOTICE and settings are read, a GGUF file's
-tags, the catalog. A model inherits the agreements of all that it was made from. Exit code 1: a clause is violated.
+tags, the catalog. A model inherits the agreements of all that it was made from.
+
+Exit code 1: a clause is violated.
 """
 
 from __future__ import annotations
