@@ -215,8 +215,8 @@ def _greet(url: str, models: Models) -> None:
         named = [card.name for card in models.cards() if mark in card.marks]
         event(
             "licence",
-            text=f"{mark}: the licence of {', '.join(named)} wants this shown to users; {url}/ "
-            "shows it, a site or interface of your own has to as well. No legal advice: see `puna license check`.",
+            text=f"{mark}: the licence of {', '.join(named)} wants this shown to users. {url}/ shows it; "
+            "pages and interfaces of your own have to as well. No legal advice: see `puna license check`.",
             mark=mark,
             models=named,
         )

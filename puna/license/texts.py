@@ -44,13 +44,16 @@ def front_matter(text: str) -> Mapping[str, tuple[str, ...]]:
     if not lines or lines[0].strip() != "---":
         return {}
     found: dict[str, list[str]] = {}
-    key = ""
+    key, is_block = "", False
     for line in lines[1:]:
         if line.strip() in ("---", "..."):
             break
         if match := _KEY.fullmatch(line.rstrip()):
             key = match[1]
             found[key] = _values(match[2])
+            is_block = re.fullmatch(r"[|>][+-]?", match[2].strip()) is not None
+        elif key and is_block and line.startswith(" "):
+            found[key] = [" ".join([*found[key], line.strip()])]
         elif key and (item := re.fullmatch(r"\s*-\s+([^:]*|[^:]+:\S.*)", line.rstrip())):
             found[key] += [_scalar(item[1])]
         elif line[:1].strip() and not line.startswith("#"):
@@ -62,7 +65,7 @@ def _values(text: str) -> list[str]:
     text = re.sub(r"(^|\s)#.*$", "", text).strip()
     if text.startswith("[") and text.endswith("]"):
         return [_scalar(item) for item in text[1:-1].split(",")]
-    return [_scalar(text)] if text and text not in ("|", ">", "null", "~") else []
+    return [_scalar(text)] if text and text not in ("|", ">", "|-", ">-", "|+", ">+", "null", "~") else []
 
 
 def _scalar(text: str) -> str:

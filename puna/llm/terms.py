@@ -65,8 +65,8 @@ def marks_of(path: Path) -> tuple[str, ...]:
 
 
 def keep(source: Path, destination: Path) -> list[str]:
-    """Write the notice of an exported model, copy the agreement that came with its source -> what is to be said
-    of it, a sentence each. Nothing for a model that no Llama agreement reaches.
+    """Write the notice of an exported model and copy the agreement that came with its source -> what is to
+    be said of it, a sentence each; nothing for a model that no Llama agreement reaches.
     """
     found = of_file(source)
     if len(found.own) > 1:

@@ -216,7 +216,7 @@ def test_one_function_for_others_to_call() -> None:
 
 CARDS = [
     "license: llama3.1\nbase_model: meta-llama/Llama-3.1-8B",
-    'license: other\nlicense_name: "llama4"  # a comment\nbase_model:\n  - meta-llama/A\n  - org/B\ntags: [a, "b", c]',
+    'license: other\nlicense_name: "llama4"  # a comment\nbase_model:\n  - org/A\n  - org/B\ntags: [a, "b"]',
     "language:\n- en\n- de\nlicense: apache-2.0 # yes\nbase_model:\n- x/y\npipeline_tag: image-text-to-text",
     "model-index:\n- name: a\n  results:\n  - task:\n      type: x\nlicense: mit\nbase_model: 'q/r'",
     "license: >-\n  llama3.2\nbase_model: []",

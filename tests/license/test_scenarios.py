@@ -1,4 +1,4 @@
-"""scenarios.toml through the command line; bad input; what --fix and --sbom write; readers against others'."""
+"""The scenarios of scenarios.toml, through the command line."""
 
 from __future__ import annotations
 
@@ -42,14 +42,6 @@ def checked(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[s
     captured = capsys.readouterr()
     assert captured.err == ""
     return code, json.loads(captured.out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert main(["license", *argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def words(report: dict[str, Any], topic: str) -> set[str]:

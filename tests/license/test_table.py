@@ -84,7 +84,7 @@ def notice(one: Agreement) -> str:
 
 
 def attribution(one: Agreement) -> str:
-    """The phrase that a served page has to have: with it the verdict is good, without its last letter it is not."""
+    """The phrase that a served page has to have: good with it, and not without its last letter."""
     found = judged(one.id, "attribution", "serve")
     if found is None:
         return "-"
@@ -188,8 +188,8 @@ def uses(one: Agreement) -> int:
 ROWS: dict[str, Callable[[Agreement], Any]] = {
     f.__name__: f
     for f in (
-        effective, kind, month, over, integrated, copy, notice, attribution, trigger, prefix, outputs, trademark,
-        suit, breach, europe, entity, uses,
+        effective, kind, month, over, integrated, copy, notice, attribution, trigger, prefix, outputs,
+        trademark, suit, breach, europe, entity, uses,
     )
 }  # fmt: skip
 CELLS = [(row, name) for row in TABLE for name in IDS]
