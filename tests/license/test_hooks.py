@@ -1,4 +1,4 @@
-"""Where other commands meet a licence: what convert and quantize leave beside a model, what a server shows."""
+"""Where other commands meet a licence: what convert leaves beside a model, what a server shows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     """A folder as a hub has it."""
-    folder = write_hf(TINY["llama31"], tmp_path / "release")
+    folder = write_hf(TINY["llama2"], tmp_path / "release")
     (folder / "README.md").write_text(CARD, "utf-8")
     (folder / "LICENSE.txt").write_text(TITLE, "utf-8")
     (folder / "USE_POLICY.md").write_text("Be good.\n", "utf-8")
