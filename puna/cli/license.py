@@ -257,6 +257,8 @@ def _fix(args: argparse.Namespace, artifact: Artifact, verdicts: Sequence[Verdic
     from puna.license import fix
 
     where = args.attribution
+    if artifact.place is None:
+        print("puna: no folder or file was named, so no NOTICE is written", file=sys.stderr)
     if where is not None and where.startswith(("http://", "https://")):
         print(f"puna: {where} is not ours to write; show the attribution there", file=sys.stderr)
         where = None

@@ -245,7 +245,7 @@ def _of_notice(artifact: Artifact, path: Path) -> Artifact:
 def _of_settings(artifact: Artifact, path: Path) -> Artifact:
     try:
         found = json.loads(texts.read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} must be JSON and is not: {error}") from None
     if not isinstance(found, dict):
         raise BadFile(f"{path} must hold a JSON object, found {type(found).__name__}")
@@ -254,6 +254,6 @@ def _of_settings(artifact: Artifact, path: Path) -> Artifact:
     names = [name for name in (of_adapter, of_config) if isinstance(name, str) and name]
     sees = artifact.sees
     if path.name == "config.json":
-        is_vision = "vision_config" in found or found.get("model_type") in ("mllama", "llama4")
+        is_vision = "vision_config" in found or str(found.get("model_type")).startswith(("mllama", "llama4"))
         sees = sees if sees is not None else is_vision
     return _with(artifact, [], [base(name) for name in names], sees=sees)

@@ -255,26 +255,38 @@ def _litigation(case: _Case) -> Found:
 
 
 def _europe(case: _Case) -> Found:
-    sees, region = case.artifact.may_see, case.situation.region
+    sees, region, name = case.artifact.may_see, case.situation.region, case.artifact.name
     if sees is None and case.agreement.version == "4":
         sees = True  # every released model of this version takes pictures
-    if sees is False:
+    released = _released_sees(case)
+    if sees is False and released is not True:
         return "ok", "a text model"
     if case.situation.is_end_user:
         return "ok", "end users of a product that has it are exempt"
-    if region is None:
-        return (
-            "unknown",
-            f"where you are was not said{'' if sees else ', nor whether it takes pictures'}",
-        )
-    inside = in_eu(region)
+    inside = in_eu(region) if region else None
     if inside is False:
         return "ok", f"{region} is not in the European Union"
-    if inside is None or sees is None:
-        return "unknown", f"{region} leaves it open" if sees else "nothing says whether it takes pictures"
+    if inside is None:
+        unsaid = f"{region} leaves it open" if region else "where you are was not said"
+        return "unknown", unsaid if sees else f"{unsaid}, and it may take pictures"
+    if released is not None and released != sees:
+        other = "does" if released else "does not"
+        return "attest", f"whether the limit follows it: what {name} was made from {other} take pictures"
+    if sees is None:
+        return "unknown", "nothing says whether it takes pictures"
     if case.situation.activities == {"call"}:
         return "attest", f"{region} is in the European Union: that you only call it and hold no copy"
-    return "violated", f"{case.artifact.name} takes pictures, and {region} is in the European Union"
+    return "violated", f"{name} takes pictures, and {region} is in the European Union"
+
+
+def _released_sees(case: _Case) -> bool | None:
+    """Whether an ancestor under this agreement takes pictures; None where there is none, or nobody says."""
+    found = {
+        base.may_see
+        for base in case.artifact.bases
+        if any(tie.agreement is case.agreement for tie in ties(base))
+    }
+    return True if True in found else False if found == {False} else None
 
 
 def _entity(case: _Case) -> Found:

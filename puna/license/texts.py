@@ -110,8 +110,6 @@ def _plain(text: str) -> str:
 def begins_with(name: str, prefix: str) -> bool:
     """Whether the last part of a name begins with a prefix, in any case and with any separators."""
     own = name.rstrip("/").rpartition("/")[2]
-    return _letters(own).startswith(_letters(prefix))
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[\s_.-]+", "", text).lower()
+    words = r"[\s_.-]*".join(map(re.escape, prefix.split()))
+    end = r"(?!\d)" if prefix[-1].isdigit() else ""  # Llama-30B does not begin with "Llama 3"
+    return re.match(words + end, own, re.IGNORECASE) is not None

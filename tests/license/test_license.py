@@ -88,6 +88,8 @@ def test_bad_texts_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (place / "config.json").write_text("{", "utf-8")
     code, _, err = run(capsys, "check", place, "--activity", "use")
     assert (code, "config.json must be JSON" in err) == (2, True)
+    (place / "config.json").write_text("[" * 100_000, "utf-8")
+    assert run(capsys, "check", place, "--activity", "use")[0] == 2
     (place / "config.json").unlink()
     (place / "NOTICE").write_bytes(b"\xff\xfe")
     code, _, err = run(capsys, "check", place, "--activity", "distribute")
