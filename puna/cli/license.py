@@ -257,6 +257,9 @@ def _fix(args: argparse.Namespace, artifact: Artifact, verdicts: Sequence[Verdic
     from puna.license import fix
 
     where = args.attribution
+    if len(artifact.own) > 1:
+        names = " and ".join(one.id for one in artifact.own)
+        raise BadInput(f"sources disagree on {artifact.name} ({names}); add --licence NAME to --fix it")
     if artifact.place is None:
         print("puna: no folder or file was named, so no NOTICE is written", file=sys.stderr)
     if where is not None and where.startswith(("http://", "https://")):

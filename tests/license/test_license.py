@@ -131,6 +131,17 @@ def test_fix_writes_into_the_page_that_was_named(tmp_path: Path, capsys: pytest.
     assert page.read_text("utf-8").endswith("<p>Built with Meta Llama 3</p>\n</body></html>")
 
 
+def test_fix_does_not_guess(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = model(tmp_path)
+    (place / "LICENSE").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n", "utf-8")
+    argv = ("check", place, "--activity", "distribute", "--fix")
+    code, out, err = run(capsys, *argv)
+    assert (code, out, "llama-3.1 and llama-3.2" in err) == (2, "", True)
+    assert not (place / "NOTICE").exists()
+    assert run(capsys, *argv, "--licence", "llama-3.2")[0] == 0
+    assert (place / "NOTICE").read_text("utf-8") == agreements()["llama-3.2"].notice + "\n"
+
+
 def test_an_address_is_fetched_when_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "about.html").write_text("<p>Built with <i>Llama</i></p>", "utf-8")
 
