@@ -202,3 +202,12 @@ def _greet(url: str, models: Models) -> None:
             {"name": card.name, "file_bytes": card.size, "context": card.context} for card in models.cards()
         ],
     )
+    for mark in dict.fromkeys(mark for card in models.cards() for mark in card.marks):
+        named = [card.name for card in models.cards() if mark in card.marks]
+        event(
+            "licence",
+            text=f"{mark}: the licence of {', '.join(named)} wants this shown to users. {url}/ shows it; "
+            "pages and interfaces of your own have to as well. No legal advice: see `puna license check`.",
+            mark=mark,
+            models=named,
+        )

@@ -123,7 +123,9 @@ class Page:
         return None
 
     def _html(self, template: str, code: int = 200, **values: object) -> Response:
-        text = self._templates.get_template(template).render(values)
+        cards = self._service.models.cards()
+        marks = dict.fromkeys(mark for card in cards for mark in card.marks)
+        text = self._templates.get_template(template).render(values, marks=list(marks))
         return Response(text, code, {**_HEADERS, "cache-control": "no-store"}, "text/html; charset=utf-8")
 
 
