@@ -24,7 +24,7 @@
 #include "pack.h"
 #include "plan.h"
 #include "threads.h"
-#include "units.h"
+#include "tile_scale.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

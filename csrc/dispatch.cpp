@@ -67,7 +67,7 @@ std::vector<std::string> available_targets() {
 const Kernels& choose_target(const std::string& name) {
   const auto found = available();
   if (name.empty()) {  // tiles are for many tokens at once: who wants them says so
-    const bool has_tiles = found.back()->unit;
+    const bool has_tiles = found.back()->weight_range;
     return *found[found.size() - 1 - has_tiles];
   }
   std::string list;

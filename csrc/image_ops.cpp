@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "units.h"
+#include "tile_scale.h"
 
 namespace puna {
 namespace {

@@ -13,7 +13,7 @@
 #include "plan_images.h"
 #include "plan_ops.h"
 #include "plan_rows.h"
-#include "units.h"
+#include "tile_scale.h"
 
 namespace puna {
 namespace {

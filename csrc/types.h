@@ -13,7 +13,7 @@ enum class Kind : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K
 // What `linear` multiplies a weight kind with.
 enum class InputKind : int { F32, BF16, Q8 };
 
-constexpr float UNKNOWN_UNIT = -1;
+constexpr float UNKNOWN_SCALE = -1;
 
 // Weights [rows, cols], packed in tiles of 16 rows (pack.h); the last tile is padded with zero rows.
 struct Matrix {
@@ -21,7 +21,7 @@ struct Matrix {
   int rows, cols;
   size_t tile_bytes;
   const uint8_t* data;
-  float unit = UNKNOWN_UNIT;  // what weights are multiplied with to be halves in tiles (ops/linear_amx.h); 0 where they cannot
+  float tile_scale = UNKNOWN_SCALE;  // what weights are multiplied with to be halves in tiles (ops/linear_amx.h); 0 where they cannot
   int tiles() const { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
   const uint8_t* tile(int i) const { return data + (size_t)i * tile_bytes; }
 };
@@ -109,7 +109,7 @@ constexpr size_t ATTEND_SCRATCH = 320 * 1024;
 // Every kernel of one CPU target. Contracts stand beside the definitions in ops/*.cpp.
 struct Kernels {
   const char* name;
-  float (*unit)(const Matrix& w, int tile0, int tile1, float* least);  // null where nothing is multiplied in tiles
+  float (*weight_range)(const Matrix& w, int tile0, int tile1, float* least);  // null where nothing is multiplied in tiles
   void (*linear)(const Matrix& w, const Matrix* up, const Input& x, int row0, int row1, int tile0, int tile1, const Output& y, uint8_t* scratch);
   void (*embed)(const Matrix& w, int row, float* y);
   void (*rms_norm)(const float* x, const float* w, int n, float eps, float* y);

@@ -125,7 +125,7 @@ class SamplingParams:
     typical_p: float = 1.0
     seed: int | None = None  # modulo 2**64; None draws one when the request is made
     max_tokens: int | None = None  # None: until the context is full
-    min_tokens: int = 0  # no end or stop before this many
+    min_tokens: int = 0  # no end or stop before this many; at most max_tokens
     stop: tuple[str, ...] = ()  # together MOST_STOP characters at most
     stop_ids: tuple[int, ...] = ()  # beside the model's own end ids
     ignore_end: bool = False  # do not stop at the model's end ids
@@ -154,6 +154,11 @@ class SamplingParams:
             value = getattr(self, name)
             if not good or (isinstance(value, float) and not isfinite(value)):
                 raise BadValue(f"{name} must be {expected}, got {value!r:.200}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise BadValue(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}; lower it "
+                "or raise max_tokens"
+            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:

@@ -18,8 +18,15 @@ from puna.core import BadValue
 
 
 def home() -> Path | None:
+    """Raises BadValue where no folder is, or can be made, of that name."""
     text = os.environ.get("PUNA_HOME")
-    return Path(os.path.expanduser(text)).absolute() if text else None
+    if not text:
+        return None
+    path = Path(os.path.expanduser(text)).absolute()
+    there = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if not there.is_dir():
+        raise BadValue(f"PUNA_HOME must be a folder, got {text!r}, and {there} is none; choose another one")
+    return path
 
 
 def cpu_target() -> str | None:

@@ -110,7 +110,9 @@ def test_a_mentioned_command_parses(command: str) -> None:
     _, *argv = shlex.split(re.sub(r"[\[\]…]", "", command))
     _, parser, rest = find(argv)
     if rest:
-        parser.parse(rest)
+        args = parser.parse(rest)
+        if check := getattr(module, "check_usage", None):  # of options that need others
+            check(args)
 
 
 def test_groups_that_make_installs_exist() -> None:

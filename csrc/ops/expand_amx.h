@@ -4,7 +4,7 @@
 // Then it is cut off to the 8 bits of a bf16; what that takes away on average is put into the scales before, so that the
 // mean error is none. What is left is 0.2 % of a weight, in the mean of squares.
 //
-// Halves reach from 2^-14 to 2^16. Every matrix has a power of two that puts its largest weight below 2^14 (Matrix::unit),
+// Halves reach from 2^-14 to 2^16. Every matrix has a power of two that puts its largest weight below 2^14 (Matrix::tile_scale),
 // or does without tiles, if some of its rows are smaller than others by more than 2^12 or any scale is no number.
 #pragma once
 #include "../formats.h"
@@ -41,10 +41,10 @@ template <class F> inline constexpr Levels levels{F::ZERO, split_nibbles_at<F> >
 template <class F> struct HalfScales {
   f16x32 d[F::HALVES ? 2 : 1], m[F::HALVES ? 2 : 1];
 
-  HalfScales(const SubBlock& w, f32x16 unit) {
+  HalfScales(const SubBlock& w, f32x16 scale) {
     for (int half = 0; half < (F::HALVES ? 2 : 1); half++) {
-      d[half] = twice_f16(mul(w.d[half], unit));
-      if constexpr (F::MIN) m[half] = twice_f16(mul(w.m[half], unit));
+      d[half] = twice_f16(mul(w.d[half], scale));
+      if constexpr (F::MIN) m[half] = twice_f16(mul(w.m[half], scale));
       else m[half] = mul(d[half], set1_f16(-(float)F::ZERO));  // exact: ZERO is a power of two
     }
   }
@@ -58,10 +58,10 @@ template <class F> struct HalfScales {
 };
 
 // Sub-block S of a block, 32 columns of 16 rows: to [column / 2][row][column % 2].
-template <class F, int S> inline void expand(const uint8_t* block, f32x16 unit, uint16_t* to) {
+template <class F, int S> inline void expand(const uint8_t* block, f32x16 scale, uint16_t* to) {
   SubBlock w;
   F::template load<S>(block, w);
-  const HalfScales<F> scales(w, unit);
+  const HalfScales<F> scales(w, scale);
   constexpr int SPLIT = split_nibbles_at<F>, SHARED = shared_nibbles_at<F>;
   if constexpr (SPLIT >= 0) {
     const f16x32 table = load_f16x32(levels<F>.v);

@@ -1,6 +1,6 @@
 // y = x w^T for every kind of weight, and the gated pair silu(x w1^T) * (x w3^T).
 //
-// Contract: x [rows, cols] in the form that input_of (units.h) names; y [rows, stride], stride a multiple of 16 and
+// Contract: x [rows, cols] in the form that input_of (tile_scale.h) names; y [rows, stride], stride a multiple of 16 and
 // at least the padded rows of w; the call computes tokens row0..row1 and weight tiles tile0..tile1. With `up` (same
 // kind and shape) the result is silu(w x) * (up x). scratch: LINEAR_SCRATCH bytes, 64-byte aligned.
 //
@@ -162,7 +162,7 @@ template <class F> void many_tokens(const Tiles& tiles, const Input& x, int row0
 
 template <class F> void quantized(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
 #if defined(__AMX_BF16__)
-  if (has_unit(tiles)) return multiply_tiles<F>(tiles, x, row0, row1, out, scratch);
+  if (fits_tiles(tiles)) return multiply_tiles<F>(tiles, x, row0, row1, out, scratch);
 #endif
   if (row1 - row0 <= FEW) return few_tokens<F>(tiles, x, row0, row1, out);
   for (int t = row0; t < row1; t += MAX_BLOCK_TOKENS) many_tokens<F>(tiles, x, t, std::min(row1, t + MAX_BLOCK_TOKENS), out, scratch);
@@ -239,7 +239,7 @@ template <class Fn> inline void with_format(Kind kind, Fn fn) {
 
 #if defined(__AMX_BF16__)
 // The largest of what bounds rows of tiles tile0..tile1, and in `least` the smallest of those above 0.
-float unit(const Matrix& w, int tile0, int tile1, float* least) {
+float weight_range(const Matrix& w, int tile0, int tile1, float* least) {
   alignas(64) float bounds[ROWS];
   float largest = 0;
   *least = std::numeric_limits<float>::infinity();

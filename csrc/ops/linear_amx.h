@@ -23,7 +23,7 @@ constexpr size_t PANEL_BYTES = 2 * MOST_COLUMNS * ROWS * sizeof(uint16_t);
 static_assert(PANEL_BYTES + MOST_TOKENS * TWO_TILES * sizeof(float) <= LINEAR_SCRATCH);
 constexpr size_t AHEAD_IN_TILES = 8192;          // bytes of a tile fetched before they are needed, at most a tile
 
-inline bool has_unit(const Tiles& t) { return t.w.unit > 0 && (!t.up || t.up->unit > 0); }
+inline bool fits_tiles(const Tiles& t) { return t.w.tile_scale > 0 && (!t.up || t.up->tile_scale > 0); }
 
 // Tiles 0 to 3: sums [tokens / 16][weight tile]; 4, 5: activations; 6, 7: weights.
 inline void configure_for(int tokens) {
@@ -72,7 +72,7 @@ template <bool Wide> struct Sums {
 struct Pair {
   const uint8_t *data[2], *next[2];  // next: the tiles that come after these
   size_t tile_bytes;
-  f32x16 unit[2];
+  f32x16 scale[2];
   f32x16 unscale[2];
   int n;
 
@@ -89,11 +89,11 @@ template <class F> Pair pair_at(const Tiles& tiles, int i) {
   p.tile_bytes = tiles.w.tile_bytes;
   for (int j = 0; j < 2; j++) {
     const int at = i + std::min(j, p.n - 1);
-    const float unit = tiles.up && at % 2 ? tiles.up->unit : tiles.w.unit;
+    const float scale = tiles.up && at % 2 ? tiles.up->tile_scale : tiles.w.tile_scale;
     p.data[j] = tiles[at];
     p.next[j] = tiles[std::min(tiles.n - 1, i + 2 + j)];
-    p.unit[j] = set1(unit * MEAN_CUT);
-    p.unscale[j] = set1(std::is_same_v<F, WeightBF16> ? 1.0f : CUT_SCALE / unit);
+    p.scale[j] = set1(scale * MEAN_CUT);
+    p.unscale[j] = set1(std::is_same_v<F, WeightBF16> ? 1.0f : CUT_SCALE / scale);
   }
   return p;
 }
@@ -108,24 +108,24 @@ inline void emit_sums(const Tiles& tiles, const Pair& pair, float* sums, int n, 
 // Of two tiles, all columns, expanded while up to 32 tokens stay. What is multiplied was written some hundred
 // instructions before: a tile is loaded from the cache, not from what is on its way there.
 template <class F, bool Wide> void stream(const Pair& pair, int cols, const uint16_t* x, size_t x_stride) {
-  constexpr int UNIT = F::SUBS == 1 ? 2 : 1;  // blocks of a half of the ring
-  alignas(64) uint16_t ring[2][UNIT * F::SUBS][2][EXPANDED];
+  constexpr int HALF = F::SUBS == 1 ? 2 : 1;  // blocks of a half of the ring
+  alignas(64) uint16_t ring[2][HALF * F::SUBS][2][EXPANDED];
   const int blocks = cols / GROUP / F::SUBS;
   int ready = 0;  // 32 columns each, of the other half
   Sums<Wide>::clear();
-  for (int b = 0, turn = 0; b < blocks || ready; b += UNIT, turn ^= 1) {
+  for (int b = 0, turn = 0; b < blocks || ready; b += HALF, turn ^= 1) {
     int written = 0, done = 0;
     const auto multiply_next = [&] {
       if (done == ready) return;
       Sums<Wide>::add(x, x_stride, ring[turn ^ 1][done][0], ring[turn ^ 1][done][1]);
       x += GROUP, done++;
     };
-    for (int i = b; i < std::min(blocks, b + UNIT); i++) {
+    for (int i = b; i < std::min(blocks, b + HALF); i++) {
       const size_t at = (size_t)i * F::BYTES * ROWS;
       for (int j = 0; j < 2; j++) pair.fetch(j, at, F::BYTES * ROWS);
       each_sub<F>([&]<int S>() {
         multiply_next();
-        for (int j = 0; j < 2; j++) expand<F, S>(pair.data[j] + at, pair.unit[j], ring[turn][written][j]);
+        for (int j = 0; j < 2; j++) expand<F, S>(pair.data[j] + at, pair.scale[j], ring[turn][written][j]);
         written++;
       });
     }
@@ -170,37 +170,43 @@ template <class F> void expand_columns(const Pair& pair, int c0, int n, uint16_t
       uint16_t* at = panel + (j < pair.n ? j : 0) * n * ROWS;
       to[j] = at;
       for (int c = 0; c < n && j < pair.n; c += GROUP * F::SUBS, block += F::BYTES * ROWS)
-        each_sub<F>([&]<int S>() { expand<F, S>(block, pair.unit[j], at + (c + S * GROUP) * ROWS); });
+        each_sub<F>([&]<int S>() { expand<F, S>(block, pair.scale[j], at + (c + S * GROUP) * ROWS); });
     }
+  }
+}
+
+// Columns c0..c0+n_cols of a pair, expanded at w, with all tokens: 32 at a time. Their sums so far lie in all_sums; after
+// the last columns they go out.
+inline void multiply_columns(const Tiles& tiles, const Pair& pair, int i, const uint16_t* const (&w)[2], int c0, int n_cols, const Input& x,
+                             int row0, int row1, float* all_sums, const Output& out) {
+  const bool done = c0 + n_cols == tiles.w.cols;
+  for (int t = row0, n; t < row1; t += n) {
+    n = std::min(TWO_TILES, row1 - t);
+    if (n < TWO_TILES || t == row0) configure_for(n);
+    for (int j = t; done && j < t + n; j++) prefetch_output(tiles, out, j, i);
+    float* sums = all_sums + (size_t)(t - row0) * TWO_TILES;
+    const auto all = [&]<bool Wide>() {
+      if (c0 == 0) Sums<Wide>::clear();
+      else Sums<Wide>::load(sums);
+      multiply_expanded<Wide>(w[0], w[1], n_cols, x.bf16 + (size_t)t * x.cols + c0, x.cols);
+      Sums<Wide>::store(sums);
+    };
+    if (n > TILE_TOKENS) all.template operator()<true>();
+    else all.template operator()<false>();
+    if (done) emit_sums(tiles, pair, sums, n, out, t, i);
   }
 }
 
 template <class F> void many_in_tiles(const Tiles& tiles, const Input& x, int row0, int row1, const Output& out, uint8_t* scratch) {
   uint16_t* panel = (uint16_t*)scratch;
-  float* all_sums = (float*)(scratch + PANEL_BYTES);
-  const int cols = tiles.w.cols;
+  float* sums = (float*)(scratch + PANEL_BYTES);
   for (int i = 0; i < tiles.n; i += 2) {
     const Pair pair = pair_at<F>(tiles, i);
-    for (int c0 = 0, n_cols; c0 < cols; c0 += n_cols) {
-      n_cols = std::min(MOST_COLUMNS, cols - c0);
-      const bool done = c0 + n_cols == cols;
+    for (int c0 = 0, n_cols; c0 < tiles.w.cols; c0 += n_cols) {
+      n_cols = std::min(MOST_COLUMNS, tiles.w.cols - c0);
       const uint16_t* w[2];
       expand_columns<F>(pair, c0, n_cols, panel, w);
-      for (int t = row0, n; t < row1; t += n) {
-        n = std::min(TWO_TILES, row1 - t);
-        if (n < TWO_TILES || t == row0) configure_for(n);
-        for (int j = t; done && j < t + n; j++) prefetch_output(tiles, out, j, i);
-        float* sums = all_sums + (size_t)(t - row0) * TWO_TILES;
-        const auto all = [&]<bool Wide>() {
-          if (c0 == 0) Sums<Wide>::clear();
-          else Sums<Wide>::load(sums);
-          multiply_expanded<Wide>(w[0], w[1], n_cols, x.bf16 + (size_t)t * x.cols + c0, x.cols);
-          Sums<Wide>::store(sums);
-        };
-        if (n > TILE_TOKENS) all.template operator()<true>();
-        else all.template operator()<false>();
-        if (done) emit_sums(tiles, pair, sums, n, out, t, i);
-      }
+      multiply_columns(tiles, pair, i, w, c0, n_cols, x, row0, row1, sums, out);
     }
   }
 }

@@ -8,9 +8,9 @@ namespace puna::PUNA_TARGET {
 
 void linear(const Matrix&, const Matrix*, const Input&, int, int, int, int, const Output&, uint8_t*);
 #if defined(__AMX_BF16__)
-float unit(const Matrix&, int, int, float*);
+float weight_range(const Matrix&, int, int, float*);
 #else
-constexpr auto unit = nullptr;
+constexpr auto weight_range = nullptr;
 #endif
 void embed(const Matrix&, int, float*);
 void rms_norm(const float*, const float*, int, float, float*);
@@ -36,7 +36,7 @@ double int8_peak(int64_t);
 double bf16_peak(int64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {PUNA_STRING(PUNA_TARGET), unit, linear, embed, rms_norm, layer_norm, quantize, to_bf16, add, add_scaled, gelu, scale, swiglu, hadamard, rope,
+const Kernels kernels = {PUNA_STRING(PUNA_TARGET), weight_range, linear, embed, rms_norm, layer_norm, quantize, to_bf16, add, add_scaled, gelu, scale, swiglu, hadamard, rope,
                          cache_write, cache_clear, cache_prefetch, attend, merge, finish, encode, read, int8_peak, bf16_peak};
 
 }  // namespace puna::PUNA_TARGET

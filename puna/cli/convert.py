@@ -70,6 +70,7 @@ def agreement_line(report: dict[str, Any]) -> str | None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from puna.llm.terms import keep
     from puna.llm.verify import compare
     from puna.weights import store
     from puna.weights.convert import convert
@@ -93,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nthe same command goes on from here", file=sys.stderr)
             raise
-        report = {**asdict(result), "path": str(result.path), "notes": list(target.notes)}
+        terms = keep(checkpoint.folder or checkpoint.paths[0], result.path)
+        for note in terms:
+            print(note, file=sys.stderr)
+        report = {**asdict(result), "path": str(result.path), "notes": list(target.notes), "terms": terms}
         if args.verify == "logits":
             report["logits"] = asdict(compare(checkpoint, destination, same=args.dtype is None))
     if args.json:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import add_json, print_facts, print_json, print_table, printable
 from puna.cli.usage import add_database
-from puna.core import BadInput
+from puna.core import BadInput, BadValue
 
 if TYPE_CHECKING:
     from puna.server.tenants.keys import Keys
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.server.storage.database import open_database
     from puna.server.tenants.keys import Keys
 
-    _check_usage(args)
+    check_usage(args)
     database = open_database(args.database)
     try:
         keys = Keys(database)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_usage(args: argparse.Namespace) -> None:
+def check_usage(args: argparse.Namespace) -> None:
     from puna.server.tenants.limits import COUNTED
 
     if (args.action == "revoke") != (args.key is not None):
@@ -129,7 +129,7 @@ def _revoke(args: argparse.Namespace, keys: Keys) -> None:
     if args.json:
         print_json(key.to_json())
     else:
-        print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within seconds.")
+        print(f"{key.id} ({printable(key.name)}) is revoked; servers refuse it within about a second.")
 
 
 def _shown(report: dict[str, Any]) -> dict[str, str | None]:
@@ -151,6 +151,12 @@ def _expiry(text: str) -> datetime:
 
     match = _AGE.fullmatch(text)
     if match is None:
-        return moment(text)
+        try:
+            return moment(text)
+        except BadValue:
+            raise BadValue(
+                "--expires must be a time from now, like 12h or 90d, or a day or time, like 2026-12-01 or "
+                f"2026-12-01T08:30:00Z, got {text!r}"
+            ) from None
     n = int(match[1])
     return datetime.now(UTC) + (timedelta(days=n) if match[2] == "d" else timedelta(hours=n))

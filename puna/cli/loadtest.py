@@ -91,10 +91,9 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from puna.loadtest import Target, first_model, measure
 
-    _check(args)
-    session, tenants = _session(args), _tenants(args.key)
+    load = check_usage(args)  # what is wrong with it is said before anything is sent
+    session, tenants = _session(args), load.tenants
     target = Target.of(args.url, verify=not args.insecure)
-    load = _load(args, args.model or "", tenants)  # what is wrong with it is said before anything is sent
     if not args.yes_remote:
         target.require_local()
     if args.model is None:
@@ -120,8 +119,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if whole["succeeded"] else PunaError.exit_code
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Raise BadInput for options that make no sense together, and for files that cannot be written."""
+def check_usage(args: argparse.Namespace) -> Load:
+    """What would be sent. Raises BadInput for options that make no sense together or say too little, and for
+    files that cannot be written."""
     if args.concurrency is not None and (args.rate is not None or args.arrivals):
         raise BadInput("--concurrency is a closed loop, --rate and --arrivals are an open one; give one")
     if args.arrivals and args.rate is None:
@@ -138,6 +138,7 @@ def _check(args: argparse.Namespace) -> None:
         from puna.loadtest.plot import require_matplotlib
 
         require_matplotlib()
+    return _load(args, args.model or "", _tenants(args.key))
 
 
 def _session(args: argparse.Namespace) -> Session:

@@ -118,7 +118,7 @@ def _add_arithmetic(group: argparse._ArgumentGroup) -> None:
         metavar="WHAT",
         default=LLMConfig.prefer,
         help=f"{' or '.join(PREFERENCES)}: one answer soonest, or many at once and long prompts, by other "
-        "kernels on CPUs with AMX (default: %(default)s)",
+        f"kernels on CPUs with AMX (default: {LLMConfig.prefer})",
     )
 
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from puna.cli.convert import texts_of
     from puna.llm.config import LLMConfig
     from puna.llm.importance import importance_of
+    from puna.llm.terms import keep
     from puna.llm.verify import compare
     from puna.runtime.cpu import default_threads
     from puna.weights import store
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
             raise
         report: dict[str, Any] = {**asdict(result), "path": str(result.path), "type": args.type}
         report |= {"source_bytes": checkpoint.n_bytes, "notes": list(target.notes)}
+        report["terms"] = keep(checkpoint.folder or checkpoint.paths[0], result.path)
+        for note in report["terms"]:
+            print(note, file=sys.stderr)
         if args.verify == "logits":
             report["logits"] = asdict(compare(checkpoint, destination))
     print_json(report) if args.json else _print(report)

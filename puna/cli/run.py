@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _check(args)
+    check_usage(args)
     params = read_sampling(args, logprobs=args.logprobs)
     args.model, prompt = _model_and_prompt(args.model, args.prompt)
     if prompt is None and "-" in args.images:
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
+def check_usage(args: argparse.Namespace) -> None:
+    """Raise BadInput for options that make no sense together."""
     if args.logprobs is not None and not args.json:
         raise BadInput("--logprobs needs --json to be seen; add it")
     if args.special and not args.raw:

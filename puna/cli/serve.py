@@ -8,8 +8,8 @@
 Of several models, the first is the default; as many as fit into the memory are loaded at once, the others
 when they are asked for, in the place of those that nobody uses.
 
-Options of the server may also stand in a TOML file, under their names with underscores; options of the
-command line win. Interrupt it, or send SIGTERM, to finish what is being answered and stop.
+Each option may also stand in a TOML file, under its name with underscores (a list where it may be repeated);
+options of the command line win. Interrupt it, or send SIGTERM, to finish what is being answered and stop.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.cli import serve_ray
+from puna.cli import serve_ray, serve_settings
 from puna.core import BadInput
 
 if TYPE_CHECKING:
@@ -36,64 +36,56 @@ HELP = "serve models over HTTP to clients of OpenAI's, Anthropic's, Ollama's and
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from puna.cli.options import add_loading
-    from puna.server.config import ServerConfig
-
     parser.add_argument(
         "models",
         metavar="[NAME=]MODEL",
         nargs="+",
         help="name, .gguf file, folder or source; NAME is what requests call it",
     )
-    parser.add_argument(
-        "--adapter",
-        metavar="[MODEL:]NAME=PATH",
-        action="append",
-        default=[],
-        help="low-rank adapter (PEFT folder or GGUF file) that requests call NAME; may be repeated",
-    )
-    parser.add_argument("--batch", metavar="N", type=int, help="contexts that the cache has room for")
-    parser.add_argument("--config", metavar="FILE", help="settings of the server (TOML)")
-    group = parser.add_argument_group("server")
-    for field in fields(ServerConfig):
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
-        assert default is not MISSING
-        text = field.metadata["help"]
-        if isinstance(default, bool):
-            group.add_argument(flag, action="store_true", default=None, help=text)
-        elif isinstance(default, tuple):
-            group.add_argument(flag, metavar=field.metadata["metavar"], action="append", help=text)
-        else:
-            shown = text if default == "" else f"{text} (default: {default})"
-            group.add_argument(flag, metavar=field.metadata["metavar"], type=type(default), help=shown)
-    add_loading(parser)
-    serve_ray.add_arguments(parser)
+    parser.add_argument("--config", metavar="FILE", help="settings (TOML): flags, with underscores")
+    serve_settings.add_flags(parser)
+    parser.set_defaults(**dict.fromkeys(serve_settings.settings()))  # None: the file may say it
 
 
 def run(args: argparse.Namespace) -> int:
+    args = serve_settings.fill(args)
     config = _config(args)
     if serve_ray.is_asked_for(args):
         return serve_ray.serve_replicas(args, config)
+    from puna.server.listen import bind
     from puna.server.run import serve
 
-    with serving(args, config) as app:
+    with bind(config) as bound, serving(args, config) as app:
         models = app.state.service.models
-        return serve(app, config, lambda url: _greet(url, models))
+        return serve(app, config, lambda url: _greet(url, models), bound)
 
 
 @contextmanager
 def serving(args: argparse.Namespace, config: ServerConfig) -> Iterator[FastAPI]:
-    """The application with its models loaded, its accounts open and its log begun; all end with it."""
+    """The application with its models loaded, its accounts open and its log begun; all end with it.
+
+    What can be said without a model is said before one is loaded.
+    """
     from puna.llm.library import StoreLibrary
     from puna.server.app import create_app
     from puna.server.logs import logging_to
+    from puna.server.service import files_folder
+    from puna.server.storage.files import check_folder
+    from puna.server.traces import require_packages
 
+    adapters = [_adapter(text) for text in args.adapter]
+    for _, name, path in adapters:
+        if not path.exists():
+            raise BadInput(f"--adapter must be a folder or file, {str(path)!r} (for {name}) is not there")
+    check_folder(files_folder(config))
+    if config.otel_endpoint:
+        require_packages()
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
         accounts = open_accounts(config)
         try:
             pool = _pool(args, config)
             try:
-                pool.preload([_adapter(text) for text in args.adapter])
+                pool.preload(adapters)
                 yield create_app(config, pool, accounts, StoreLibrary())
             finally:
                 pool.close()
@@ -120,14 +112,13 @@ def open_accounts(config: ServerConfig) -> Accounts:
 
 
 def _config(args: argparse.Namespace) -> ServerConfig:
-    """The configuration file, and over it what the command line says."""
-    from puna.server.config import ServerConfig, read_config
+    """Raises BadValue."""
+    from puna.server.config import ServerConfig
 
-    found: dict[str, Any] = read_config(Path(args.config)) if args.config else {}
+    found: dict[str, Any] = {}
     for field in fields(ServerConfig):
         value = getattr(args, field.name)
-        if value is not None:
-            found[field.name] = tuple(value) if isinstance(value, list) else value
+        found[field.name] = tuple(value) if isinstance(value, list) else value
     return ServerConfig(**found)
 
 
@@ -211,3 +202,12 @@ def _greet(url: str, models: Models) -> None:
             {"name": card.name, "file_bytes": card.size, "context": card.context} for card in models.cards()
         ],
     )
+    for mark in dict.fromkeys(mark for card in models.cards() for mark in card.marks):
+        named = [card.name for card in models.cards() if mark in card.marks]
+        event(
+            "licence",
+            text=f"{mark}: the licence of {', '.join(named)} wants this shown to users. {url}/ shows it; "
+            "pages and interfaces of your own have to as well. No legal advice: see `puna license check`.",
+            mark=mark,
+            models=named,
+        )

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{field.name.replace('_', '-')}",
             metavar=field.metadata["metavar"],
             type=type(field.default),
+            default=field.default,
             help=text,
         )
 
@@ -40,7 +41,7 @@ def is_asked_for(args: argparse.Namespace) -> bool:
     """Raises BadInput for options of replicas without --ray."""
     from puna.server.cluster.config import ClusterConfig
 
-    given = [field.name for field in fields(ClusterConfig) if getattr(args, field.name) is not None]
+    given = [field.name for field in fields(ClusterConfig) if getattr(args, field.name) != field.default]
     if given and not args.ray:
         raise BadInput(f"--{given[0].replace('_', '-')} is for replicas on a Ray cluster; add --ray")
     return bool(args.ray)
@@ -54,6 +55,7 @@ def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
     from puna.server.cluster.deploy import deployed
     from puna.server.cluster.front import Front, create_front
     from puna.server.cluster.routing import replica_names
+    from puna.server.listen import bind
     from puna.server.logs import event, logging_to
     from puna.server.run import serve
 
@@ -68,11 +70,12 @@ def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
         event("start", text=text, url=url, replicas=cluster.least)
 
     with (
+        bind(config) as bound,
         logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts),
         deployed(config, cluster, threads, partial(_serving, chosen, theirs)) as handle,
     ):
         front = Front(config, handle, replica_names)
-        return serve(create_front(front), config, greet)
+        return serve(create_front(front), config, greet, bound)
 
 
 def _serving(args: argparse.Namespace, config: ServerConfig) -> Any:
@@ -85,8 +88,7 @@ def _serving(args: argparse.Namespace, config: ServerConfig) -> Any:
 def _checked(args: argparse.Namespace, config: ServerConfig) -> ClusterConfig:
     from puna.server.cluster.config import ClusterConfig
 
-    values = {field.name: getattr(args, field.name) for field in fields(ClusterConfig)}
-    cluster = ClusterConfig(**{name: value for name, value in values.items() if value is not None})
+    cluster = ClusterConfig(**{field.name: getattr(args, field.name) for field in fields(ClusterConfig)})
     if not config.database.startswith("postgresql"):
         raise BadInput(
             f"replicas share keys and ledger in PostgreSQL, got {config.database or 'no database'!r}; "

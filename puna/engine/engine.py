@@ -135,7 +135,9 @@ class Engine:
     def step(self) -> list[StepResult]:
         """Run one step of whatever is due; returns what became known, per request."""
         began_at = perf_counter()
-        scheduled = self._scheduler.schedule(self._guess)
+        if not self._scheduler.prompts_go_alone():
+            self._guess()
+        scheduled = self._scheduler.schedule()
         self._note_admission(scheduled)
         answered = [seq for seq in scheduled if seq.pooled is None]
         embedded = [seq for seq in scheduled if seq.pooled is not None]
@@ -222,7 +224,7 @@ class Engine:
             return
         asked: list[tuple[Sequence, int]] = []
         for seq in running:
-            if len(seq.tokens) - seq.n_computed == 1 and seq.pooled is None:
+            if seq.n_due == 1 and seq.pooled is None:
                 limit = min(max_guesses // len(running), seq.max_len - len(seq.tokens) - 1)
                 if limit and not self._is_forced(seq, limit):
                     asked.append((seq, limit))

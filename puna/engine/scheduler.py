@@ -16,7 +16,6 @@ no tensor, no clock.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
 
 from puna.engine.blocks import BlockManager
 from puna.engine.config import EngineConfig
@@ -76,17 +75,35 @@ class Scheduler:
         """Blocks were let go by something that is no sequence."""
         self._futile.clear()
 
-    def schedule(self, guess: Callable[[], None] | None = None) -> list[Sequence]:
+    def prompts_go_alone(self) -> bool:
+        """Whether the next step should be for prompts only, and nothing decode in it."""
+        running, n_crowd = self.running, self._crowd
+        if self._were_alone or len(running) < n_crowd or len(self.queue) > len(running):
+            return False
+        prompts = [seq for seq in running if seq.n_due > 1]
+        if len(running) - len(prompts) < n_crowd:
+            return False
+        prompts += self.queue.in_order()
+        if any(seq.n_to_score for seq in prompts):
+            return False  # rows may end its step before its tokens do
+        return 0 < sum(seq.n_due for seq in prompts) <= self._max_tokens
+
+    def schedule(self) -> list[Sequence]:
         """The sequences of the next step, their chunks filled in; empty only if there is nothing to do, or
-        blocks are held by something else. `guess` is called before sequences decode, to give them drafts."""
+        blocks are held by something else."""
         self.queue.tick()
         self._n_tokens_left = self._max_tokens
         self._n_rows_left = self._n_spare_rows
         self._scheduled = []
         self._let_first_go_on()
-        self._were_alone = self._prefill_alone()
-        if not self._were_alone:
-            self._run_all(guess)
+        self._were_alone = self.prompts_go_alone()
+        if self._were_alone:
+            self._prefill_in_turn(may_admit=True)
+        if not self._scheduled:
+            n_preemptions = self.counters.preemptions
+            self._decode()
+            # after a preemption blocks are short, and who lost them waits
+            self._prefill_in_turn(may_admit=self.counters.preemptions == n_preemptions)
         assert self._scheduled or not (self.running or self.queue) or self.blocks.n_transfers
         self.counters.step_tokens += self._max_tokens - self._n_tokens_left
         self.counters.step_sequences += len(self._scheduled)
@@ -122,34 +139,10 @@ class Scheduler:
         ):
             self._preempt(weakest(self.running))
 
-    def _prefill_alone(self) -> bool:
-        """Run prompts without the crowd that decodes, if one step is enough for them; whether it was done."""
-        running, n_left = self.running, self._max_tokens
-        if self._were_alone or len(running) < self._crowd or len(self.queue) > len(running):
-            return False
-        prompts = [seq for seq in running if len(seq.tokens) - seq.n_computed > 1]
-        if len(running) - len(prompts) < self._crowd:
-            return False
-        prompts += self.queue.in_order()
-        if any(seq.n_to_score for seq in prompts):
-            return False  # rows may end its step before its tokens do
-        if sum(len(seq.tokens) - seq.n_computed for seq in prompts) > n_left:
-            return False
-        self._prefill_in_turn(may_admit=True)
-        return bool(self._scheduled)
-
-    def _run_all(self, guess: Callable[[], None] | None) -> None:
-        if guess is not None:
-            guess()
-        n_preemptions = self.counters.preemptions
-        self._decode()
-        # after a preemption blocks are short, and who lost them waits
-        self._prefill_in_turn(may_admit=self.counters.preemptions == n_preemptions)
-
     def _decode(self) -> None:
         """Run every sequence that lacks one token, with its guesses."""
         for seq in tuple(self.running):
-            if seq.blocks and len(seq.tokens) - seq.n_computed == 1 and self._make_room(seq):
+            if seq.blocks and seq.n_due == 1 and self._make_room(seq):
                 self._run(seq, len(seq.tokens), 1 + len(seq.draft))
 
     def _make_room(self, seq: Sequence) -> bool:
@@ -200,7 +193,7 @@ class Scheduler:
 
     def _prefill_in_turn(self, may_admit: bool) -> None:
         """Give what is left of the step to running sequences that prefill, and to those that wait."""
-        todo = [seq for seq in self.running if len(seq.tokens) - seq.n_computed > 1]
+        todo = [seq for seq in self.running if seq.n_due > 1]
         while self._n_tokens_left:
             seq = self.queue.next_of(todo, with_waiting=may_admit)
             if seq is None:

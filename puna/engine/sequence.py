@@ -66,6 +66,11 @@ class Sequence:
         )
 
     @property
+    def n_due(self) -> int:
+        """Tokens that are not computed yet."""
+        return len(self.tokens) - self.n_computed
+
+    @property
     def root(self) -> Parent:
         """Where its prefixes begin: those of another adapter or another salt are not for it."""
         return root_of(self.request.adapter, self.request.cache_salt)

@@ -390,7 +390,6 @@ def _explained(name: str, error: BaseException) -> PunaError:
     if isinstance(error, Cancelled):
         return EngineClosed("the server shut down before the model was loaded; ask again")
     _log.error("%s could not be loaded", name, exc_info=error)
-    what = str(error) if isinstance(error, PunaError) else f"{type(error).__name__}: {error}"
-    failed = WorkFailed(f"{name} could not be loaded: {what}")
+    failed = WorkFailed(f"{name} could not be loaded, the server's log says why; use another model")
     failed.__cause__ = error
     return failed

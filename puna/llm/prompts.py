@@ -29,3 +29,18 @@ def is_conversation(prompt: Prompt | Sequence[Message]) -> TypeIs[Sequence[Messa
 def has_parts(messages: Sequence[Any]) -> bool:
     """Whether there could be images: some content is a list."""
     return any(isinstance(m, Mapping) and isinstance(m.get("content"), list | tuple) for m in messages)
+
+
+def n_characters(messages: Sequence[Any]) -> int:
+    """Of the text that people and models said; of tools, nothing counts."""
+    contents = (m.get("content") for m in messages if isinstance(m, Mapping))
+    return sum(_length(content) for content in contents)
+
+
+def _length(content: Any) -> int:
+    if isinstance(content, str):
+        return len(content)
+    if not isinstance(content, list | tuple):
+        return 0
+    texts = (part.get("text") for part in content if isinstance(part, Mapping))
+    return sum(len(text) for text in texts if isinstance(text, str))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from puna.core import BadInput, BadValue, PlacedImage, Pooling, Request, SamplingParams
-from puna.llm.prompts import Message, Prompt, has_parts
+from puna.core import BadInput, BadValue, PlacedImage, Pooling, PromptTooLong, Request, SamplingParams
+from puna.llm.prompts import Message, Prompt, has_parts, n_characters
 
 if TYPE_CHECKING:
     from puna.llm.adapters import LoadedAdapter
@@ -41,6 +41,8 @@ class Requests:
         """What generate() (or with `is_scored`, score()) makes of a prompt, for submit()."""
         if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
             raise BadValue(f"a prompt must be a text or a list of token ids, got a {type(prompt).__name__}")
+        if isinstance(prompt, str):
+            self._check_size(len(prompt))
         ids = self.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
         return self._request_of(ids, params, continuing=True, is_scored=is_scored)
 
@@ -62,6 +64,7 @@ class Requests:
         for what, value in (("messages", turns), ("tools", tools if tools is not None else ())):
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise BadValue(f"{what} must be a list of mappings, got a {type(value).__name__}")
+        self._check_size(n_characters(turns))
         options: dict[str, Any] = {"tools": tools, "chat_format": self.chat_format}
         if after:
             if has_parts(turns):
@@ -89,6 +92,7 @@ class Requests:
         """
         from puna.text.formats.inst import infill
 
+        self._check_size(len(prefix) + len(suffix))
         return self._request_of(infill(self.tokenizer, prefix, suffix), params, continuing=True)
 
     def embed_request(
@@ -102,6 +106,17 @@ class Requests:
         request = self.text_request(prompt, _EMBEDDING, special=special)
         request.pooling, request.sink = cast(Pooling, chosen), None
         return request
+
+    def _check_size(self, n: int) -> None:
+        """Raise PromptTooLong for so many characters, where that is sure before they are encoded: a second of
+        work for a megabyte."""
+        room = min(self.context, self.cache_tokens)
+        least = self.tokenizer.least_tokens(n)
+        if least > room:
+            raise PromptTooLong(
+                f"the prompt has {n:,} characters and so {least} tokens at least, but the context holds "
+                f"{room}; shorten the prompt, or load the model with a larger context"
+            )
 
     def _request_of(
         self,

@@ -10,6 +10,7 @@ from time import monotonic
 
 from puna.core import PunaError
 from puna.llm.model import LLM
+from puna.llm.terms import marks_of
 from puna.server.served import ModelCard
 
 
@@ -85,7 +86,15 @@ class Resident:
         context = self.model.context if self.model is not None else None
         state = "loaded" if self.is_ready else "loading" if self.waiters else "unloaded"
         left = max(0.0, self.timer.when() - monotonic()) if self.timer is not None else None
-        return ModelCard(self.name, int(found.st_mtime), found.st_size, context, state, idle_left_s=left)
+        return ModelCard(
+            self.name,
+            int(found.st_mtime),
+            found.st_size,
+            context,
+            state,
+            marks=marks_of(self.path),
+            idle_left_s=left,
+        )
 
     def cards(self) -> Iterator[ModelCard]:
         """The model's, and those of its adapters."""

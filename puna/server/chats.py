@@ -1,4 +1,4 @@
-"""A chat request in no API's words, and the call that it becomes. Every API translates to it."""
+"""A chat request in no API's words, and the call that it becomes. Every API translates its chats to it."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Chat:
     cache_salt: str | None = None  # only requests of the tenant with the same one share cached prompts
     continues: bool = False  # the last turn is an answer that was begun, and goes on
     param: str = "messages"  # the field of the request that has the turns
+    limited: Callable[[ServedModel, Request], Request] | None = None  # by what its API alone has limits of
     ends_with_context: bool = False  # max_tokens may be more than there is room for: then that is the most
 
     async def with_images(self, service: Service, http: HttpRequest) -> Chat:
@@ -93,7 +94,7 @@ class Chat:
             if self.ends_with_context and chosen.max_tokens is not None:
                 room = min(model.context, model.cache_tokens) - len(made.prompt)
                 made.params = replace(chosen, max_tokens=max(1, min(room, chosen.max_tokens)))
-            return made
+            return made if self.limited is None else self.limited(model, made)
 
         return choices(request(params), self.n, request)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.core import BadValue, UnknownOption, closest
+from puna.core import BadValue, closest
 from puna.server.logs import FORMATS, LEVELS
+from puna.server.traces import check_endpoint
 
 
 def option(default: Any, text: str, metavar: str | None = None) -> Any:
@@ -91,7 +92,8 @@ class ServerConfig:
         if bool(self.tls_cert) != bool(self.tls_key):
             missing = "tls_key" if self.tls_cert else "tls_cert"
             raise BadValue(f"HTTPS needs tls_cert and tls_key, {missing} is missing; give both or neither")
-
+        if self.otel_endpoint:
+            check_endpoint(self.otel_endpoint)
         if self.memory:
             parse_bytes("memory", self.memory)
 
@@ -122,33 +124,3 @@ def parse_bytes(what: str, text: str) -> int:
             f"{what} must be a number of bytes, KiB, MiB, GiB, KB, MB or GB, like 8GiB, got {text!r}"
         )
     return int(float(found[1]) * unit)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings of a configuration file: TOML with the names of ServerConfig's fields.
-
-    Raises UnknownOption for other names, and BadValue for values of another type or for what is no TOML.
-    """
-    import tomllib
-
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadValue(f"{path} must be a readable TOML file: {error}") from None
-    return {name: checked(path, name, value) for name, value in found.items()}
-
-
-def checked(path: Path, name: str, value: Any) -> Any:
-    """A setting of a file, in the type of its field."""
-    known = {field.name: field for field in fields(ServerConfig)}
-    if name not in known:
-        raise UnknownOption(f"{path}: there is no setting {name!r}{closest(name, list(known))}")
-    default = known[name].default
-    expected = type(default)
-    if expected is float and type(value) is int:
-        value = float(value)
-    if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = tuple(value)
-    if type(value) is not expected:
-        raise BadValue(f"{path}: {name} must be like {default!r}, found {value!r}")
-    return value

@@ -5,6 +5,7 @@ OpenAI's shape is {"error": {"message", "type", "param", "code"}} (API reference
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, MutableMapping
 from math import ceil
 from typing import Any
@@ -25,6 +26,8 @@ from puna.core import (
 from puna.server.storage.database import DatabaseUnavailable
 from puna.server.storage.files import InUse, TooMuch
 from puna.server.tenants.limits import RateLimited
+
+_log = logging.getLogger("puna.server")
 
 INVALID = "invalid_request_error"
 _MOST_MESSAGE, _MOST_PARAM = 1500, 200  # characters
@@ -97,7 +100,6 @@ _TABLE: tuple[tuple[type[PunaError], int, str, str | None], ...] = (
     (BadInput, 400, INVALID, None),
     (EngineClosed, 503, "server_error", "engine_closed"),
     (DiskFull, 507, "server_error", "disk_full"),
-    (DatabaseUnavailable, 503, "server_error", "database_unavailable"),
     (WorkFailed, 500, "server_error", None),
     (PunaError, 500, "server_error", None),
 )
@@ -110,11 +112,14 @@ def from_puna(error: PunaError, param: str | None = None) -> ApiError:
         return ApiError(429, str(error), kind="rate_limit_error", code="rate_limit_exceeded", headers=wait)
     if isinstance(error, PromptTooLong):
         return too_long(str(error), param)
-    wait = {"retry-after": "5"} if isinstance(error, DatabaseUnavailable) else {}
+    if isinstance(error, DatabaseUnavailable):  # what it says has the place of the database
+        _log.error("%s", error)
+        text, wait = "the server's database does not answer; try again in a moment", {"retry-after": "5"}
+        return ApiError(503, text, kind="server_error", code="database_unavailable", headers=wait)
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
             named = param if 400 <= status < 500 else None
-            return ApiError(status, str(error), kind=type_, param=named, code=code, headers=wait)
+            return ApiError(status, str(error), kind=type_, param=named, code=code)
     raise AssertionError("every PunaError is in the table")
 
 

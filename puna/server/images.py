@@ -66,7 +66,7 @@ async def resolved(
 async def _part(
     hosts: Sequence[str], read_file: ReadFile | None, where: str, part: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    if part["type"] == "text":
+    if part["type"] == "text" or isinstance(part.get("image"), bytes):  # bytes: of an API that sends them
         return part
     where = part.get("at", where)
     named = part["image_url"]

@@ -14,9 +14,9 @@ from typing import Protocol
 import uvicorn
 from starlette.applications import Starlette
 
-from puna.core import BadInput
 from puna.server.config import ServerConfig
 from puna.server.connection import Connection
+from puna.server.listen import bind, cannot_listen
 from puna.server.logs import event
 
 SWITCH_S = 0.0005  # the engine's thread and the event loop take turns more often than Python's 5 ms
@@ -44,15 +44,22 @@ def _without_query(record: logging.LogRecord) -> bool:
     return True
 
 
-def serve(app: Starlette, config: ServerConfig, ready: Callable[[str], None]) -> int:
+def serve(
+    app: Starlette,
+    config: ServerConfig,
+    ready: Callable[[str], None],
+    bound: socket.socket | None = None,
+) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code. `ready` gets the URL once it answers.
+
+    `bound` is the socket to listen on, which is closed in the end; without it one is made.
 
     The first signal drains: new requests are told to go elsewhere, those in flight have `grace` seconds to
     end. A second one stops at once. Raises BadInput where the address cannot be listened on.
     """
     sys.setswitchinterval(SWITCH_S)
     logging.getLogger("uvicorn.access").addFilter(_without_query)
-    listener = _listen(config)
+    listener = bind(config) if bound is None else bound
     server = _Server(
         uvicorn.Config(
             app,
@@ -82,21 +89,6 @@ def serve(app: Starlette, config: ServerConfig, ready: Callable[[str], None]) ->
     return 0
 
 
-def _listen(config: ServerConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-    except OSError as error:
-        listener.close()
-        raise BadInput(
-            f"{config.host}:{config.port} must be free to listen on, it is not ({error.strerror}); choose "
-            "another --port, or 0 for any"
-        ) from None
-    return listener
-
-
 class _Server(uvicorn.Server):
     """uvicorn, draining before it shuts down."""
 
@@ -108,6 +100,11 @@ class _Server(uvicorn.Server):
         self._drain: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            for bound in sockets or ():
+                bound.listen(self.config.backlog)  # uvloop, which does it again, would not say that it failed
+        except OSError as error:  # another server, which was starting as well, listens there by now
+            raise cannot_listen(self._service.config, error) from None
         await super().startup(sockets)
         if self.started:
             self.when_ready()

@@ -141,6 +141,7 @@ class ModelCard:
     context: int | None  # tokens of a prompt and its answer; None: loading decides
     state: str = "loaded"  # or loading, or unloaded
     parent: str | None = None  # of an adapter: the model that it changes
+    marks: tuple[str, ...] = ()  # phrases that its licence wants shown: “Built with Llama”
     idle_left_s: float | None = None  # after which it is unloaded if nobody asks for it; None: nothing is due
 
 

@@ -37,6 +37,11 @@ N_PROMPTING = 4 + min(28, os.cpu_count() or 1)  # prompts that are made at a tim
 LARGE = 20_000  # characters that take longer to encode than others should wait
 
 
+def files_folder(config: ServerConfig) -> Path:
+    """Where files of clients are."""
+    return Path(config.files_folder) if config.files_folder else data_folder() / "files"
+
+
 class Service:
     """What the routes share: models, accounts, metrics, and the calls in flight."""
 
@@ -53,7 +58,7 @@ class Service:
         self.dialects = Dialects()
         self.files = Files(
             accounts.database,
-            Path(config.files_folder) if config.files_folder else data_folder() / "files",
+            files_folder(config),
             max_bytes=config.max_file_mb << 20,
             quota_bytes=config.file_quota_mb << 20,
             keep=timedelta(days=config.keep_stored_days),
@@ -77,6 +82,11 @@ class Service:
             account = self.accounts.authenticate(_key_of(http), scope)
         http.state.account = account
         return account
+
+    def check_known(self, http: HTTPConnection) -> None:
+        """Raise ApiError 401 for strangers, before a body of theirs is read."""
+        if line_of(http) is None:
+            self.accounts.check_known(_key_of(http))
 
     def check_room(self) -> None:
         """Raise ApiError 503 where another call would be one too many."""

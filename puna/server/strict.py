@@ -7,6 +7,7 @@ pair in UTF-8 for a letter. Whoever looked at the request before us may have rea
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
@@ -14,6 +15,10 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+
+_MOST_FIELDS = (
+    10_000  # of an object: each one that is wrong is an error with its own text until one is chosen
+)
 
 
 class NotStrict(ValueError):
@@ -39,10 +44,11 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_FIELDS:
+        raise NotStrict(f"an object may have {_MOST_FIELDS:,} fields, one has {len(pairs):,}")
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        twice, _ = next((name, n) for name, n in Counter(name for name, _ in pairs).items() if n > 1)
         raise NotStrict(f"an object has the field {twice!r:.80} twice; give it once")
     return found
 
@@ -57,12 +63,15 @@ class _Request(HttpRequest):
 
 
 class Route(APIRoute):
-    """A route whose body, if it is JSON, is read strictly."""
+    """A route whose body, if it is JSON, is read strictly, and only if its sender has a key where keys are
+    required: reading it may be most of the work.
+    """
 
     def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def strict(http: HttpRequest) -> Response:
+            http.app.state.service.check_known(http)
             return await handle(_Request(http.scope, http.receive, http._send))
 
         return strict

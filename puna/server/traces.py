@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from puna.core import BadInput, BadValue, SamplingParams
 
@@ -48,26 +49,41 @@ class NoTraces:
     def close(self) -> None: ...
 
 
-def open_traces(endpoint: str) -> Traces:
-    """Traces to an OTLP collector over HTTP, or none for no endpoint.
+def check_endpoint(endpoint: str) -> SplitResult:
+    """Raises BadValue for what is no http or https URL."""
+    with suppress(ValueError):  # of brackets that do not match, and of ports
+        parts = urlsplit(endpoint)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    raise BadValue(f"otel_endpoint must be a URL like http://127.0.0.1:4318, got {endpoint!r}")
 
-    Raises BadValue for what is no http or https URL, BadInput where the packages are missing.
-    """
-    if not endpoint:
-        return NoTraces()
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadValue(f"otel_endpoint must be a URL like http://127.0.0.1:4318, got {endpoint!r}")
+
+def require_packages() -> None:
+    """Raises BadInput where one is missing."""
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
     except ModuleNotFoundError as error:
         raise BadInput(
             f"otel_endpoint needs OpenTelemetry, whose package {error.name} is not installed; "
             "install puna[otel], or leave it out"
         ) from None
+
+
+def open_traces(endpoint: str) -> Traces:
+    """Traces to an OTLP collector over HTTP, or none for no endpoint.
+
+    Raises what check_endpoint raises, and BadInput where the packages are missing.
+    """
+    if not endpoint:
+        return NoTraces()
+    parts = check_endpoint(endpoint)
+    require_packages()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     url = endpoint if parts.path.strip("/") else endpoint.rstrip("/") + _PATH
     service = Resource({"service.name": "puna", "service.version": version("puna")})
     provider = TracerProvider(resource=service.merge(OTELResourceDetector().detect()))

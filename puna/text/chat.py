@@ -86,8 +86,8 @@ def encode_chat(
         add_generation_prompt = False
     builtin_tools, tools = _names_apart(tools)
     if chat_format is None and tokenizer.chat_template is not None:
+        _check_tools(tokenizer.chat_template, tools or (), builtin_tools)
         if builtin_tools:
-            _check_builtin_tools(tokenizer.chat_template, builtin_tools)
             variables = {**(variables or {}), "builtin_tools": builtin_tools}
         options = _Options(tools, add_generation_prompt, date, variables, continue_final_message)
         return _encode_with_images(tokenizer, messages, options, patches)
@@ -112,11 +112,16 @@ def encode_chat(
     )
 
 
-def _check_builtin_tools(template: str, names: Sequence[str]) -> None:
-    if "builtin_tools" not in template:
+def _check_tools(template: str, tools: Tools, builtin: Sequence[str]) -> None:
+    if tools and "tools" not in template:
         raise BadInput(
-            f"this model's chat template knows no builtin tools, found {names[0]!r:.80}; define it among the "
-            "tools"
+            f"this model's chat template has no place for tools, found {len(tools)}: the model would not see "
+            "them; take them out, or use a model that was made for tools"
+        )
+    if builtin and "builtin_tools" not in template:
+        raise BadInput(
+            f"this model's chat template knows no builtin tools, found {builtin[0]!r:.80}; define it among "
+            "the tools"
         )
 
 

@@ -67,6 +67,14 @@ class Tokenizer:
         """`text` cut at tokens known by name: user-defined ones, and with `special` control tokens."""
         return (self._special if special else self._user_defined).split(text)
 
+    def least_tokens(self, n_characters: int) -> int:
+        """How many tokens a text of so many characters has at least: all as long as the longest."""
+        return -(-n_characters // self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._tokens), default=1) or 1
+
     @cached_property
     def control_tokens(self) -> SpecialTokens:
         """The control tokens alone, by name."""

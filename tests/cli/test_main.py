@@ -81,6 +81,18 @@ def test_bad_usage_is_one_sentence(
     assert captured.err == f"puna: {sentence}\n"
 
 
+def test_a_home_that_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for home in ("file", "file/below"):
+        monkeypatch.setenv("PUNA_HOME", str(tmp_path / home))
+        assert main(["list"]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"puna: PUNA_HOME must be a folder, got '{tmp_path / home}'")
+        assert (said.out, said.err.count("\n")) == ("", 1)
+
+
 def test_after_two_dashes_everything_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "--", "--name"]) == 2
     assert capsys.readouterr().err.startswith("puna: there is no model '--name'")

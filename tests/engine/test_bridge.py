@@ -241,7 +241,7 @@ def test_everybody_hears_that_the_engine_broke(gate: Gate, monkeypatch: pytest.M
     gate.opened.clear()
     streams = [thread.stream(Request([i], PARAMS)) for i in range(4)]
 
-    def fail(guess: object) -> None:
+    def fail() -> None:
         raise RuntimeError("lost count")
 
     monkeypatch.setattr(engine._scheduler, "schedule", fail)

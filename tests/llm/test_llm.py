@@ -68,6 +68,12 @@ def test_params_and_options(llm: LLM) -> None:
     assert llm.stream("a", stop=["x", "y"]).request.params.stop == ("x", "y")
 
 
+def test_an_answer_cannot_be_longer_than_it_may(llm: LLM) -> None:
+    with pytest.raises(BadValue, match=r"min_tokens must be at most max_tokens \(4\), got 5"):
+        llm.generate("a", min_tokens=5, max_tokens=4)
+    assert len(llm.generate("a", min_tokens=4, max_tokens=4).token_ids) == 4
+
+
 def test_a_stream_is_its_result_in_pieces(llm: LLM) -> None:
     answer = llm.stream(MESSAGES, max_tokens=40, temperature=0, ignore_end=True)
     pieces = list(answer)

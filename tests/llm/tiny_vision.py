@@ -19,7 +19,8 @@ TOKENS = {
     "llama3.2": ["<|image|>"],
 }  # fmt: skip
 TEMPLATE = """\
-{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}
+{% if tools %}{% for tool in tools %}{{ tool.function.name + ' ' }}{% endfor %}{% endif %}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + ':' }}
 {%- if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}
 {%- if part.type == 'image' %}{{ '<|image|>' }}{% else %}{{ part.text }}{% endif %}
 {%- endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"""

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from puna.server.config import ServerConfig, read_config
+from puna.cli import serve
+from puna.cli.serve_settings import fill, read_config, settings
+from puna.core import BadValue, UnknownOption
+from puna.server.config import ServerConfig
 
 if TYPE_CHECKING:
     from server.conftest import Running
@@ -38,12 +40,24 @@ CHAT: dict[str, Any] = {
 }
 
 
+EXAMPLES = {  # of settings whose default is no value but what their help says
+    "batch": 16,
+    "context": 8192,
+    "threads": 8,
+    "mmproj": "mmproj-model.gguf",
+    "chat_format": "llama3.1",
+    "draft": "smollm2",
+}
+
+
 def sample() -> str:
     """puna.toml: every setting with its default."""
     parts = ["# Settings of `puna serve --config puna.toml`: all that there are, with their defaults.\n"]
-    for field in fields(ServerConfig):
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        parts.append(f"# {field.metadata['help']}\n#{field.name} = {json.dumps(default)}\n")
+    for setting in settings().values():
+        is_example = setting.default is None
+        value = EXAMPLES[setting.name] if is_example else setting.default
+        text = setting.help if is_example else setting.help.removesuffix(f" (default: {value})")
+        parts.append(f"# {text}{'; for example' * is_example}\n#{setting.name} = {json.dumps(value)}\n")
     return "\n".join(parts)
 
 
@@ -63,8 +77,39 @@ def test_the_sample_of_settings(tmp_path: Path) -> None:
     path = tmp_path / "puna.toml"
     path.write_text(re.sub(r"^#(?=\w)", "", text, flags=re.MULTILINE))
     found = read_config(path)
-    assert list(found) == [field.name for field in fields(ServerConfig)]
-    assert ServerConfig(**found) == ServerConfig()
+    assert list(found) == list(settings())
+    given = parsed(["serve", "tiny", "--config", str(path)])
+    filled = vars(fill(given))
+    plain = vars(fill(parsed(["serve", "tiny"])))
+    assert filled == {**plain, **EXAMPLES, "config": str(path)}
+    assert serve._config(fill(given)) == ServerConfig()
+
+
+def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "puna.toml"
+    path.write_text(
+        'prefer = "throughput"\ncache_type = "q8_0"\ncontext = 512\ndraft = "small"\nbatch = 3\nthreads = 2\n'
+        'no_speculation = true\nadapter = ["a=./a", "b=./b"]\nserver_name = ["x"]\nray = true\nreplicas = 2\n'
+    )
+    flags = ["--cache-type", "bf16", "--adapter", "c=./c", "--context", "256", "--replicas", "3"]
+    found = fill(parsed(["serve", "tiny", "--config", str(path), *flags]))
+    assert (found.prefer, found.draft, found.batch, found.threads) == ("throughput", "small", 3, 2)
+    assert (found.cache_type, found.context, found.replicas) == ("bf16", 256, 3)  # bf16 is the default, too
+    assert (found.no_speculation, found.ray, found.port) == (True, True, 8000)
+    assert (found.adapter, found.server_name) == (["c=./c"], ["x"])
+    for line, message in (
+        ("context = '5'", "context must be a whole number, found '5'"),
+        ("adapter = 'a=./a'", "adapter must be a list of texts, found"),
+        ("ray = 1", "ray must be true or false, found 1"),
+        ("mmproj = false", "mmproj must be a text, found False"),
+        ("prefer = 3", "prefer must be like 'latency', found 3"),
+    ):
+        path.write_text(line)
+        with pytest.raises(BadValue, match=message):
+            read_config(path)
+    path.write_text("treads = 4")
+    with pytest.raises(UnknownOption, match="no setting 'treads'; did you mean 'threads'"):
+        read_config(path)
 
 
 class Unit(configparser.RawConfigParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -18,6 +19,7 @@ from sqlalchemy import update
 
 from puna.server.batches.runner import sweep
 from puna.server.config import ServerConfig
+from puna.server.storage.database import DatabaseUnavailable
 from puna.server.storage.tables import files
 
 BOUNDARY = "wall"
@@ -251,3 +253,38 @@ def test_what_has_expired_is_gone(server: Running) -> None:
     os.utime(orphan, (old, old))
     sweep(service)
     assert contents(server) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"), [(errno.EROFS, 500, "cannot write files"), (errno.ENOSPC, 507, "is full")]
+)
+def test_a_disk_that_takes_nothing_is_named_to_nobody(
+    server: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    status: int,
+    said: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    answer = send(server, form(*FIELDS))
+    monkeypatch.undo()
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
+    assert "/" not in answer.json()["error"]["message"]
+    assert str(folder(server)) in caplog.text
+
+
+def test_a_database_that_fails_is_named_to_nobody(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service.files, "list", lambda *_, **__: broken())
+    answer = httpx.get(f"{server.url}/v1/files")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert "/srv" not in answer.text
+
+
+def broken() -> None:
+    raise DatabaseUnavailable("the database sqlite:////srv/puna/server.db failed: disk I/O error")

@@ -5,22 +5,28 @@ That its `puna` commands parse is tested with those of the other pages.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from server.conftest import Running, Start, open_accounts
 from server.postgres import Postgres
 
-from puna.server.config import ServerConfig, read_config
+from puna.cli.main import main
+from puna.cli.serve_settings import read_config
+from puna.server.config import ServerConfig
 from puna.server.page.sessions import LASTS_S
 from puna.server.storage.database import open_database
+from puna.server.tenants.keys import Keys
 from puna.server.tenants.prices import read_prices
+from puna.server.tenants.queries import Filters, totals
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 
@@ -67,10 +73,38 @@ def test_its_requests_are_answered(server: Running, tmp_path: Path) -> None:
         assert run(command, tmp_path, PUNA=server.url, KEY=key, ADMIN=admin), command
 
 
+def test_a_key_counts_as_soon_as_it_says(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = server.service.accounts.keys
+    refresh_s = inspect.signature(Keys.__init__).parameters["refresh_s"].default
+    said = "within about a second"
+    assert (refresh_s, f"key counts {said} on every server" in GUIDE) == (1.0, True)
+    url = server.service.accounts.database.engine.url.render_as_string(hide_password=False)
+    assert main(["keys", "revoke", keys.create("gone", "acme")[0].id, "--database", url]) == 0
+    assert f"servers refuse it {said}" in capsys.readouterr().out
+
+
+def test_a_stream_goes_on_without_its_key(server: Running) -> None:
+    accounts = server.service.accounts
+    key, secret = accounts.keys.create("gone", "leaving")
+    body = {"model": "smollm2", "prompt": "a", "max_tokens": 60, "ignore_eos": True, "stream": True}
+    asked: dict[str, Any] = {"json": body, "headers": {"authorization": f"Bearer {secret}"}, "timeout": 60}
+    with httpx.stream("POST", f"{server.url}/v1/completions", **asked) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        accounts.keys.revoke(key.id)
+        assert httpx.post(f"{server.url}/v1/completions", **asked).status_code == 401
+        rest = list(lines)
+    assert first.startswith("data: ")
+    assert rest[-2:] == ["data: [DONE]", ""]
+    (row,) = totals(accounts.database, ["tenant"], Filters(tenant="leaving"))
+    assert (row.requests, row.output_tokens) == (1, 60)
+
+
 def test_its_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(block("settings"))
-    assert ServerConfig(**read_config(path)).log_format == "json"
+    found = read_config(path)
+    assert (found["log_format"], found["prefer"]) == ("json", "throughput")
     path.write_text(block("prices"))
     assert {price.model for price in read_prices(path).prices} == {"smollm2", "*"}
     assert LASTS_S == 12 * 3600  # "twelve hours"

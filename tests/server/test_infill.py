@@ -42,7 +42,7 @@ def test_ollama_fills_in(coder: Running) -> None:
         found = client.generate("tiny", PREFIX, suffix=SUFFIX, options={"temperature": 0, "num_predict": 9})
         assert found.response == expected(coder, PREFIX, SUFFIX)
         assert found.context is None
-        assert client.show("tiny").capabilities == ["completion", "insert"]
+        assert client.show("tiny").capabilities == ["completion", "tools", "insert"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from server.conftest import Running
+
+from puna.server.strict import Route
 
 JSON = {"content-type": "application/json"}
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -112,3 +115,19 @@ def test_what_once_made_it_fail(server: Running, changes: dict[str, Any], said: 
     answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+def test_every_path_reads_json_strictly(server: Running) -> None:
+    routers = [getattr(part, "original_router", None) for part in server.app.routes]
+    parts = [*server.app.routes, *(route for router in routers if router for route in router.routes)]
+    routes = [part for part in parts if isinstance(part, APIRoute) and part.include_in_schema]
+    assert {"/v1/chat/completions", "/v1/load_lora_adapter", "/admin/keys"} <= {it.path for it in routes}
+    assert [route.path for route in routes if not isinstance(route, Route)] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+def test_an_adapter_has_one_name(server: Running, path: str) -> None:
+    body = b'{"lora_name": "a", "lora_name": "b", "lora_path": "/none"}'
+    answer = httpx.post(server.url + path, content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert "the field 'lora_name' twice" in answer.text

@@ -21,7 +21,7 @@ from server.test_operations import home, until
 from weights.random_adapter import write_random_adapter
 
 from puna import LLM
-from puna.cli import serve
+from puna.cli import serve, serve_settings
 from puna.cli.serve import _adapter, _split
 from puna.core import BadInput, BadValue
 from puna.llm.adapted import AdaptedModels
@@ -357,7 +357,8 @@ def test_every_pulled_model_is_served_where_the_operator_says_so(
     store.pull(str(folder / "two.gguf"), name="mine")
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
-    args = parser.parse_args([str(folder / "one.gguf"), "--threads", "1", "--context", "256", "--batch", "4"])
+    flags = ["--threads", "1", "--context", "256", "--batch", "4"]
+    args = serve_settings.fill(parser.parse_args([str(folder / "one.gguf"), *flags]))
     for is_open in (True, False):
         config = ServerConfig(port=0, any_model=is_open, idle_unload=0.05)
         running = start(config, models=serve._pool(args, config))
@@ -434,3 +435,15 @@ def test_the_command_serves_what_it_is_told_to(
         process.terminate()
         assert process.wait(30) == 0
         process.stderr.close()  # type: ignore[union-attr]
+
+
+def test_a_file_that_cannot_be_loaded_is_named_to_nobody(start: Start, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(60))
+    find = {"broken": ("broken", broken)}.get
+    pool = ModelPool([("one", folder / "one.gguf")], LLMLoader(**LOADER), Budget(None, 2), find=find)
+    running = start(ServerConfig(port=0), models=AdaptedModels(pool))
+    answer = running.post("/v1/chat/completions", {"model": "broken", **GREEDY})
+    assert answer.status_code == 500
+    assert "broken could not be loaded, the server's log says why" in answer.json()["error"]["message"]
+    assert "/" not in answer.json()["error"]["message"]

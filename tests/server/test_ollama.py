@@ -206,7 +206,7 @@ def test_models_are_listed_and_shown(server: Running, client: ollama.Client) -> 
     assert shown.template == server.llm.tokenizer.chat_template
     assert shown.modelinfo is not None
     assert shown.modelinfo["llama.context_length"] == 512
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert listed.digest == hashlib.sha256(server.llm.path.read_bytes()).hexdigest()
 
 

@@ -185,6 +185,24 @@ def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 4},
+        ),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 4}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 4}),
+    ],
+)
+def test_an_answer_cannot_be_longer_than_it_may(server: Running, path: str, more: dict[str, Any]) -> None:
+    answer = server.post(path, {"model": "tiny", "min_tokens": 5, **more})
+    assert answer.status_code == 400
+    assert "min_tokens must be at most max_tokens (4), got 5" in answer.json()["error"]["message"]
+    assert server.post(path, {"model": "tiny", "min_tokens": 4, **more}).status_code == 200
+
+
 def test_fields_that_change_nothing_are_named(server: Running) -> None:
     answer = server.post("/v1/chat/completions", chat(user="me", store=False, max_tokens=1))
     assert answer.status_code == 200

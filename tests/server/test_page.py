@@ -189,6 +189,15 @@ def test_without_keys_tenants_are_shown_to_operators_only(start: Start) -> None:
     assert "acme" in httpx.get(server.url, headers={"authorization": f"Bearer {admin}"}).text
 
 
+def test_a_form_that_is_none_of_ours_is_refused(site: Site) -> None:
+    for n, status, message in ((9, 303, ""), (10, 400, "the form may have 10 fields, this one has more")):
+        fields = {f"field{i}": "x" for i in range(n)}
+        answer = httpx.post(f"{site.url}/sign-in", data={"key": site.admin, **fields})
+        assert answer.status_code == status
+        assert message in answer.text
+    assert httpx.post(f"{site.url}/sign-in", content=b"key=" + b"x" * 5000).status_code == 413
+
+
 def test_a_database_that_is_away_is_said_so(
     start: Start, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,13 @@ def test_builtin_tools_are_not_dropped() -> None:
     )
 
 
+def test_tools_are_not_dropped() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    with pytest.raises(BadInput, match="template has no place for tools, found 2: the model would not see"):
+        encode_chat(llama3("{{ bos_token }}"), say("Hi"), tools=[tool, tool])
+    assert encode_chat(llama3("{{ bos_token }}"), say("Hi"), tools=[])
+
+
 def test_a_template_that_is_no_jinja() -> None:
     with pytest.raises(BadFile, match="must be Jinja, line 2 is not"):
         encode_chat(llama3("{% if true %}\n{% endfor %}"), say("Hi"))

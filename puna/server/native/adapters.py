@@ -14,6 +14,7 @@ from puna.core import PunaError, UnknownModel
 from puna.server.errors import from_puna
 from puna.server.openai.fields import Body
 from puna.server.service import Service
+from puna.server.strict import Route
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -29,7 +30,7 @@ class UnloadAdapter(Body):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Operations"])
+    router = APIRouter(tags=["Operations"], route_class=Route)
 
     @router.post("/v1/load_lora_adapter")
     async def load(body: LoadAdapter, http: HttpRequest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from puna.core import PunaError
 from puna.server.errors import from_puna
 from puna.server.service import Service
+from puna.server.strict import Route
 from puna.server.tenants.accounts import Accounts
 from puna.server.tenants.queries import Filters, export_csv, moment, totals
 
@@ -22,7 +23,7 @@ By = Literal["tenant", "key", "model", "day"]
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Operations"])
+    router = APIRouter(tags=["Operations"], route_class=Route)
 
     def accounts(http: HttpRequest) -> Accounts:
         service.authenticate(http, "admin")

@@ -7,10 +7,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from puna.server.service import Service
+from puna.server.strict import Route
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["Operations"])
+    router = APIRouter(tags=["Operations"], route_class=Route)
 
     @router.get("/health", response_model=None)
     async def health() -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from fastapi import APIRouter
@@ -10,14 +9,13 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from puna.server.calls import Call, Choices
-from puna.server.chats import as_templates_know
+from puna.server.calls import Call
+from puna.server.chats import Chat, ToolUse, begin_chat
 from puna.server.generation import Piece, Whole
 from puna.server.ollama import wire
 from puna.server.ollama.fields import Asked, is_let_go, picture
 from puna.server.ollama.models import loaded
 from puna.server.openai.fields import Body
-from puna.server.served import ServedModel
 from puna.server.service import Service
 
 
@@ -57,11 +55,6 @@ class ChatRequest(Asked):
     messages: list[Message] = Field(default_factory=list)
     tools: list[Tool] | None = None
 
-    @property
-    def definitions(self) -> list[Mapping[str, Any]] | None:
-        """The tools as chat templates know them."""
-        return [as_templates_know(tool.model_dump(exclude_none=True)) for tool in self.tools or ()] or None
-
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Ollama"], route_class=wire.AnyType)
@@ -85,15 +78,15 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _begin(service: Service, body: ChatRequest, http: HttpRequest) -> Call:
-    turns = [_turn(i, message) for i, message in enumerate(body.messages)]
-    tools = body.definitions
-
-    def make(model: ServedModel) -> list[Choices]:
-        grammar = body.grammar_for(model)
-        request = model.chat_request(turns, body.sampling(model), tools=tools)
-        return [[body.finished(request, model, grammar)]]
-
-    return await service.begin(http, "api/chat", body.name, make, is_slow=True, tools=tools)
+    chat = Chat(
+        body.name,
+        [_turn(i, message) for i, message in enumerate(body.messages)],
+        body.sampling,
+        ToolUse([tool.model_dump(exclude_none=True) for tool in body.tools or ()]),
+        form=body.grammar_for if body.is_held else None,
+        limited=body.within_num_ctx,
+    )
+    return await begin_chat(service, http, "api/chat", chat)
 
 
 def _turn(i: int, message: Message) -> dict[str, Any]:

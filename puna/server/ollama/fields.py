@@ -20,6 +20,7 @@ from puna.server.structured import Kind, compiled
 
 _DURATION = r"^-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$|^-?[0-9]+$"  # Go's time.ParseDuration, and seconds
 _WINDOW = 64  # Ollama's repeat_last_n
+_ALL = 2**31 - 1  # more tokens than any context has
 
 KeepAlive = float | Annotated[str, Field(pattern=_DURATION)]
 Think = bool | Literal["low", "medium", "high"]
@@ -84,8 +85,8 @@ class Options(Body):
             )
         return value
 
-    def params(self, defaults: SamplingParams, context: int, logprobs: int | None) -> SamplingParams:
-        """What the engine samples by; a model holds `context` tokens. Raises BadValue."""
+    def params(self, defaults: SamplingParams, logprobs: int | None) -> SamplingParams:
+        """What the engine samples by. Raises BadValue."""
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p or (1e-9 if self.top_p == 0 else None),  # llama.cpp's 0: the likeliest token
@@ -97,7 +98,7 @@ class Options(Body):
             "repetition_penalty": self.repeat_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "penalty_window": self._window(context),
+            "penalty_window": self._window(),
             "max_tokens": self.num_predict if self.num_predict and self.num_predict > 0 else None,
             "logprobs": logprobs,
         }
@@ -107,10 +108,10 @@ class Options(Body):
             chosen["seed"] %= 2**64
         return SamplingParams(**chosen)
 
-    def _window(self, context: int) -> int | None:
-        """Tokens that penalties look at: -1 is all that fit, and 64 where nobody says."""
+    def _window(self) -> int | None:
+        """Tokens that penalties look at: -1 is all, and 64 where nobody says."""
         if self.repeat_last_n is not None:
-            return context if self.repeat_last_n < 0 else self.repeat_last_n
+            return _ALL if self.repeat_last_n < 0 else self.repeat_last_n
         penalties = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
         return None if all(value is None for value in penalties) else _WINDOW
 
@@ -162,15 +163,12 @@ class Asked(Named):
         kind: Kind = "json_object" if self.format == "json" else "json_schema"
         return compiled(model, kind, self.format)
 
-    def sampling(self, model: ServedModel) -> SamplingParams:
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
         options = self.options or Options()
-        top = (self.top_logprobs or 0) if self.logprobs else None
-        return options.params(model.default_params, model.context, top)
+        return options.params(defaults, (self.top_logprobs or 0) if self.logprobs else None)
 
-    def finished(self, request: Request, model: ServedModel, grammar: Grammar | None) -> Request:
-        """The request within num_ctx and held to the grammar. Raises ApiError."""
-        if grammar is not None:
-            request.grammar = grammar.start()
+    def within_num_ctx(self, model: ServedModel, request: Request) -> Request:
+        """The request, whose answer ends where num_ctx does. Raises ApiError."""
         n_ctx = self.options.num_ctx if self.options is not None else None
         if n_ctx is None:
             return request

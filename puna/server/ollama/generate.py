@@ -62,14 +62,16 @@ class GenerateRequest(Asked):
 
     def request(self, model: ServedModel) -> Request:
         """Raises BadInput and ApiError."""
-        grammar, params = self.grammar_for(model), self.sampling(model)
+        grammar, params = self.grammar_for(model), self.sampling(model.default_params)
         if self.suffix:
             made = infill(model, self.prompt, self.suffix, params)
         elif self.raw:
             made = model.text_request(self.prompt, params, special=True)
         else:
             made = model.chat_request(self.turns, params, after=self.context or ())
-        return self.finished(made, model, grammar)
+        if grammar is not None:
+            made.grammar = grammar.start()
+        return self.within_num_ctx(model, made)
 
 
 def _text(text: str) -> dict[str, str]:

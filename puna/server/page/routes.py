@@ -28,6 +28,7 @@ from puna.server.tenants.keys import Key
 _FILES = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _COOKIE = "puna-session"
 _LONGEST_FORM = 4096  # bytes
+_MOST_FIELDS = 10
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -122,7 +123,9 @@ class Page:
         return None
 
     def _html(self, template: str, code: int = 200, **values: object) -> Response:
-        text = self._templates.get_template(template).render(values)
+        cards = self._service.models.cards()
+        marks = dict.fromkeys(mark for card in cards for mark in card.marks)
+        text = self._templates.get_template(template).render(values, marks=list(marks))
         return Response(text, code, {**_HEADERS, "cache-control": "no-store"}, "text/html; charset=utf-8")
 
 
@@ -152,5 +155,8 @@ async def _key_in(http: HttpRequest) -> str:
         body += chunk
         if len(body) > _LONGEST_FORM:
             raise ApiError(413, f"the form may have {_LONGEST_FORM} bytes, this one has more")
-    found = parse_qs(body.decode("latin-1"), max_num_fields=10).get("key", [""])
-    return found[0].strip()
+    try:
+        found = parse_qs(body.decode("latin-1"), max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise ApiError(400, f"the form may have {_MOST_FIELDS} fields, this one has more") from None
+    return found.get("key", [""])[0].strip()

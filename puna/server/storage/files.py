@@ -6,6 +6,7 @@ owns. A content is whole and on the disk before its row is there. Links in the f
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable
@@ -13,16 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from puna.core import BadInput, DiskFull, WorkFailed
+from puna.core import BadInput, BadValue, DiskFull, WorkFailed
 from puna.server.storage.database import Database
 from puna.server.storage.pages import page
 from puna.server.storage.plain import open_plain
 from puna.server.storage.tables import batches, files
+
+_log = logging.getLogger("puna.server")
 
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")  # of batches
 _ORPHAN_S = 3600  # a content without a row is left alone for so long: its upload may be under way
@@ -254,12 +258,27 @@ def insert_row(connection: Connection, file: StoredFile, key_id: str) -> None:
     connection.execute(insert(files), {**row, "key_id": key_id, "status": "processed"})
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder of the files where it is missing. Raises BadValue where none can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadValue(
+            f"files_folder must be a folder that can be written, got {str(folder)!r} ({error.strerror}); "
+            "choose another one"
+        ) from None
+
+
 def disk_error(path: Path, error: OSError) -> DiskFull | WorkFailed:
+    """What a client is told of the server's disk; where that is, is for the log."""
     import errno
 
+    _log.error("%s cannot be written: %s", path, error.strerror)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"the disk with {path} is full")
-    return WorkFailed(f"{path} cannot be written: {error.strerror}")
+        return DiskFull("the server's disk for files is full; try again later")
+    return WorkFailed("the server cannot write files at the moment, its log says why; try again later")
 
 
 def _file(row: Any) -> StoredFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from puna.server.tenants.prices import PriceList
 from puna.server.tenants.queries import tokens_today
 from puna.server.tenants.usage import Usage
 
+_log = logging.getLogger("puna.server")
 _ANYONE = Limits()
 _RETRY_S = 5
 
@@ -81,10 +83,7 @@ class Accounts:
 
     def authenticate(self, secret: str | None, scope: str) -> Account:
         """Raise ApiError 401 for no key or an unknown one, 403 without the scope."""
-        try:
-            key = self.keys.find(secret) if secret else None
-        except PunaError as error:
-            raise from_puna(error) from None
+        key = self._find(secret)
         if key is None:
             if self.requires_keys or scope == "admin":
                 raise _unauthorized(secret)
@@ -93,6 +92,17 @@ class Accounts:
             message = f"this key has the scope {', '.join(key.scopes)}, this path needs {scope}"
             raise ApiError(403, message, kind="permission_error", code="missing_scope")
         return Account(self.limiter, key)
+
+    def check_known(self, secret: str | None) -> None:
+        """Raise ApiError 401 for strangers, where keys are required."""
+        if self.requires_keys and self._find(secret) is None:
+            raise _unauthorized(secret)
+
+    def _find(self, secret: str | None) -> Key | None:
+        try:
+            return self.keys.find(secret) if secret else None
+        except PunaError as error:
+            raise from_puna(error) from None
 
     def of_key(self, key_id: str) -> Account:
         """Who made a batch; "" is somebody without a key. Raises ApiError 401 once the key is not active."""
@@ -121,7 +131,8 @@ class Accounts:
         try:
             await self.ledger.record(usage)
         except PunaError as error:
-            raise unavailable(f"the answer was made but could not be recorded: {error}", _RETRY_S) from error
+            _log.error("an answer could not be recorded: %s", error)
+            raise unavailable("the answer was made but could not be recorded; try again", _RETRY_S) from error
 
     def close(self) -> None:
         """Write what is left, and let the database go."""

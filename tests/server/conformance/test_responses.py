@@ -1,7 +1,8 @@
 """Other people's suite: `llm-comply --format open-responses` (the Open Responses specification).
 
 The model is the tiny one, made to end its answers soon and to see pictures, so that every case can pass.
-Against `puna serve smollm2` the suite passes but for its picture, which a text model has to refuse (400).
+Against `puna serve smollm2` the suite passes but for its picture and its tool, which this model has to refuse
+(400).
 """
 
 from __future__ import annotations

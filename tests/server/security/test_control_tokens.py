@@ -27,6 +27,7 @@ NAMES = [
 REFUSED = {
     "/v1/chat/completions": {"tools.0.function.name"},
     "/llama/v1/chat/completions": {"tools.0.function.name"},
+    "/api/chat": {"tools.0.function.name"},
     "/apply-template": {"tools.0.function.name"},
     "/v1/responses": {"tools.0.name", "input.3.name", "input.3.call_id", "input.4.call_id", "metadata.k.key"},
     "/v1/messages": {"tools.0.name", "messages.1.content.1.id", "messages.2.content.0.tool_use_id"},

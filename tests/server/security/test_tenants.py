@@ -163,7 +163,8 @@ def test_keys_are_compared_in_constant_time(shop: Shop, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(keys_module, "hmac", Spy)
     assert shop.post("ann", "/tokenize", prompt="a").status_code == 200
-    assert [len(a) for pair in compared for a in pair] == [32, 32]
+    assert compared
+    assert {len(a) for pair in compared for a in pair} == {32}
 
 
 STORED = [

@@ -5,7 +5,7 @@
 
 namespace puna {
 
-// Measures the matrix's unit first, where the target multiplies in tiles and it is not known yet.
+// Measures the matrix's scale for tiles first, where the target multiplies in tiles and it is not known yet.
 InputKind input_of(const Kernels& k, Pool& pool, Matrix& m);
 
 }  // namespace puna
