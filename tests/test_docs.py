@@ -108,7 +108,7 @@ def test_a_shown_program_runs(
 @pytest.mark.parametrize("command", inline_commands())
 def test_a_mentioned_command_parses(command: str) -> None:
     _, *argv = shlex.split(re.sub(r"[\[\]…]", "", command))
-    _, parser, rest = find(argv)
+    module, parser, rest = find(argv)
     if rest:
         args = parser.parse(rest)
         if check := getattr(module, "check_usage", None):  # of options that need others
