@@ -71,7 +71,8 @@ class Route(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(http: HttpRequest) -> Response:
-            http.app.state.service.check_known(http)
+            if http.method == "POST":  # what anybody may see has no body
+                http.app.state.service.check_known(http)
             return await handle(_Request(http.scope, http.receive, http._send))
 
         return strict

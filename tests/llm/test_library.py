@@ -50,7 +50,7 @@ def test_facts_are_those_of_the_file(stored: store.StoredModel) -> None:
     assert (facts.format, facts.family, facts.quantization) == ("gguf", "llama", "Q8_0")
     assert facts.metadata["llama.embedding_length"] == 64
     assert not any(key.endswith((".tokens", ".merges")) for key in facts.metadata)
-    assert facts.capabilities == ("completion",)
+    assert facts.capabilities == ("completion", "tools")
     assert facts_of(stored.path, "chatml").capabilities == ("completion",)
 
 

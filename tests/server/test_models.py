@@ -123,7 +123,7 @@ def test_ollamas_clients_see_what_is_in_memory_and_operators_take_it_out(
         found = {model.model: model for model in client.list().models}
         assert list(found) == ["one", "two"]
         assert found["two"].digest  # its file was read, it was not loaded
-        assert client.show("two").capabilities == ["completion"]
+        assert client.show("two").capabilities == ["completion", "tools"]
         assert [model.model for model in client.ps().models] == ["one"]
         done = client.generate("one", keep_alive=0)
         assert done.done_reason == "unload"
