@@ -14,15 +14,13 @@ from typing import Any
 
 from puna.core import BadValue, TokenLogprob
 from puna.safety.taxonomy import slug
+from puna.safety.verdict import Content, Turn, Verdict
 from puna.text.chat import render_chat
 from puna.text.tokenizer import Tokenizer
 
 _BEGIN, _END = "<BEGIN UNSAFE CONTENT CATEGORIES>", "<END UNSAFE CONTENT CATEGORIES>"
 _CATEGORY = re.compile(r"^([SO]\d+): *([^.\n]+)\.", re.MULTILINE)
 _PROBE = "puna asks"  # a text that no template has
-
-Content = str | Sequence[Mapping[str, Any]]  # a text, or parts that are texts and images
-Turn = tuple[str, Content]  # who said what
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +62,6 @@ class Guard:
                 "this guard judges texts only, got an image; ask one that sees, such as llama-guard-4"
             )
         return {"role": "user", "content": "\n".join(part["text"] for part in parts)}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    codes: tuple[str, ...]  # none where it is safe
-    score: float  # probability of "unsafe" where the answer says either
 
 
 def is_guard(template: str) -> bool:
@@ -117,4 +109,5 @@ def verdict(guard: Guard, text: str, logprobs: Sequence[TokenLogprob]) -> Verdic
     entry = next(entry for entry in logprobs if entry.token_id in both)
     known = {**dict(entry.top), entry.token_id: entry.logprob}
     safe, unsafe = (sum(exp(known[i]) for i in ids) for ids in (guard.safe_ids, guard.unsafe_ids))
-    return Verdict(codes, unsafe / (safe + unsafe) if safe + unsafe else float(bool(codes)))
+    score = unsafe / (safe + unsafe) if safe + unsafe else float(bool(codes))
+    return Verdict(bool(codes), score, tuple(guard.categories[code] for code in codes))

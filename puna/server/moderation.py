@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, SamplingParams
-from puna.safety.guard import Guard, Turn, Verdict, guard_of, is_guard, verdict
+from puna.safety.guard import Guard, guard_of, is_guard, verdict
+from puna.safety.verdict import Turn, Verdict
 from puna.server.calls import Call, Choices
 from puna.server.errors import ApiError, bad, from_results, not_found
 from puna.server.served import ServedModel

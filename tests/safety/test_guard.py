@@ -87,10 +87,10 @@ def scored(found: Guard, safe: float, unsafe: float) -> list[TokenLogprob]:
 def test_a_verdict_is_read_behind_empty_lines() -> None:
     found = guard(guards.GUARD_3)
     made = verdict(found, "\n\nunsafe\nS2,S9,S2", scored(found, 0.1, 0.3))
-    assert made.codes == ("S2", "S9")
+    assert made.categories == tuple(map(slug, (guards.S3[1], guards.S3[8])))
     assert made.score == pytest.approx(0.75)
     made = verdict(found, "safe", scored(found, 0.6, 0.2))
-    assert made.codes == ()
+    assert made.categories == ()
     assert made.score == pytest.approx(0.25)
 
 

@@ -52,8 +52,7 @@ async def events(call: Call) -> AsyncIterator[bytes]:
 
 def moderation(found: Judged) -> dict[str, Any]:
     """A result for each message, with the guard's own names of categories."""
-    named = [[found.guard.categories[code] for code in made.codes] for made in found.verdicts]
-    results = [{"flagged": bool(names), "flagged_categories": names} for names in named]
+    results = [{"flagged": made.is_unsafe, "flagged_categories": made.categories} for made in found.verdicts]
     return {"model": found.call.model, "results": results}
 
 

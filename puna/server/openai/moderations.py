@@ -9,8 +9,9 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.safety.guard import Guard, Verdict
+from puna.safety.guard import Guard
 from puna.safety.taxonomy import OPENAI, openai_names
+from puna.safety.verdict import Verdict
 from puna.server.images import resolved
 from puna.server.moderation import check_number, judged
 from puna.server.openai.fields import Body
@@ -71,12 +72,12 @@ def routes(service: Service) -> APIRouter:
 def _result(guard: Guard, made: Verdict, has_images: bool) -> dict[str, Any]:
     """OpenAI's categories, then the guard's own by their names. A score is the probability of "unsafe" for
     what was named, and 0 for all else; `unsafe_score` has it whatever was named."""
-    named = {guard.categories[code] for code in made.codes}
+    named = set(made.categories)
     flagged = named | openai_names(named)
     names = dict.fromkeys((*OPENAI, *guard.categories.values()))
     kinds = ["text", "image"] if has_images else ["text"]
     return {
-        "flagged": bool(made.codes),
+        "flagged": made.is_unsafe,
         "categories": {name: name in flagged for name in names},
         "category_scores": {name: made.score if name in flagged else 0.0 for name in names},
         "category_applied_input_types": {name: kinds if name in flagged else [] for name in names},
