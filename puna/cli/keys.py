@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HELP = "make, list and revoke API keys of the server"
 _AGE = re.compile(r"([1-9][0-9]{0,4})([hd])")
-_FOR_CREATE = ("name", "scope", "expires", "model", "priority")
+_FOR_CREATE = ("name", "scope", "expires", "model", "priority", "policy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name.replace('_', '-')}", metavar="N", type=int, help="limit (default: none)")
     add("--model", metavar="NAME", action="append", help="that it may use; may be repeated (default: all)")
     add("--priority", metavar="N", type=int, help="higher goes first (default: 0)")
+    add("--policy", metavar="NAME", help="safety policy that it is held to (default: the server's default)")
     add("--active", action="store_true", help="of list: without expired and revoked keys")
     add_database(parser)
     add_json(parser)
@@ -84,6 +85,7 @@ def _create(args: argparse.Namespace, keys: Keys) -> None:
         **{name: getattr(args, name) for name in COUNTED},
         models=tuple(args.model) if args.model else None,
         priority=args.priority or 0,
+        policy=args.policy,
     )
     key, secret = keys.create(
         args.name or args.tenant,

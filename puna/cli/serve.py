@@ -78,6 +78,8 @@ def serving(args: argparse.Namespace, config: ServerConfig) -> Iterator[FastAPI]
         if not path.exists():
             raise BadInput(f"--adapter must be a folder or file, {str(path)!r} (for {name}) is not there")
     check_folder(files_folder(config))
+    if config.safety:
+        _check_safety(args, config, [name for _, name, _ in adapters])
     if config.otel_endpoint:
         require_packages()
     with logging_to(form=config.log_format, level=config.log_level, shows_text=config.log_prompts):
@@ -91,6 +93,18 @@ def serving(args: argparse.Namespace, config: ServerConfig) -> Iterator[FastAPI]
                 pool.close()
         finally:
             accounts.close()
+
+
+def _check_safety(args: argparse.Namespace, config: ServerConfig, adapters: list[str]) -> None:
+    """Raises BadInput for a file of policies that this server could not follow."""
+    from puna.safety.policy import read_policies
+    from puna.server.safety.judges import check_guards
+    from puna.weights import store
+
+    others = [stored.name for stored in store.list_models()] if config.any_model else []
+    check_guards(
+        read_policies(Path(config.safety)), [*(name for name, _ in _models(args.models)), *adapters, *others]
+    )
 
 
 def open_accounts(config: ServerConfig) -> Accounts:

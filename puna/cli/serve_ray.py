@@ -61,9 +61,7 @@ def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
 
     threads = args.threads or env.threads() or _default_threads()
     chosen = _for_replicas(args, threads)
-    theirs = replace(
-        config, cors_origin=(), prices=str(Path(config.prices).absolute()) if config.prices else ""
-    )
+    theirs = replace(config, cors_origin=(), prices=_absolute(config.prices), safety=_absolute(config.safety))
 
     def greet(url: str) -> None:
         text = f"Serving at {url}/v1 from {cluster.least} replicas (status: {url}/). Ctrl-C stops."

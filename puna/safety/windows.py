@@ -38,8 +38,9 @@ class Held(Generic[Item]):
     verdict.
     """
 
-    def __init__(self, size: int, overlap: int) -> None:
-        """New characters of a window, and shown ones before them. Raises BadValue."""
+    def __init__(self, size: int, overlap: int, begun: str = "") -> None:
+        """New characters of a window, and shown ones before them; `begun` is what an answer goes on from,
+        which is judged with it. Raises BadValue."""
         if size < 1 or overlap < 0:
             raise BadValue(
                 "a window must be at least 1 character long and its overlap at least 0, "
@@ -47,10 +48,9 @@ class Held(Generic[Item]):
             )
         self._size = size
         self._overlap = overlap
-        self._parts: list[str] = []
+        self._parts = [begun]
         self._waiting: deque[Item] = deque()  # pieces not shown
-        self._n_shown = 0  # characters
-        self._n_seen = 0
+        self._n_shown = self._n_seen = len(begun)  # characters
         self._open: Window | None = None
         self._n_open = 0  # pieces that were there when it was opened
         self.is_ended = False
@@ -61,9 +61,9 @@ class Held(Generic[Item]):
         return "".join(self._parts)
 
     @property
-    def n_shown(self) -> int:
-        """Characters that have been let go."""
-        return self._n_shown
+    def n_held(self) -> int:
+        """Characters that wait."""
+        return self._n_seen - self._n_shown
 
     def push(self, item: Item, text: str) -> None:
         """The next piece, and the text of it that is judged."""
@@ -76,13 +76,18 @@ class Held(Generic[Item]):
         """Nothing follows."""
         self.is_ended = True
 
+    def release(self, *, but_end: bool = False) -> list[Item]:
+        """The pieces that wait, for whom no window is needed; with `but_end`, all except for the end."""
+        self._n_shown = self._n_seen
+        n_kept = 1 if but_end and self.is_ended and self._waiting else 0
+        return [self._waiting.popleft() for _ in range(len(self._waiting) - n_kept)]
+
     def next_window(self) -> Window | None:
         """The window to be judged now; None while one is open or too little has come.
 
         Its verdict is given to passed(), or nothing of this answer is shown any more.
         """
-        n_new = self._n_seen - self._n_shown
-        if self._open is not None or not (self.is_ended or n_new >= self._size):
+        if self._open is not None or not (self.is_ended or self.n_held >= self._size):
             return None
         if not self._waiting:
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import perf_counter
@@ -21,6 +22,7 @@ from puna.core import PunaError, Request, SamplingParams
 from puna.server.batches.inside import BatchLine
 from puna.server.errors import ApiError, from_results, too_long, unavailable
 from puna.server.generation import Generation, Piece, Whole, merged
+from puna.server.safety.screen import Screen
 from puna.server.served import ModelUse, ServedModel
 from puna.server.sse import when_gone
 from puna.server.tenants.accounts import Account
@@ -90,6 +92,7 @@ class Call:
         self.began_at = perf_counter()
         self.load_s = 0.0  # that it waited for its model
         self.cache_salt = ""
+        self.screen: Screen | None = None  # its safety checks, if there are any
         self._prompts: list[list[Generation]] = []
         self._service = service
         self._use = use
@@ -146,6 +149,11 @@ class Call:
         """Token ids of all prompts."""
         return [choices[0].request.prompt for choices in self._prompts]
 
+    def text_of(self, prompt: Sequence[int]) -> str:
+        """A prompt as text; placeholders of images have none."""
+        n_words = self.served.config.vocab_size
+        return self.served.tokenizer.decode([token for token in prompt if token < n_words])
+
     @property
     def n_prompt(self) -> int:
         """Tokens of all prompts; the choices of one share it."""
@@ -181,14 +189,16 @@ class Call:
         Raises ApiError where it broke off, which the ledger has as well.
         """
         ends: list[Piece] = []
+        made = merged(self.generations)
         try:
-            async for piece in merged(self.generations):
-                if piece.finish is None:
-                    yield piece
-                    continue
-                ends.append(Piece(finish=piece.finish, stop=piece.stop, choice=piece.choice))
-                if piece.text or piece.calls or piece.logprobs:
-                    yield replace(piece, finish=None)
+            async with aclosing(made if self.screen is None else self.screen.watch(made)) as pieces:
+                async for piece in pieces:
+                    if piece.finish is None:
+                        yield piece
+                        continue
+                    ends.append(Piece(finish=piece.finish, stop=piece.stop, choice=piece.choice))
+                    if piece.text or piece.calls or piece.logprobs:
+                        yield replace(piece, finish=None)
             await self._end(ends)
         except PunaError as error:
             self.cancel()
@@ -293,6 +303,7 @@ class Call:
             decode_s=timing.decode_s,
             status=status,
             finish_reason=",".join(finishes),
+            audit=None if self.screen is None else self.screen.audit(status),
         )
 
 

@@ -12,6 +12,7 @@ from puna.core import Request, SamplingParams
 from puna.engine.grammar import Grammar
 from puna.server.calls import Call, Choices, choices
 from puna.server.images import resolved, uploaded
+from puna.server.safety.conversation import conversation
 from puna.server.served import ServedModel
 from puna.server.service import Service
 from puna.server.structured import calls_only
@@ -113,6 +114,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         param=chat.param,
         tier=chat.tier,
         cache_salt=chat.cache_salt,
+        conversations=[conversation(chat.turns, continues=chat.continues)],
     )
 
 

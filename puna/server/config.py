@@ -36,6 +36,7 @@ class ServerConfig:
     database: str = option("", "URL of the database of keys and usage (default: SQLite, user's data)", "URL")
     share_prefixes: bool = option(False, "let tenants find each other's prompts in the prefix cache")
     prices: str = option("", "price list (TOML) that usage is charged by", "FILE")
+    safety: str = option("", "safety policies (TOML) that keys are held to", "FILE")
     memory: str = option("", "memory for all models together, 8GiB say (default: what is free)", "SIZE")
     idle_unload: float = option(0.0, "seconds after which an unused model is unloaded; 0: never", "SECONDS")
     any_model: bool = option(False, "serve every pulled model by its name, too, loaded when it is asked for")

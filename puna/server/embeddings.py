@@ -55,6 +55,9 @@ async def embedded(
 
     is_slow = sum(map(len, inputs)) > LARGE
     call = await service.begin(http, endpoint, model, make, is_slow=is_slow, param=param)
-    await call.answers(http)
+    answers = await call.answers(http)
+    if blocked := [i for i, answer in enumerate(answers) if answer.finish == "content_filter"]:
+        message = f"{param} must be what the safety policy of this key allows, number {blocked[0] + 1} is not"
+        raise bad(param, message, "content_filter")
     found = [generation.embedding for generation in call.generations]
     return call, [row for row in found if row is not None]

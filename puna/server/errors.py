@@ -23,6 +23,7 @@ from puna.core import (
     UnknownModel,
     WorkFailed,
 )
+from puna.server.safety.screen import SafetyUnavailable
 from puna.server.storage.database import DatabaseUnavailable
 from puna.server.storage.files import InUse, TooMuch
 from puna.server.tenants.limits import RateLimited
@@ -99,6 +100,7 @@ _TABLE: tuple[tuple[type[PunaError], int, str, str | None], ...] = (
     (InUse, 409, INVALID, "file_in_use"),
     (BadInput, 400, INVALID, None),
     (EngineClosed, 503, "server_error", "engine_closed"),
+    (SafetyUnavailable, 503, "server_error", "safety_unavailable"),
     (DiskFull, 507, "server_error", "disk_full"),
     (WorkFailed, 500, "server_error", None),
     (PunaError, 500, "server_error", None),
@@ -125,7 +127,7 @@ def from_puna(error: PunaError, param: str | None = None) -> ApiError:
 
 def from_results(error: PunaError) -> ApiError:
     """An answer that broke off: whatever the engine calls it, the request was good."""
-    if isinstance(error, EngineClosed):
+    if isinstance(error, EngineClosed | SafetyUnavailable):
         return from_puna(error)
     return ApiError(500, str(error), kind="server_error", code="generation_failed")
 

@@ -6,7 +6,7 @@ Every API translates these; what counts tokens and times is here as well, so tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Finish = Literal["stop", "length", "tool_calls", "cancelled"]
+Finish = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
 
 @dataclass(slots=True)
@@ -62,6 +62,7 @@ class Generation:
         self.last_at: float | None = None
         self.finish: Finish | None = None
         self.kept: list[str] | None = [] if keeps_text else None  # what the model wrote, in pieces
+        self.is_blocked = False
         self._parser = ToolCallParser(tools) if tools is not None else None
         self._parallel = parallel
         self._n_calls = 0
@@ -69,6 +70,12 @@ class Generation:
     def close(self) -> None:
         """Cancel it unless it has ended; what is left of it can still be read."""
         self.stream.close()
+
+    def block(self) -> None:
+        """What it says may not be shown: it ends, whatever is left of it."""
+        self.close()
+        self.is_blocked = True
+        self.finish = "content_filter"
 
     async def pieces(self) -> AsyncIterator[Piece]:
         async for result in self.stream:
@@ -97,6 +104,8 @@ class Generation:
             self.last_at = perf_counter()
             if self.first_at is None:
                 self.first_at = self.last_at
+        if self.is_blocked:
+            return ()
         finish = result.finish_reason
         if self._parser is None:
             if not (result.text or result.logprobs or finish):
@@ -129,7 +138,7 @@ class Generation:
         return pieces if events or result.logprobs or finish else ()
 
 
-async def merged(generations: Sequence[Generation]) -> AsyncIterator[Piece]:
+async def merged(generations: Sequence[Generation]) -> AsyncGenerator[Piece, None]:
     """The pieces of several choices as they come, each with its number."""
     if len(generations) == 1:
         async for piece in generations[0].pieces():

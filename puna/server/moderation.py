@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 from starlette.requests import Request as HttpRequest
 
-from puna.core import PunaError, SamplingParams
-from puna.safety.guard import Guard, guard_of, is_guard, verdict
+from puna.core import PunaError
+from puna.safety.guard import Guard, is_guard, verdict
 from puna.safety.verdict import Turn, Verdict
 from puna.server.calls import Call, Choices
-from puna.server.errors import ApiError, bad, from_results, not_found
+from puna.server.errors import bad, from_results, not_found
+from puna.server.safety.guards import guard, guard_request
 from puna.server.served import ServedModel
 from puna.server.service import Service
-from puna.server.structured import compiled
 
 _MOST = 128  # conversations of one request
 _MOST_PICTURES = 32  # of all of them together: each is decoded anew
-_LONGEST = 200  # tokens of an answer: all codes there are
-
-_guards: WeakKeyDictionary[ServedModel, Guard] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +66,14 @@ async def judged(
         )
 
     def make(served: ServedModel) -> list[Choices]:
-        return [_requests(served, turns) for turns in conversations]
+        return [[guard_request(served, turns)] for turns in conversations]
 
     name = await _guard_name(service, model, tuple(any_guard))
-    call = await service.begin(http, endpoint, name, make, is_slow=True, param=param)
-    guard = _guard(call.served)
+    call = await service.begin(http, endpoint, name, make, is_slow=True, param=param, is_verdict=True)
+    asked = guard(call.served)
     answers = await call.answers(http)
     try:
-        return Judged(call, guard, [verdict(guard, answer.text, answer.logprobs) for answer in answers])
+        return Judged(call, asked, [verdict(asked, answer.text, answer.logprobs) for answer in answers])
     except PunaError as error:
         raise from_results(error) from None
 
@@ -105,24 +100,3 @@ async def _guard_name(service: Service, asked: str | None, any_guard: tuple[str,
         "model",
         "model_not_found",
     )
-
-
-def _guard(model: ServedModel) -> Guard:
-    """Raises BadInput for a template that cannot be used."""
-    found = _guards.get(model)
-    if found is None:
-        made = guard_of(model.tokenizer)
-        if made is None:
-            raise ApiError(404, "the model is no guard", param="model", code="model_not_found")
-        found = _guards.setdefault(model, made)
-    return found
-
-
-def _requests(model: ServedModel, turns: Sequence[Turn]) -> Choices:
-    guard = _guard(model)
-    ids = tuple(sorted(guard.safe_ids | guard.unsafe_ids))
-    params = SamplingParams(temperature=0, max_tokens=_LONGEST, logprobs=0, logprob_ids=ids)
-    messages: list[dict[str, Any]] = guard.conversation(turns)
-    request = model.chat_request(messages, params)
-    request.grammar = compiled(model, "regex", guard.pattern).start()
-    return [request]

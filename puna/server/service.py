@@ -15,6 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError
+from puna.safety import classifiers
+from puna.safety.policy import Policies, read_policies
 from puna.server.batches.inside import line_of
 from puna.server.calls import Call, Choices, Tools, check_length
 from puna.server.config import ServerConfig
@@ -22,6 +24,10 @@ from puna.server.errors import Dialects, from_puna, unavailable
 from puna.server.figures import Figures
 from puna.server.metrics import Metrics
 from puna.server.rates import Rates
+from puna.server.safety.conversation import Conversation
+from puna.server.safety.guards import Caller
+from puna.server.safety.judges import Judges
+from puna.server.safety.screen import Screen
 from puna.server.served import Library, Models, ModelUse, ServedModel
 from puna.server.sse import when_gone
 from puna.server.storage.database import data_folder
@@ -55,6 +61,8 @@ class Service:
         self.metrics = Metrics()
         self.watch = Watch(self)
         self.rates = Rates(models)
+        policies = read_policies(Path(config.safety)) if config.safety else Policies({})
+        self.judges = Judges(policies, models, classifiers.make)
         self.dialects = Dialects()
         self.files = Files(
             accounts.database,
@@ -182,13 +190,17 @@ class Service:
         param: str = "messages",
         tier: Asked | None = None,
         cache_salt: str | None = None,
+        conversations: Sequence[Conversation] | None = None,
+        is_verdict: bool = False,
     ) -> Call:
         """Admit a call and start it; `make` turns it into requests of the engine, the choices of each prompt.
 
         `is_slow` says that `make` may take longer than others should wait, as a chat template may, which is
         somebody's program. Without `parallel`, answers end with their first call of one of the `tools`.
         `param` is the field that is at fault where the prompt is, `tier` how urgent the request calls itself,
-        `cache_salt` what keeps its prompts apart from others of its tenant. Raises ApiError.
+        `cache_salt` what keeps its prompts apart from others of its tenant. Judges read the
+        `conversations` in place of the prompts, and nothing of a call whose answers are verdicts.
+        Raises ApiError.
         """
         account = self.authenticate(http)
         line = line_of(http)
@@ -212,6 +224,8 @@ class Service:
             prompts = await self.beside(make, use.model) if is_slow else make(use.model)
             for requests in prompts:
                 check_length(use.model, requests[0], param)
+            if not is_verdict:
+                call.screen = self._screen(call, prompts, conversations)
             call.start(prompts, tools, parallel)
         except PunaError as error:
             raise from_puna(error, param) from None
@@ -219,6 +233,23 @@ class Service:
             if not call.is_started:
                 call.abandon()
         return call
+
+    def _screen(
+        self, call: Call, prompts: Sequence[Choices], conversations: Sequence[Conversation] | None
+    ) -> Screen | None:
+        """The safety checks of a call. Raises SafetyUnavailable."""
+        policy = self.judges.policy(call.account.policy)
+        if policy is None or not policy.judges:
+            return None
+        if conversations is None:
+            conversations = [
+                Conversation((("user", call.text_of(requests[0].prompt)),)) for requests in prompts
+            ]
+        caller = Caller(call.account.tenant, call.cache_salt, call.priority)
+        prompt_of = [number for number, requests in enumerate(prompts) for _ in requests]
+        return self.judges.screen(
+            policy, caller, conversations, prompt_of, lambda i: call.generations[i].block()
+        )
 
     def cut_off(self) -> None:
         """Whatever is in flight ends now, with an error."""

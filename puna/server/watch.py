@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from puna.server.calls import Call
     from puna.server.errors import ApiError
     from puna.server.service import Service
+    from puna.server.tenants.audit import Audit
     from puna.server.tenants.usage import Usage
 
 _KEPT = 30  # kinds of errors
@@ -101,9 +102,8 @@ class Watch:
         """Prompts and answers, where the operator wants to see them."""
         if not self._service.config.keeps_text:
             return {}
-        decode, n_words = call.served.tokenizer.decode, call.served.config.vocab_size
-        return {  # placeholders of images have no text
-            "prompts": [decode([token for token in prompt if token < n_words]) for prompt in call.prompts],
+        return {
+            "prompts": [call.text_of(prompt) for prompt in call.prompts],
             "answers": ["".join(generation.kept or ()) for generation in call.generations],
         }
 
@@ -126,4 +126,19 @@ def _of_call(usage: Usage, error: ApiError | None) -> dict[str, Any]:
         "prefill_s": round(usage.prefill_s, 6),
         "decode_s": round(usage.decode_s, 6),
         "cost_usd": dollars(usage.cost_nano),
+        **_of_audit(usage.audit),
+    }
+
+
+def _of_audit(audit: Audit | None) -> dict[str, Any]:
+    if audit is None:
+        return {}
+    return {
+        "safety_policy": audit.policy,
+        "safety_action": audit.action,
+        "safety_stage": audit.stage or None,
+        "safety_categories": audit.categories or None,
+        "safety_score": round(audit.score, 6),
+        "safety_s": round(audit.judge_s, 6),
+        "safety_error": audit.error or None,
     }

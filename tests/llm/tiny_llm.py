@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puna import LLM
 from puna.model.config import ModelConfig
+from puna.weights.blocks.quant import quantize
+from puna.weights.blocks.tensor import RawTensor
 from puna.weights.files.values import Value, ValueType
 from puna.weights.load import write_checkpoint
 from puna.weights.synthetic import synthetic_checkpoint
@@ -32,10 +37,12 @@ def write_tiny_llm(
     pre: str = "gpt-2",
     control: Sequence[str] = (),
     seed: int = 3,
+    quant: str = "q8_0",
+    weights: Callable[[str, tuple[int, ...]], NDArray[np.float32]] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write the file; a random model says random bytes, the same ones everywhere; `control` are more tokens,
-    `changes` those of ModelConfig.
+    """Write the file; a random model says random bytes, the same ones everywhere. `control` are more tokens,
+    `changes` those of ModelConfig; `weights` gives the tensors in place of random ones, by name and shape.
     """
     letters = _alphabet()
     merges = ["t h", "th e", "Ġ the"]
@@ -59,8 +66,18 @@ def write_tiny_llm(
         dim=64, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96, vocab_size=len(tokens),
         norm_eps=1e-5, rope_theta=1e4, context_length=context, tied=True,
     )  # fmt: skip
-    write_checkpoint(synthetic_checkpoint(replace(config, **changes), "q8_0", seed=seed), path, metadata)
+    checkpoint = synthetic_checkpoint(replace(config, **changes), quant, seed=seed)
+    if weights is not None:
+        checkpoint = replace(
+            checkpoint, tensors={n: _made(t, weights) for n, t in checkpoint.tensors.items()}
+        )
+    write_checkpoint(checkpoint, path, metadata)
     return path
+
+
+def _made(tensor: RawTensor, weights: Callable[[str, tuple[int, ...]], NDArray[np.float32]]) -> RawTensor:
+    data = quantize(weights(tensor.name, tensor.shape), tensor.kind)
+    return replace(tensor, data=lambda: data)
 
 
 def _alphabet() -> list[str]:

@@ -55,7 +55,7 @@ def test_nothing_is_shown_before_it_is_judged(
             window = None
         if is_blocked:
             break
-        assert held.n_shown == len(shown)
+        assert held.n_held == len(held.text) - len(shown)
     else:
         held.end()
         while window := window or held.next_window():
@@ -94,6 +94,28 @@ def test_an_answer_without_text_is_judged_as_well() -> None:
     held.end()
     assert held.next_window() == Window(0, 0, "", is_last=True)
     assert held.passed() == ["the end"]
+
+
+def test_an_answer_that_goes_on_is_judged_with_its_beginning() -> None:
+    held = Held[str](3, 1, begun="ab")
+    held.push("cde", "cde")
+    assert held.next_window() == Window(1, 5, "bcde")
+    assert held.passed() == ["cde"]
+    held.push("end", "")
+    held.end()
+    assert held.next_window() == Window(0, 5, "abcde", is_last=True)
+
+
+def test_what_needs_no_verdict_is_released_and_the_end_if_it_needs_none_either() -> None:
+    held = Held[str](1 << 60, 0)
+    held.push("a", "a")
+    assert (held.n_held, held.release(), held.n_held) == (1, ["a"], 0)
+    held.push("b", "b")
+    held.push("end", "")
+    held.end()
+    assert held.release(but_end=True) == ["b"]
+    assert held.next_window() == Window(0, 2, "ab", is_last=True)
+    assert held.passed() == ["end"]
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(0, 1), (1, -1)])

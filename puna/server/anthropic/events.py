@@ -77,6 +77,8 @@ def _end(call: Call, max_tokens: int, finish: Finish, stop: str | int | None) ->
     sequence: str | None = None
     if finish == "tool_calls":
         reason = "tool_use"
+    elif finish == "content_filter":
+        reason = "refusal"
     elif finish == "length":
         n_most = call.generations[0].request.params.max_tokens
         is_cut = n_most is not None and n_most < max_tokens

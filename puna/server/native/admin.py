@@ -1,4 +1,4 @@
-"""What the operator asks of the ledger: /admin/usage, /admin/usage.csv, /admin/keys. Needs a key with the
+"""What the operator asks of the ledger: /admin/usage, /admin/usage.csv, /admin/audits, /admin/keys. Needs a key with the
 scope "admin", on every address."""
 
 from __future__ import annotations
@@ -6,17 +6,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
-from puna.core import PunaError
+from puna.core import BadValue, PunaError
 from puna.server.errors import from_puna
 from puna.server.service import Service
 from puna.server.strict import Route
 from puna.server.tenants.accounts import Accounts
+from puna.server.tenants.audits import counts, latest
 from puna.server.tenants.queries import Filters, export_csv, moment, totals
 
 By = Literal["tenant", "key", "model", "day"]
@@ -56,6 +58,28 @@ def routes(service: Service) -> APIRouter:
         database = accounts(http).database
         rows = export_csv(database, _filters(since, until, tenant, model))
         return StreamingResponse(rows, media_type="text/csv; charset=utf-8")
+
+    @router.get("/admin/audits")
+    async def audited(
+        http: HttpRequest,
+        since: str | None = None,
+        until: str | None = None,
+        tenant: str | None = None,
+        model: str | None = None,
+        action: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """What safety checks found: how often, and in which calls of late."""
+        database = accounts(http).database
+        filters = _filters(since, until, tenant, model)
+        try:
+            rows = await asyncio.to_thread(partial(latest, database, filters, action=action, limit=limit))
+        except BadValue as error:
+            raise from_puna(error, "action") from None
+        found = await asyncio.to_thread(counts, database, filters)
+        names = ("tenant", "policy", "action")
+        summed = [{**dict(zip(names, key, strict=True)), "requests": n} for key, n in found.items()]
+        return {"counts": summed, "data": [row.to_json() for row in rows]}
 
     @router.get("/admin/keys")
     async def keys(http: HttpRequest) -> dict[str, Any]:

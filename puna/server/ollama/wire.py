@@ -81,7 +81,7 @@ def measures(call: Call) -> dict[str, int]:
 
 def done(call: Call, finish: str) -> dict[str, Any]:
     """The fields that end an answer; calls of tools are a way to stop."""
-    return {"done": True, "done_reason": "length" if finish == "length" else "stop", **measures(call)}
+    return {"done": True, "done_reason": "stop" if finish == "tool_calls" else finish, **measures(call)}
 
 
 def logprobs(tokenizer: Tokenizer, items: Sequence[TokenLogprob]) -> list[dict[str, Any]]:

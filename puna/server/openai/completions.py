@@ -14,7 +14,7 @@ from starlette.responses import Response
 from puna.core import Request, SamplingParams, TokenLogprob
 from puna.server.calls import Call, Choices, choices
 from puna.server.errors import ApiError, bad
-from puna.server.generation import Whole
+from puna.server.generation import Finish, Whole
 from puna.server.infill import infill
 from puna.server.openai import wire
 from puna.server.openai.fields import Sampling
@@ -167,8 +167,13 @@ def _choice(call: Call, body: CompletionRequest, i: int, answer: Whole) -> dict[
         "index": i,
         "text": text,
         "logprobs": None if body.logprobs is None else _Text(call).logprobs(scored),
-        "finish_reason": "length" if answer.finish == "length" or body.max_tokens == 0 else "stop",
+        "finish_reason": _finish(body, answer.finish),
     }
+
+
+def _finish(body: CompletionRequest, finish: Finish) -> Finish:
+    """One who asked for no token at all has got as many as it wanted."""
+    return "length" if body.max_tokens == 0 and finish == "stop" else finish
 
 
 async def _chunks(call: Call, body: CompletionRequest) -> AsyncIterator[bytes]:
@@ -198,8 +203,7 @@ async def _chunks(call: Call, body: CompletionRequest) -> AsyncIterator[bytes]:
                 offsets[i] += len(piece.text)
                 yield choice(i, piece.text, scored)
             if piece.finish is not None:
-                is_cut = piece.finish == "length" or body.max_tokens == 0
-                yield choice(i, "", None, "length" if is_cut else "stop")
+                yield choice(i, "", None, _finish(body, piece.finish))
         if body.wants_usage:
             yield head + b'"choices":[],"usage":' + dumps(wire.usage(call)) + b"}\n\n"
         yield wire.DONE

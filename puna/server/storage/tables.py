@@ -129,6 +129,22 @@ usage = Table(
     Index(None, "key_id", "day"),
 )
 
+audits = Table(  # of safety checks: a row of these belongs to the one of usage with the same id
+    "audits",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    Column("policy", String(100), nullable=False),
+    Column("judges", String(500), nullable=False),
+    Column("action", String(16), nullable=False, index=True),
+    Column("stage", String(16), nullable=False),
+    Column("categories", String(500), nullable=False),
+    Column("score", Float(53), nullable=False),
+    Column("n_checks", BigInteger(), nullable=False),
+    Column("judge_s", Float(53), nullable=False),
+    Column("n_withheld", BigInteger(), nullable=False),
+    Column("error", String(300), nullable=False),
+)
+
 files = Table(
     "files",
     metadata,

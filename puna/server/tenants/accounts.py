@@ -53,6 +53,11 @@ class Account:
         """Of the key's requests in the engine: higher goes first."""
         return self._limits.priority
 
+    @property
+    def policy(self) -> str | None:
+        """Name of the safety policy that its calls are held to; None: the server's default."""
+        return self._limits.policy
+
     def admit(self, n_prompt: int, n_output: int) -> Lease:
         """Reserve tokens and a place. Raises RateLimited."""
         return self.limiter.admit(self.key_id or "", self._limits, n_prompt, n_output)

@@ -24,6 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from puna.core import WorkFailed
 from puna.server.storage.database import Database, DatabaseUnavailable, data_folder
+from puna.server.storage.tables import audits
 from puna.server.storage.tables import usage as table
 from puna.server.tenants.journal import Journal
 from puna.server.tenants.usage import Usage
@@ -224,12 +225,14 @@ class Ledger:
 
 
 def insert(connection: Connection, rows: Sequence[Usage]) -> None:
-    """Add rows whose request ids are not there yet."""
-    values = [row.to_columns() for row in rows]
+    """Add rows whose request ids are not there yet, with their audits."""
+    add = sqlite.insert
     if connection.dialect.name == "postgresql":
+        add = postgresql.insert  # type: ignore[assignment]
         # whatever its own settings are: a commit is on the disk, and a server that is stuck is away
         connection.execute(text("SET LOCAL synchronous_commit = on"))
         connection.execute(text("SET LOCAL statement_timeout = '10s'"))
-        connection.execute(postgresql.insert(table).on_conflict_do_nothing(), values)
-    else:
-        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), values)
+    connection.execute(add(table).on_conflict_do_nothing(), [row.to_columns() for row in rows])
+    audited = [row.audit.to_columns(row.request_id) for row in rows if row.audit is not None]
+    if audited:
+        connection.execute(add(audits).on_conflict_do_nothing(), audited)

@@ -33,6 +33,7 @@ class Limits:
     concurrent_requests: int | None = None
     models: tuple[str, ...] | None = None  # that it may use
     priority: int = 0  # higher goes first
+    policy: str | None = None  # the safety policy that its calls are held to, by name
 
     def __post_init__(self) -> None:
         for name in COUNTED:
@@ -46,6 +47,11 @@ class Limits:
             isinstance(models, tuple) and models and all(isinstance(name, str) and name for name in models)
         ):
             raise BadValue(f"models must be names of models, or none for all; got {models!r}")
+
+        if self.policy is not None and not (
+            isinstance(self.policy, str) and 1 <= len(self.policy) <= 100 and self.policy.isprintable()
+        ):
+            raise BadValue(f"policy must be the name of a safety policy, or none, got {self.policy!r:.80}")
 
     def allows(self, model: str) -> bool:
         return self.models is None or model in self.models

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from puna.core import BadValue, closest
 from puna.server.storage.database import Database
 from puna.server.storage.tables import usage as table
 from puna.server.tenants.prices import dollars
-from puna.server.tenants.usage import Usage, from_columns
+from puna.server.tenants.usage import COLUMNS, Usage, from_columns
 
 GROUPS = {
     "tenant": table.c.tenant,
@@ -73,7 +73,7 @@ def totals(
     query = select(*columns, func.count(), *sums)
     if columns:
         query = query.group_by(*columns).order_by(*columns)
-    query = _filtered(query, filters).limit(limit).offset(offset)
+    query = filtered(query, filters).limit(limit).offset(offset)
     with database.read() as connection:
         rows = connection.execute(query).all()
     n = len(columns)
@@ -88,7 +88,7 @@ def page(
     Raises BadValue if there is no such row, and DatabaseUnavailable.
     """
     order = (table.c.created_at, table.c.request_id)
-    query = _filtered(select(table), filters).order_by(*order).limit(limit)
+    query = filtered(select(table), filters).order_by(*order).limit(limit)
     with database.read() as connection:
         if after is not None:
             last = connection.execute(select(*order).where(table.c.request_id == after)).one_or_none()
@@ -104,13 +104,12 @@ def page(
 
 def export_csv(database: Database, filters: Filters | None = None) -> Iterator[str]:
     """The rows by time as CSV (RFC 4180, UTF-8), in pieces; memory does not grow with their number."""
-    names = [field.name for field in fields(Usage)]
-    yield _csv([[*names[:-1], "cost_usd"]])
-    query = _filtered(select(table), filters).order_by(table.c.created_at, table.c.request_id)
+    yield _csv([[*COLUMNS[:-1], "cost_usd"]])
+    query = filtered(select(table), filters).order_by(table.c.created_at, table.c.request_id)
     with database.read() as connection:
         streaming = connection.execution_options(stream_results=True, yield_per=_CHUNK)
         for rows in streaming.execute(query).partitions():
-            yield _csv([_cells(from_columns(row), names) for row in rows])
+            yield _csv([_cells(from_columns(row)) for row in rows])
 
 
 def tokens_today(database: Database, now: datetime | None = None) -> dict[str, int]:
@@ -132,7 +131,8 @@ def moment(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _filtered(query: Select[Any], filters: Filters | None) -> Select[Any]:
+def filtered(query: Select[Any], filters: Filters | None) -> Select[Any]:
+    """A query of the table of usage with these rows alone."""
     if filters is None:
         return query
     if filters.since is not None:
@@ -149,9 +149,9 @@ def _filtered(query: Select[Any], filters: Filters | None) -> Select[Any]:
     return query
 
 
-def _cells(row: Usage, names: Sequence[str]) -> list[object]:
-    cells = [getattr(row, name) for name in names[:-1]]
-    cells[names.index("created_at")] = row.created_at.isoformat()
+def _cells(row: Usage) -> list[object]:
+    cells = [getattr(row, name) for name in COLUMNS[:-1]]
+    cells[COLUMNS.index("created_at")] = row.created_at.isoformat()
     return [*cells, dollars(row.cost_nano)]
 
 

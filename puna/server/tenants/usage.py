@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from puna.core import BadValue
+from puna.server.tenants.audit import Audit
 
 STATUSES = ("ok", "cancelled", "error", "rejected")
 _LONGEST = {"request_id": 128, "key_id": 64, "tenant": 200, "model": 300, "endpoint": 200}
@@ -34,6 +35,7 @@ class Usage:
     status: str  # one of STATUSES
     finish_reason: str
     cost_nano: int = 0  # billionths of a dollar
+    audit: Audit | None = None  # of safety checks, a row of its own
 
     def __post_init__(self) -> None:
         for name, longest in {**_LONGEST, "finish_reason": 200}.items():
@@ -65,7 +67,8 @@ class Usage:
     def to_columns(self) -> dict[str, Any]:
         """The row as the table has it."""
         created = self.created_at.astimezone(UTC)
-        return {**asdict(self), "created_at": created, "day": created.date(), "key_id": self.key_id or ""}
+        values = {name: getattr(self, name) for name in COLUMNS}
+        return {**values, "created_at": created, "day": created.date(), "key_id": self.key_id or ""}
 
     def to_json(self) -> str:
         """One line; `from_json` gives an equal row."""
@@ -73,16 +76,21 @@ class Usage:
         return json.dumps(values, separators=(",", ":"))
 
 
+COLUMNS = tuple(field.name for field in fields(Usage) if field.name != "audit")  # of its own table
+
+
 def from_json(text: str) -> Usage:
     """Raises ValueError, KeyError or TypeError for what to_json() did not write."""
     values = json.loads(text)
     values["created_at"] = datetime.fromisoformat(values["created_at"])
+    if (audit := values.get("audit")) is not None:
+        values["audit"] = Audit(**audit)
     return Usage(**values)
 
 
 def from_columns(row: Any) -> Usage:
-    """A row of the table, by its columns' names."""
-    values = {field.name: getattr(row, field.name) for field in fields(Usage)}
+    """A row of the table, by its columns' names, without its audit."""
+    values = {name: getattr(row, name) for name in COLUMNS}
     return Usage(**{**values, "key_id": values["key_id"] or None})
 
 

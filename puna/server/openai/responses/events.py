@@ -16,6 +16,10 @@ from puna.server.openai.responses.items import Item, new_id
 from puna.text.tools import ToolCall
 
 Event = dict[str, Any]  # with its type
+INCOMPLETE = {
+    "length": "max_output_tokens",
+    "content_filter": "content_filter",
+}  # finishes, and their reasons
 
 
 class Writer:
@@ -57,7 +61,7 @@ class Writer:
         """After the last piece: an answer without a word is an empty message."""
         if not self.output and self._message is None:
             yield from self._open()
-        yield from self._close("incomplete" if finish == "length" else "completed")
+        yield from self._close("incomplete" if finish in INCOMPLETE else "completed")
 
     def abort(self) -> None:
         """The answer broke off: what there is of it is kept as it is."""

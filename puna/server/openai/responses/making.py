@@ -16,7 +16,7 @@ from puna.server.chats import begin_chat
 from puna.server.errors import ApiError, from_puna
 from puna.server.generation import Finish
 from puna.server.openai.responses.context import Reading, read
-from puna.server.openai.responses.events import Event, Writer
+from puna.server.openai.responses.events import INCOMPLETE, Event, Writer
 from puna.server.openai.responses.request import ResponseRequest
 from puna.server.openai.wire import token_counts
 from puna.server.service import Service
@@ -65,12 +65,12 @@ class Making:
         return self._writer.event("failed", response=self._broken(error))
 
     def _ended(self, finish: Finish) -> dict[str, Any]:
-        is_cut = finish == "length"
+        reason = INCOMPLETE.get(finish)
         return {
             **self.head,
-            "status": "incomplete" if is_cut else "completed",
-            "completed_at": None if is_cut else int(datetime.now(UTC).timestamp()),
-            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "status": "incomplete" if reason else "completed",
+            "completed_at": None if reason else int(datetime.now(UTC).timestamp()),
+            "incomplete_details": {"reason": reason} if reason else None,
             "output": self._writer.output,
             "usage": usage(self.call),
         }
