@@ -1,5 +1,6 @@
-"""What the operator asks of the ledger: /admin/usage, /admin/usage.csv, /admin/audits, /admin/keys. Needs a key with the
-scope "admin", on every address."""
+"""What the operator asks of the ledger: /admin/usage, /admin/usage.csv, /admin/audits, /admin/keys.
+
+Needs a key with the scope "admin", on every address."""
 
 from __future__ import annotations
 
