@@ -15,6 +15,7 @@ from pathlib import Path
 from serving.chaos import chaos
 from serving.crowd import same_in_a_crowd
 from serving.figure import Figure
+from serving.guarded import guarded
 from serving.overhead import idle_streams, one_stream
 from serving.peers import Rival, read_rivals, throughput
 from serving.prefix import prefix_cache
@@ -23,7 +24,9 @@ from serving.prefix import prefix_cache
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", help="overhead, idle, prefix, crowd, chaos, peers (default: all but peers)"
+        "names",
+        nargs="*",
+        help="overhead, idle, prefix, crowd, chaos, guarded, peers (default: all but peers)",
     )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--minutes", type=float, default=20, help="of chaos")
@@ -35,6 +38,7 @@ def main() -> int:
         "idle": lambda home: idle_streams(args.model, home),
         "prefix": lambda home: prefix_cache(args.model, home),
         "crowd": lambda home: same_in_a_crowd(args.model, home),
+        "guarded": lambda home: guarded(args.model, home),
         "chaos": lambda home: chaos(args.model, home, args.minutes),
     }
     if args.peers:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,10 +80,10 @@ class Served:
         self.process.wait()
 
 
-def start(model: str, home: Path, *flags: str, database: str = "") -> Served:
-    """Start a server whose keys, ledger and journal lie in `home`; it has its model loaded on return."""
+def start(model: str, home: Path, *flags: str, database: str = "", others: Sequence[str] = ()) -> Served:
+    """Start a server whose keys, ledger and journal lie in `home`; it has its models loaded on return."""
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "puna", "serve", str(resolve(model)), "--port", "0"]
+    command = [sys.executable, "-m", "puna", "serve", str(resolve(model)), *others, "--port", "0"]
     command += ["--database", database or f"sqlite:///{home}/ledger.db", *flags]
     log = home / f"server-{len(list(home.glob('server-*.log')))}.log"
     with log.open("w") as file:
@@ -97,8 +97,8 @@ def start(model: str, home: Path, *flags: str, database: str = "") -> Served:
 
 
 @contextmanager
-def served(model: str, home: Path, *flags: str) -> Iterator[Served]:
-    server = start(model, home, *flags)
+def served(model: str, home: Path, *flags: str, others: Sequence[str] = ()) -> Iterator[Served]:
+    server = start(model, home, *flags, others=others)
     try:
         yield server
     finally:
