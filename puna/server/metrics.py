@@ -54,6 +54,15 @@ class Metrics:
         self.whole = Histogram(
             "puna_request_seconds", "From admission to the end", ("model",), buckets=_WHOLE, registry=registry
         )
+        self.safety = Counter(
+            "puna_safety_checked",
+            "Calls by what their safety checks came to",
+            ("policy", "action"),
+            registry=registry,
+        )
+        self.judging = Histogram(
+            "puna_safety_seconds", "Of all verdicts of a call", ("policy",), buckets=_FIRST, registry=registry
+        )
         ProcessCollector(registry=registry)
         self._tenants: set[str] = set()
 
@@ -78,6 +87,9 @@ class Metrics:
         self.output_tokens.labels(*who).inc(usage.output_tokens)
         self.queue.labels(usage.model).observe(usage.queue_s)
         self.whole.labels(usage.model).observe(usage.queue_s + usage.prefill_s + usage.decode_s)
+        if usage.audit is not None:
+            self.safety.labels(usage.audit.policy, usage.audit.action).inc()
+            self.judging.labels(usage.audit.policy).observe(usage.audit.judge_s)
         for generation in generations:
             first, last, n = generation.first_at, generation.last_at, generation.n_output
             if first is not None and last is not None:

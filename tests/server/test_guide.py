@@ -11,6 +11,7 @@ import re
 import shutil
 import ssl
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from server.postgres import Postgres
 
 from puna.cli.main import main
 from puna.cli.serve_settings import read_config
+from puna.safety.policy import Policy, read_policies
 from puna.server.config import ServerConfig
 from puna.server.page.sessions import LASTS_S
 from puna.server.storage.database import open_database
@@ -107,6 +109,13 @@ def test_its_files_are_read(tmp_path: Path) -> None:
     assert (found["log_format"], found["prefer"]) == ("json", "throughput")
     path.write_text(block("prices"))
     assert {price.model for price in read_prices(path).prices} == {"smollm2", "*"}
+    path.write_text(block("safety"))
+    policies = read_policies(path)
+    assert (policies.default, set(policies.policies)) == ("standard", {"standard", "partner"})
+    listed = re.search(r"\| Field \| Meaning \| Default \|\n(.*?)\n\n", GUIDE, re.DOTALL)
+    assert listed is not None
+    named = {name for row in listed[1].splitlines()[1:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {field.name for field in fields(Policy)} - {"name"}
     assert LASTS_S == 12 * 3600  # "twelve hours"
 
 
