@@ -62,7 +62,7 @@ class Service:
         self.watch = Watch(self)
         self.rates = Rates(models)
         policies = read_policies(Path(config.safety)) if config.safety else Policies({})
-        self.judges = Judges(policies, models, classifiers.make)
+        self.judges = Judges(policies, models, classifiers.make, self.beside)
         self.dialects = Dialects()
         self.files = Files(
             accounts.database,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from puna.core import BadValue, PromptTooLong, Request, SamplingParams
@@ -14,6 +15,7 @@ from puna.server.generation import Generation, Whole
 from puna.server.served import Models, ServedModel
 from puna.server.structured import compiled
 
+Beside = Callable[..., Coroutine[Any, Any, Any]]
 PREFIX = "guard:"  # of what policies call them
 _LONGEST = 200  # tokens of an answer: all codes there are
 _OVERLAP = 200  # characters that two halves of a text have in common
@@ -54,9 +56,11 @@ class Caller:
 class ServedGuard:
     """A guard model as a classifier, for one call."""
 
-    def __init__(self, models: Models, model: str, caller: Caller) -> None:
+    def __init__(self, models: Models, model: str, caller: Caller, beside: Beside) -> None:
+        """`beside` does something beside the event loop."""
         self.name = PREFIX + model
         self._models = models
+        self._beside = beside
         self._model = model
         self._caller = caller
 
@@ -70,7 +74,7 @@ class ServedGuard:
 
     async def _judge(self, model: ServedModel, turns: Sequence[Turn]) -> Verdict:
         while True:
-            request = await asyncio.to_thread(guard_request, model, turns)
+            request: Request = await self._beside(guard_request, model, turns)
             if len(request.prompt) + _LONGEST <= min(model.context, model.cache_tokens):
                 return await self._answer(model, request)
             shorter = with_less_before(turns)

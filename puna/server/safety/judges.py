@@ -8,7 +8,7 @@ from puna.core import BadInput, BadValue, closest
 from puna.safety.policy import Policies, Policy
 from puna.safety.verdict import Classifier
 from puna.server.safety.conversation import Conversation
-from puna.server.safety.guards import PREFIX, Caller, ServedGuard
+from puna.server.safety.guards import PREFIX, Beside, Caller, ServedGuard
 from puna.server.safety.screen import SafetyUnavailable, Screen
 from puna.server.served import Models
 
@@ -16,10 +16,13 @@ from puna.server.served import Models
 class Judges:
     """Of one server. Classifiers that are no models of it are made once, when it starts."""
 
-    def __init__(self, policies: Policies, models: Models, make: Callable[[str], Classifier]) -> None:
+    def __init__(
+        self, policies: Policies, models: Models, make: Callable[[str], Classifier], beside: Beside
+    ) -> None:
         """Raises what `make` raises, and BadValue for guards that the server does not have."""
         self._policies = policies
         self._models = models
+        self._beside = beside
         self._made: Mapping[str, Classifier] = {
             spec: make(spec)
             for policy in policies.policies.values()
@@ -50,7 +53,7 @@ class Judges:
 
     def _of(self, specs: Sequence[str], caller: Caller) -> list[Classifier]:
         return [
-            ServedGuard(self._models, spec.removeprefix(PREFIX), caller)
+            ServedGuard(self._models, spec.removeprefix(PREFIX), caller, self._beside)
             if spec.startswith(PREFIX)
             else self._made[spec]
             for spec in specs

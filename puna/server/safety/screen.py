@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from puna.core import PunaError
+from puna.core import BadInput, PunaError
 from puna.safety.policy import Policy
 from puna.safety.verdict import Classifier, Turn, Verdict
 from puna.safety.windows import Held
@@ -222,9 +222,12 @@ class Screen:
         self.findings.error = self.findings.error or str(error)
         if self._holds and self.policy.on_error == "block":
             side = "what is asked" if what == "input" else "the answer"
-            raise SafetyUnavailable(
-                f"{side} could not be checked for safety, so nothing is shown; try again in a moment"
+            why = (
+                f": {error}"
+                if isinstance(error, BadInput)
+                else ", so nothing is shown; try again in a moment"
             )
+            raise SafetyUnavailable(f"{side} could not be checked for safety{why}")
 
     def audit(self, status: str) -> Audit:
         """What came of it, of a call that ended with that status."""
