@@ -97,12 +97,17 @@ def hidden(ops: Any, cfg: ModelConfig, w: Weights, with_images: bool = False) ->
     for i, layer in enumerate(w.layers):
         if i in crosses:
             x_TD = cross_layer(ops, cfg, crosses[i], cfg.cross_attention.index(i), x_TD)
-        h_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
-        x_TD = ops.add(x_TD, attention(ops, cfg, layer, i, w.rope, h_TD))
-        h_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
-        x_TD = ops.add(x_TD, feed_forward(ops, cfg, layer, h_TD))
+        x_TD = decoder_layer(ops, cfg, layer, i, w.rope, x_TD)
     x_RD = ops.select(x_TD)
     return ops.rms_norm(x_RD, w.norm, cfg.norm_eps)
+
+
+def decoder_layer(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any, x_TD: Any) -> Any:
+    """Self-attention and a feed-forward network, each added to what it was given -> [T, D]."""
+    h_TD = ops.rms_norm(x_TD, layer.attention_norm, cfg.norm_eps)
+    x_TD = ops.add(x_TD, attention(ops, cfg, layer, i, rope, h_TD))
+    h_TD = ops.rms_norm(x_TD, layer.ffn_norm, cfg.norm_eps)
+    return ops.add(x_TD, feed_forward(ops, cfg, layer, h_TD))
 
 
 def attention(ops: Any, cfg: ModelConfig, layer: LayerWeights, i: int, rope: Any, h_TD: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Training, from raw text to a quantized file that runs. [extra: torch]"""
