@@ -5,7 +5,7 @@ Needs a key with the scope "admin", on every address."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -60,6 +60,17 @@ def routes(service: Service) -> APIRouter:
         rows = export_csv(database, _filters(since, until, tenant, model))
         return StreamingResponse(rows, media_type="text/csv; charset=utf-8")
 
+    @router.get("/admin/keys")
+    async def keys(http: HttpRequest) -> dict[str, Any]:
+        """The keys, without what is secret of them."""
+        found = await asyncio.to_thread(accounts(http).keys.list)
+        return {"data": [key.to_json() for key in found]}
+
+    _add_audits(router, accounts)
+    return router
+
+
+def _add_audits(router: APIRouter, accounts: Callable[[HttpRequest], Accounts]) -> None:
     @router.get("/admin/audits")
     async def audited(
         http: HttpRequest,
@@ -81,14 +92,6 @@ def routes(service: Service) -> APIRouter:
         names = ("tenant", "policy", "action")
         summed = [{**dict(zip(names, key, strict=True)), "requests": n} for key, n in found.items()]
         return {"counts": summed, "data": [row.to_json() for row in rows]}
-
-    @router.get("/admin/keys")
-    async def keys(http: HttpRequest) -> dict[str, Any]:
-        """The keys, without what is secret of them."""
-        found = await asyncio.to_thread(accounts(http).keys.list)
-        return {"data": [key.to_json() for key in found]}
-
-    return router
 
 
 def _filters(since: str | None, until: str | None, tenant: str | None, model: str | None) -> Filters:
