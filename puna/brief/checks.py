@@ -15,7 +15,7 @@ from statistics import median
 from puna.brief.facts import Claim, Facts
 from puna.brief.words import listing, per_million, scaled, usd
 from puna.core import BadFile
-from puna.economics.hardware import RATES, chip
+from puna.economics.hardware import FRESH_DAYS, RATES, chip
 from puna.economics.prices import Row
 from puna.economics.training import Reported, reported, totals
 from puna.license.artifacts import claim as licence_of
@@ -210,17 +210,22 @@ def _inside(row: Row, claim: Claim) -> bool:
 
 
 def _price_range(claim: Claim, facts: Facts) -> Checked:
-    """True where more than half of the hosts ask that, by the claim's source and on the page's day."""
+    """True where more than half of the hosts ask that, by the claim's source and by fresh prices."""
     groups = claim.claimed["groups"]
     then = [row for name in groups for row in _priced(facts, name, claim.claimed["form"])]
-    now = [item.row for name in groups for item in facts.groups.get(name, ()) if item.counts]
+    now = [
+        item.row
+        for name in groups
+        for item in facts.groups.get(name, ())
+        if item.counts and item.age_days <= FRESH_DAYS
+    ]
     if not then or not now:
         return Checked(claim, UNKNOWN, "the prices have no such rows", HERE, "", facts.profile.day)
     counts = [(sum(_inside(row, claim) for row in rows), len(rows)) for rows in (then, now)]
     (then_in, then_all), (now_in, now_all) = counts
     finding = (
-        f"{then_in} of {then_all} rows of {then[0].source} are inside, and {now_in} of {now_all} that count "
-        "on the page's day"
+        f"{then_in} of {then_all} rows of {then[0].source} are inside, and {now_in} of {now_all} that hold "
+        f"on the page's day and are at most {FRESH_DAYS} days old"
     )
     held, holds = (inside + inside > n for inside, n in counts)
     verdict = "true" if held and holds else "stale" if held else "wrong"

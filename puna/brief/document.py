@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -90,12 +91,37 @@ def table(
     return Table(tuple(head), tuple(cells(*row) for row in rows), right, long, title)
 
 
-def _plain(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+def plain(page: Page) -> dict[str, Any]:
+    """For JSON: texts and addresses, without what is for looks only."""
+    return {
+        "title": page.title,
+        "day": f"{page.day}",
+        "notes": list(page.notes),
+        "sections": [
+            {
+                "key": section.key,
+                "title": section.title,
+                "sentences": list(section.sentences),
+                "tables": [
+                    {
+                        "title": one.title,
+                        "head": list(one.head),
+                        "rows": [[{"text": cell.text, "url": cell.link} for cell in row] for row in one.rows],
+                    }
+                    for one in section.tables
+                ],
+            }
+            for section in page.sections
+        ],
+    }
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(lambda found: "\\" + found[0], " ".join(text.split()))
 
 
 def _cell(cell: Cell) -> str:
-    text = _plain(cell.text)
+    text = _escaped(cell.text)
     if cell.link:
         text = f"[{text}]({cell.link.translate(_UNSAFE)})"
     return f"**{text}**" if cell.mark in ("wrong", "stale", "ended") else text
@@ -103,16 +129,16 @@ def _cell(cell: Cell) -> str:
 
 def markdown(page: Page) -> str:
     """GitHub's kind, for its tables."""
-    parts = [f"# {_plain(page.title)}", f"{page.day}"]
-    parts += ["\n".join(f"> - {_plain(note)}" for note in page.notes)] if page.notes else []
+    parts = [f"# {_escaped(page.title)}", f"{page.day}"]
+    parts += ["\n".join(f"> - {_escaped(note)}" for note in page.notes)] if page.notes else []
     for section in page.sections:
-        parts.append(f"## {_plain(section.title)}")
-        said = [_plain(sentence) for sentence in section.sentences]
+        parts.append(f"## {_escaped(section.title)}")
+        said = [_escaped(sentence) for sentence in section.sentences]
         parts += ["\n".join(f"- {one}" for one in said)] if section.is_list else said
         for one in section.tables:
-            parts += [f"### {_plain(one.title)}"] if one.title else []
+            parts += [f"### {_escaped(one.title)}"] if one.title else []
             rule = ["---:" if i in one.numbers else "---" for i in range(len(one.head))]
-            lines = [[_plain(name) for name in one.head], rule, *([_cell(c) for c in r] for r in one.rows)]
+            lines = [[_escaped(name) for name in one.head], rule, *([_cell(c) for c in r] for r in one.rows)]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
 

@@ -150,7 +150,9 @@ def read_profile() -> Profile:
             raise BadFile(f"claims.toml: {claim.claim!r} names the source {claim.source!r}, which is none")
         if (claim.check == "sourced") != bool(claim.verdict):
             raise BadFile(f"claims.toml: {claim.claim!r} must have a verdict if it is sourced, and only then")
-    focus = {key: tuple(v) if isinstance(v, list) else v for key, v in claims["focus"].items()}
+    focus: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in claims["focus"].items()
+    }
     return Profile(
         claims["profile"]["title"],
         claims["profile"]["date"],

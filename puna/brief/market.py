@@ -9,6 +9,7 @@ from statistics import median
 from puna.brief.document import Bar, Cell, Section, Table, table
 from puna.brief.facts import Facts
 from puna.brief.words import MISSING, days, per_million
+from puna.core import UnknownModel
 from puna.economics.calibrate import measured
 from puna.economics.compare import Comparison, compare, measured_speed
 from puna.economics.hardware import chip
@@ -23,17 +24,28 @@ def summary(facts: Facts) -> str:
     counted = [item for items in facts.groups.values() for item in _counted(items)]
     hosts = {item.row.provider for item in counted}
     free = sum(item.row.is_free for items in facts.groups.values() for item in items)
+    if not counted:
+        return "No host's price is known that holds."
     old = min(item.age_days for item in counted)
     return (
         f"{len(hosts)} hosts ask {len(counted)} prices for {len({i.row.model for i in counted})} sizes of "
-        f"Llama that still hold; {free} free or unpriced rows count nowhere. The youngest price is {days(old)} old."
+        f"Llama that still hold; {free} free or unpriced rows count nowhere. The youngest price is "
+        f"{days(old)} old."
     )
+
+
+def _of_focus(facts: Facts) -> Sequence[Listed]:
+    """Prices of the model that is looked at closely; none where the prices of a user lack it."""
+    try:
+        return facts.groups[family(facts.profile.focus.model, facts.rows)]
+    except UnknownModel:
+        return ()
 
 
 def hosts(facts: Facts) -> Section:
     priced = {name: _counted(items) for name, items in facts.groups.items() if _counted(items)}
     every = [float(item.row.both) for items in priced.values() for item in items]
-    bounds = min(every), max(every)
+    bounds = min(every, default=1.0), max(every, default=1.0)
     numbers = ("hosts", "prices", "$/M in", "$/M out", "outliers")
     head = ("model", *numbers, "a million in and out, from least to most")
     rows = []
@@ -45,13 +57,14 @@ def hosts(facts: Facts) -> Section:
             name, f"{len({i.row.provider for i in items})}", f"{len(items)}", per_million(middle[0]),
             per_million(middle[1]), f"{sum('outlier' in i.flags for i in items)}", _bar(both, bounds),
         ))  # fmt: skip
-    group = family(facts.profile.focus.model, facts.rows)
     told = (
         "Medians of prices that hold on the day of the page. Free and unpriced rows, routers, and what has "
         "ended or was replaced stand in none. Dots mark the middle, on one logarithmic scale.",
     )
-    tables = (table(head, rows, numbers), _rows(facts.groups[group], f"Every price of {group}"))
-    return Section("hosts", "Hosts and prices", told, tables)
+    tables = [table(head, rows, numbers)]
+    if found := _of_focus(facts):
+        tables.append(_rows(found, f"Every price of {found[0].row.model}"))
+    return Section("hosts", "Hosts and prices", told, tuple(tables))
 
 
 def _bar(values: Sequence[float], bounds: tuple[float, float]) -> Cell:
@@ -118,15 +131,14 @@ def ends(facts: Facts) -> Section:
         "source does not prove that a host has withdrawn the model; such rows are not counted here.",
     )
     head = ("day", "state", "model", "host", "its name for it", "source")
-    return Section("ends", "End dates", told, (table(head, rows),))
+    return Section("ends", "End dates", told, (table(head, rows, ("day",)),))
 
 
 def _compared(facts: Facts, accelerator: str, utilisation: float) -> Comparison:
     focus = facts.profile.focus
     own = chip(accelerator)
-    group = family(focus.model, facts.rows)
     speed = measured_speed(focus.model, accelerator)
-    return compare(speed, own.rate(own.best_rate()), utilisation, _counted(facts.groups[group]))
+    return compare(speed, own.rate(own.best_rate()), utilisation, _counted(_of_focus(facts)))
 
 
 def _flip(use: float) -> str:
@@ -144,14 +156,17 @@ def own_summary(facts: Facts) -> str:
     focus = facts.profile.focus
     key = _fitting(facts)[-1]
     found = [_compared(facts, key, use) for use in focus.utilisations]
-    cheaper = [offer for offer in found[0].offers if offer.flip is not None]
-    least = found[0].offers[0]
+    offers = found[0].offers
+    if not offers:
+        return f"No price of {focus.model} is known that holds, to hold one's own cost against."
+    cheaper = [offer for offer in offers if offer.flip is not None]
+    least = offers[0]
     flip = _flip(found[0].full_usd / least.usd)
     return (
         f"{focus.model} on {chip(key).name} costs {per_million(found[0].own_usd)} for a million tokens in "
         f"and out at {focus.utilisations[0]:.0%} use and {per_million(found[-1].own_usd)} at "
         f"{focus.utilisations[-1]:.0%}; it beats the cheapest offer ({least.provider}, "
-        f"{per_million(least.usd)}) {flip}, and {len(cheaper)} of {len(found[0].offers)} offers at some use."
+        f"{per_million(least.usd)}) {flip}, and {len(cheaper)} of {len(offers)} offers at some use."
     )
 
 
@@ -166,18 +181,19 @@ def own(facts: Facts) -> Section:
         *uses,
         "beats the median offer",
     )
-    rows = []
+    rows: list[tuple[str | Cell, ...]] = []
     for key in _fitting(facts):
         chosen, kind = chip(key), chip(key).best_rate()
         cell = chosen.cells[f"{kind}_usd_h"]
         found = [_compared(facts, key, use) for use in focus.utilisations]
-        middle = median(offer.usd for offer in found[0].offers)
-        flip = _flip(found[0].full_usd / middle)
+        offered = [offer.usd for offer in found[0].offers]
+        middle = median(offered) if offered else None
+        flip = f"{_flip(found[0].full_usd / middle)} ({per_million(middle)})" if middle else MISSING
         speed = measured_speed(focus.model, key)
         rows.append((
             f"{speed.n} x {chosen.name}", per_million(cell.value),
             Cell(f"{kind}: {cell.source.title} ({cell.source.date})", cell.source.url), f"{speed.tok_s:,.0f}",
-            *(per_million(one.own_usd) for one in found), f"{flip} ({per_million(middle)})",
+            *(per_million(one.own_usd) for one in found), flip,
         ))  # fmt: skip
     told = (
         f"Dollars for a million tokens in and a million out of {focus.model}, by how much of the time the "

@@ -51,7 +51,8 @@ def models(facts: Facts) -> Section:
     numbers = ("parameters", "active", "context")
     head = ("models", "tier", *numbers, "pictures", "agreement")
     told = [
-        "By the catalog; the context is that of training. A tier is the smallest machine that a model is usually run on: "
+        "By the catalog; the context is that of training. A tier is the smallest machine that a model is "
+        "usually run on: "
         + listing(f"{tier.name} up to {scaled(tier.parameters)}" for tier in facts.profile.tiers)
         + " parameters, in our reading."
     ]
@@ -85,7 +86,9 @@ def licences(facts: Facts) -> Section:
         "The users are those of licensee and affiliates together, in that month alone. A licence belongs to "
         "an artifact, and a derivative inherits all of its ancestors' agreements: puna license check knows.",
     )
-    return Section("licences", "Licences", told, (table(head, rows, ("limit",)),))
+    return Section(
+        "licences", "Licences", told, (table(head, rows, ("since", "users counted in", "limit", "read")),)
+    )
 
 
 def training(facts: Facts) -> Section:

@@ -76,7 +76,10 @@ def _claims(facts: Facts, checked: list[Checked]) -> Section:
         DISCLAIMER,
     )
     return Section(
-        "claims", "Claims of the profile", told, (table(head, rows, wide=("claim", "found", "source")),)
+        "claims",
+        "Claims of the profile",
+        told,
+        (table(head, rows, ("as of",), ("claim", "found", "source")),),
     )
 
 

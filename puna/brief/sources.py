@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from puna.brief.document import Cell, Section, table
 from puna.brief.facts import Facts
-from puna.brief.words import age, days, listing
+from puna.brief.words import age, days
 from puna.economics.calibrate import measured
 from puna.economics.hardware import FRESH_DAYS, Source, chips
 from puna.economics.training import reported, totals
 
-_PRICES, _RATES = "prices", "rates and accelerators"
+_PRICES, _RATES, _CHIPS = "prices", "hourly rates and purchase prices", "accelerators"
 _PERISHABLE = (_PRICES, _RATES)
 
 
@@ -17,7 +17,8 @@ def _all(facts: Facts) -> list[tuple[str, Source]]:
     """What for, and the source: each pair once, in the order of the page."""
     found = [("licences", Source(one.name, one.read, one.source)) for one in facts.agreements.values()]
     found += [(_PRICES, Source(row.source, row.fetched)) for row in facts.rows]
-    found += [(_RATES, cell.source) for own in chips().values() for cell in own.cells.values()]
+    cells = [item for own in chips().values() for item in own.cells.items()]
+    found += [(_RATES if "usd" in name else _CHIPS, cell.source) for name, cell in cells]
     found += [("measured speeds", row.source) for row in measured()]
     found += [("training", run.source) for run in reported().values()]
     found += [("training", total.source) for total in totals().values()]
@@ -34,7 +35,7 @@ def stale(facts: Facts) -> list[str]:
             one for what, one in _all(facts) if what == kind and (facts.today - one.date).days > FRESH_DAYS
         ]
         if old:
-            names = listing(f"{one.title} ({age(one.date, facts.today)})" for one in old)
+            names = "; ".join(f"{one.title} ({age(one.date, facts.today)})" for one in old)
             notes.append(f"More than {days(FRESH_DAYS)} old, {kind}: {names}.")
     return notes
 
@@ -51,6 +52,5 @@ def sources(facts: Facts) -> Section:
         f"Each with the day on which it was true or read; prices and rates older than {days(FRESH_DAYS)} are "
         "marked. Nothing was fetched to make this page.",
     )
-    return Section(
-        "sources", "Sources", told, (table(("for", "source", "of", "age", "note"), rows, ("age",)),)
-    )
+    head = ("for", "source", "of", "age", "note")
+    return Section("sources", "Sources", told, (table(head, rows, ("of", "age"), ("source", "note")),))

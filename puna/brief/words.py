@@ -11,11 +11,11 @@ MISSING = "-"
 
 
 def scaled(value: float, unit: str = "") -> str:
-    """1.24 B; three digits that count."""
+    """1.24 B; four digits that count."""
     for scale, letter in SCALES:
         if value >= scale:
-            return f"{value / scale:.3g} {letter}{unit}"
-    return f"{value:.3g}{' ' + unit if unit else ''}"
+            return f"{value / scale:.4g} {letter}{unit}"
+    return f"{value:.4g}{' ' + unit if unit else ''}"
 
 
 def per_million(value: Decimal | float | None) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -34,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from puna.brief import collect, html, markdown, page
+    from puna.brief import collect, html, markdown, page, plain
 
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise BadInput(f"--out must be a folder, and {args.out} is a file")
     made = page(collect(rows_of(args.prices), _day(args.date)))
     if args.json:
-        print_json({**asdict(made), "day": f"{made.day}"})
+        print_json(plain(made))
     if args.out is None:
         if not args.json:
             print(markdown(made), end="")
