@@ -151,6 +151,7 @@ def _print_agreement(one: Agreement) -> None:
     if one.policy:
         found = policy(one.policy)
         print(f"\nForbidden uses, numbered {found.numbering}; {one.policy_source}")
+        print(f"{found.reading}.")
         seen = [(use.id, " ".join(use.hazards) or "attest", use.use) for use in found.uses]
         print_table(("USE", "LLAMA GUARD 3", "WHAT"), seen)
     print()
@@ -201,6 +202,11 @@ def _artifact(args: argparse.Namespace) -> Artifact:
     bases = tuple(located(name) for name in args.base)
     teachers = tuple(located(name) for name in args.outputs_of)
     if args.text_only:
+        if found.sees and found.place is None and not found.bases:
+            raise BadInput(
+                f"{found.name} as it was released takes pictures; for a model made from it without them, "
+                "name its folder, or --base"
+            )
         found = replace(found, sees=False)
     return replace(found, bases=(*found.bases, *bases), teachers=(*found.teachers, *teachers))
 

@@ -299,7 +299,7 @@ def _policy(case: _Case) -> Found:
     unseen = [use.id for use in uses if not use.hazards]
     return "attest", (
         f"{len(uses)} uses are forbidden; Llama Guard has categories for {len(uses) - len(unseen)}, "
-        f"none for {', '.join(unseen)}"
+        f"none for {', '.join(unseen)} (our own reading)"
     )
 
 

@@ -203,6 +203,19 @@ def test_data_are_of_their_schema_and_dated() -> None:
         assert not row.get("agreement") or get(row["agreement"])
 
 
+def test_whose_reading_a_category_of_a_use_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (("show", "llama-3.3"), ("check", "llama-3.3-70b-instruct", "--activity", "use")):
+        code, out, _ = run(capsys, *argv)
+        assert (code, "our own reading" in out) == (0, True)
+        assert "own reading" in run(capsys, *argv, "--json")[1]
+
+
+def test_a_released_model_that_takes_pictures_is_no_text_model(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("--activity", "use", "--region", "DE", "--text-only")
+    code, _, err = run(capsys, "check", "llama-4-scout", *argv)
+    assert (code, "as it was released takes pictures" in err) == (2, True)
+
+
 def test_every_third_use_has_no_category() -> None:
     for name, n_unseen in (("policy-2", 7), ("policy-3.2", 9)):
         uses = policy(name).uses

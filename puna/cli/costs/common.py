@@ -74,7 +74,8 @@ def rate_of(args: argparse.Namespace, chip: Chip) -> tuple[float, str, list[str]
         cell = f"{kind}_usd_h"
         value = chip.rate(kind)
         source = chip.cells[cell].source
-        return value, f"{kind}, {source.title} ({source.date})", chip.stale([cell], today())
+        page = f", {source.url}" if source.url else ""
+        return value, f"{kind}, {source.title} ({source.date}){page}", chip.stale([cell], today())
     if not kind[:1].isdigit() and not kind.startswith((".", "-")):
         chip.rate(kind)  # names what there is
     return positive("--rate", number("--rate", kind)), "your rate", []

@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
         speed = measured_speed(args.model, args.accelerator)
     else:
         ratio = 1.0 if args.ratio is None else args.ratio
-        speed = Speed(args.tok_s, args.n or 1, args.accelerator or "h100", ratio, "--tok-s")
+        speed = Speed(
+            args.tok_s, 1 if args.n is None else args.n, args.accelerator or "h100", ratio, "--tok-s"
+        )
     args.accelerator = speed.accelerator
     chip = chip_of(args)
     usd_h, rate, stale = rate_of(args, chip)
