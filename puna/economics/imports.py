@@ -85,7 +85,7 @@ def read_foreign(text: str, form: str, source: str, fetched: date) -> Imported:
     if form not in readers:
         raise BadValue(f"the form must be one of {', '.join(FORMATS)}, got {form!r}{closest(form, FORMATS)}")
     try:
-        content = json.loads(text, parse_float=Decimal)
+        content = json.loads(text, parse_float=Decimal, parse_constant=_no_number)
     except ValueError as error:
         raise BadFile(f"{source} must be JSON: {error}") from None
     rows, skipped = [], []
@@ -100,6 +100,10 @@ def read_foreign(text: str, form: str, source: str, fetched: date) -> Imported:
     if not rows and not skipped:
         raise BadFile(f"{source} has no price of any Llama: is it a file of {form}?")
     return Imported(tuple(rows), tuple(skipped))
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no price")
 
 
 def _make(provider: str, model_id: str, group: str, prices: Mapping[str, Any], source: str, fetched: date,

@@ -229,6 +229,8 @@ def analyse(e: Experiment, share: float, alpha: float, power: float, planned: in
         "lift": ratio and ratio.difference,
         "lift_interval": ratio and [ratio.low, ratio.high],
     }
+    if e.exposed is not None:
+        measured["exposed_in_control"] = int((e.exposed & ~e.treated).sum())
     if planned is not None:
         half = sequence_half(best.error, len(e.treated), planned, alpha)
         measured["confidence_sequence"] = [best.difference - half, best.difference + half]

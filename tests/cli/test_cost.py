@@ -177,8 +177,19 @@ def test_update_replaces_the_rows_of_a_source(capsys: pytest.CaptureFixture[str]
     sources = {r["source"] for r in found["prices"]}
     assert "litellm 9" in sources
     assert "litellm 1.109.1" not in sources
+    old = cost(capsys, *update, "--date", "2025-01-01")
+    assert "2026-11-12, which are newer" in old["notes"][0]
     assert main(["cost", *update, "--date", "2999-01-01"]) == 2
     assert "future" in capsys.readouterr().err
+
+
+def test_a_spreadsheet_s_mark_at_the_beginning_is_no_part_of_a_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "users.csv"
+    rows = "".join(f"u{i},{('control', 'treatment')[i % 2]},{i % 7}\n" for i in range(100))
+    file.write_text(f"user,arm,revenue\n{rows}", encoding="utf-8-sig")
+    assert cost(capsys, "lift", str(file))["measured"]["users"] == {"control": 50, "treatment": 50}
 
 
 def test_lift_reads_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import date
+from itertools import pairwise
 from math import log, sqrt
 
+import jsonschema
 import numpy as np
 import pytest
 
 from puna.core import BadFile, BadValue, UnknownModel
 from puna.economics import lift
 from puna.economics.compare import Speed, warnings
-from puna.economics.hardware import Ownership, chip
+from puna.economics.hardware import Ownership, chip, data_text
 from puna.economics.imports import group_of, read_foreign
+from puna.economics.plot import Level, terminal
 from puna.economics.prices import Row, family, listed, shipped
 from puna.economics.roofline import Deployment, bound
 from puna.economics.training import Run, find_run, reported
@@ -145,6 +149,26 @@ def test_one_row_is_not_rows() -> None:
     assert not any(note.startswith("1 prices") for note in notes)
 
 
+def test_a_price_that_is_no_number_is_refused() -> None:
+    for value in ("NaN", "Infinity"):
+        text = f'{{"h/llama-3.3-70b": {{"litellm_provider": "h", "input_cost_per_token": {value}}}}}'
+        with pytest.raises(BadFile, match=value):
+            read_foreign(text, "litellm", "litellm 1", DAY)
+
+
+def test_pictures_mark_where_the_answer_flips_and_say_their_scale() -> None:
+    curve = [(u / 100, 0.1 * 100 / u) for u in range(5, 101, 5)]
+    text = terminal(curve, "t", "u", "$", [Level("host", 0.4, 0.25)])
+    assert text.splitlines()[-1] == "a: host, 0.4, crossed at 0.25"
+    assert "logarithmic" not in text
+    steep = terminal([(float(n), 2.0**n) for n in range(10)], "t", "x", "y")
+    assert "logarithmic" in steep
+    bars = [line.count("#") for line in steep.splitlines()[2:]]
+    steps = {b - a for a, b in pairwise(bars)}
+    assert bars[0] >= 1
+    assert max(steps) - min(steps) <= 1  # equal ratios are equal steps
+
+
 # statistics: figures of statsmodels 0.15.0 and scipy 1.17.1 for this very sample
 
 
@@ -176,7 +200,7 @@ def test_estimates_are_those_of_statsmodels() -> None:
 
 def test_power_and_sample_ratio_are_those_of_statsmodels_and_scipy() -> None:
     assert lift.users_for(0.01, 1, 0.05, 0.8) == pytest.approx(156977.2101852328, rel=1e-5)
-    assert lift.detectable(sqrt(2 / 1000), 0.05, 0.8) == pytest.approx(0.1252903452971738, rel=1e-6)
+    assert lift.detectable(sqrt(2 / 1000), 0.05, 0.8) == pytest.approx(0.1252903452971738, rel=1e-5)
     assert lift.sample_ratio_p(249, 251, 0.5) == pytest.approx(0.9287300745648026, rel=1e-9)
     assert lift.sample_ratio_p(249, 251, 0.6) == pytest.approx(7.710540521340024e-06, rel=1e-9)
 
@@ -227,3 +251,23 @@ def test_a_lift_over_nothing_is_none() -> None:
     report = lift.analyse(e, 0.5, 0.05, 0.8, None, None)["measured"]
     low, high = report["lift_interval"]
     assert low < report["lift"] < high
+
+
+@pytest.mark.parametrize("name", ["accelerators", "measured", "training"])
+def test_data_are_of_their_schema(name: str) -> None:
+    schema = json.loads(data_text("economics.schema.json"))
+    whole = {"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]}
+    validator = jsonschema.Draft202012Validator(whole, format_checker=jsonschema.FormatChecker())
+    data = json.loads(data_text(f"{name}.json"))
+    validator.validate(data)
+    named = set(re.findall(r'"source": "([^"]+)"', json.dumps(data)))
+    assert named <= set(data["sources"])
+    for broken in ({**data, "more": 1}, {**data, "sources": {"x": {"title": "t", "date": "May"}}}):
+        assert not validator.is_valid(broken)
+
+
+def test_users_of_the_control_who_used_it_are_counted() -> None:
+    e = sample()
+    used = np.array([i % 10 == 0 for i in range(len(e.treated))])
+    report = lift.analyse(replace(e, exposed=used), 0.5, 0.05, 0.8, None, None)
+    assert report["measured"]["exposed_in_control"] == int((used & ~e.treated).sum()) > 0

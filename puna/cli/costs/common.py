@@ -14,6 +14,7 @@ from puna.core import BadInput, BadValue
 
 if TYPE_CHECKING:
     from puna.economics.hardware import Chip
+    from puna.economics.plot import Level
     from puna.model.config import ModelConfig
 
 
@@ -97,7 +98,7 @@ def config_of(name: str) -> ModelConfig:
 def text_of(path: Path) -> str:
     """Of a file that the user names. Raises BadInput where it is none or holds no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a mark
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} {not_text(error)}") from None
     except OSError as error:
@@ -126,13 +127,13 @@ def check_plot(args: argparse.Namespace) -> None:
 
 
 def draw(path: Path | None, curve: Sequence[tuple[float, float]], title: str, x: str, y: str,
-         lines: Sequence[tuple[str, float]] = ()) -> None:  # fmt: skip
+         levels: Sequence[Level] = ()) -> None:  # fmt: skip
     from puna.economics.plot import png, terminal
 
     if path is None:
         return
     if str(path) == "-":
         print()
-        print(terminal(curve, title, x, y, lines))
+        print(terminal(curve, title, x, y, levels))
         return
-    png(path, curve, title, x, y, lines)
+    png(path, curve, title, x, y, levels)

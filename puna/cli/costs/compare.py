@@ -50,6 +50,7 @@ def rows_of(path: Path | None) -> Sequence[Row]:
 
 def run(args: argparse.Namespace) -> int:
     from puna.economics.compare import Speed, compare, measured_speed, warnings
+    from puna.economics.plot import Level
     from puna.economics.prices import listed
 
     check_plot(args)
@@ -90,8 +91,12 @@ def run(args: argparse.Namespace) -> int:
         _print(report)
         warn(report["notes"])
     offers = found.offers
-    lines = [(f"{o.provider} {o.model_id}", o.usd) for o in (offers[0], offers[len(offers) // 2])]
-    draw(args.plot, found.curve(), f"{args.model} on {chip.name}", "utilisation", "$ per M in and out", lines)
+    levels = [
+        Level(f"{o.provider} {o.model_id}", o.usd, o.flip) for o in (offers[0], offers[len(offers) // 2])
+    ]
+    draw(
+        args.plot, found.curve(), f"{args.model} on {chip.name}", "utilisation", "$ per M in and out", levels
+    )
     return 0
 
 

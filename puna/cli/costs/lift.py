@@ -86,6 +86,8 @@ def _print(report: dict[str, Any]) -> None:
             else "{:.2%} ({:.2%} to {:.2%})".format(m["lift"], *m["lift_interval"]),
         }
     )
+    if n := m.get("exposed_in_control"):
+        print(f"note: {n:,} users of the control used it as well, which makes the difference smaller")
     if report["not_causal_exposed_usd"] is not None:
         usd = report["not_causal_exposed_usd"]
         print(f"not causal: treated users who used it have ${usd:.4f} more than control; they chose to")

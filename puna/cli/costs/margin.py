@@ -39,23 +39,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def _ledger(args: argparse.Namespace) -> str:
-    """Its rows as `puna usage --csv` writes them. Raises BadInput."""
+def _ledger(args: argparse.Namespace) -> tuple[str, dict[str, int] | None]:
+    """Its rows as `puna usage --csv` writes them, and of a database the sums by tenant that it makes itself.
+
+    Raises BadInput.
+    """
     name: str = args.file
     path, is_url = Path(name), "://" in name
     if is_url or _is_sqlite(path):
         from puna.server.storage.database import open_database
-        from puna.server.tenants.queries import Filters, export_csv, moment
+        from puna.server.tenants.queries import Filters, export_csv, moment, totals
 
         since, until = (moment(text) if text else None for text in (args.since, args.until))
+        filters = Filters(since=since, until=until)
         database = open_database(name if is_url else f"sqlite:///{path.absolute()}")
         try:
-            return "".join(export_csv(database, Filters(since=since, until=until)))
+            text = "".join(export_csv(database, filters))
+            sums = {total.group[0]: total.cost_nano for total in totals(database, ("tenant",), filters)}
         finally:
             database.close()
+        return text, sums
     if args.since is not None or args.until is not None:
         raise BadInput(f"--since and --until are of a database; {name} has the rows that it has")
-    return text_of(path)
+    return text_of(path), None
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -68,10 +74,11 @@ def _is_sqlite(path: Path) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     from puna.economics.hardware import positive
-    from puna.economics.margin import gaps, margins, read_ledger
+    from puna.economics.margin import gaps, margins, read_ledger, reconciled
     from puna.server.tenants.prices import dollars, read_prices
 
-    entries = read_ledger(_ledger(args), str(args.file))
+    text, sums = _ledger(args)
+    entries = read_ledger(text, str(args.file))
     holes = gaps(entries, positive("--gap", args.gap))
     span = (max(e.at for e in entries) - min(e.at for e in entries)).total_seconds() / 3600
     if holes and not args.allow_gaps:
@@ -84,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     machine = Decimal(str(usd_h)) * Decimal(str(args.hours)) * args.n
     pricing = read_prices(args.price_list).cost if args.price_list else None
     found = margins(entries, machine, pricing)
+    if sums is not None:
+        reconciled(found, sums)
     notes = [*holes, *stale]
     if found.repriced:
         off = found.price_difference / 1e9
