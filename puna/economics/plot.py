@@ -41,7 +41,8 @@ def png(path: Path, curve: Curve, title: str, x: str, y: str, levels: Sequence[L
 
     figure = Figure(figsize=(12, 7.5), dpi=100, layout="constrained")
     axes = figure.subplots()
-    axes.plot([p[0] for p in curve], [p[1] for p in curve], marker=".")
+    points = sorted([*curve, *((one.at, one.height) for one in levels if one.at is not None)])
+    axes.plot([p[0] for p in points], [p[1] for p in points], marker=".")
     for level in levels:
         axes.axhline(level.height, linestyle="--", linewidth=0.8)
         axes.annotate(level.name, (curve[-1][0], level.height), ha="right", va="bottom", fontsize=8)

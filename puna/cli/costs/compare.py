@@ -91,9 +91,8 @@ def run(args: argparse.Namespace) -> int:
         _print(report)
         warn(report["notes"])
     offers = found.offers
-    levels = [
-        Level(f"{o.provider} {o.model_id}", o.usd, o.flip) for o in (offers[0], offers[len(offers) // 2])
-    ]
+    hosts = [offer for offer in offers if "router" not in offer.flags] or offers
+    levels = [Level(f"{o.provider} {o.model_id}", o.usd, o.flip) for o in (hosts[0], hosts[len(hosts) // 2])]
     draw(
         args.plot, found.curve(), f"{args.model} on {chip.name}", "utilisation", "$ per M in and out", levels
     )
