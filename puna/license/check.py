@@ -125,17 +125,22 @@ def _identity(artifact: Artifact) -> Verdict:
 def _copy(case: _Case) -> Found:
     if case.artifact.place is None:
         return "duty", "no folder was shown"
-    path = case.artifact.files.get("license")
-    if path is None:
+    own = case.artifact.files.get("license")
+    paths = [*filter(None, (own,)), *case.artifact.more_terms]
+    if not paths:
         return "violated", f"there is no LICENSE beside {case.artifact.place.name}"
-    found = texts.agreement_of_text(texts.read_text(path))
-    if found is None or found[0] is not case.agreement:
-        what = f"that of {found[0].name}" if found else "no Llama agreement"
-        return "violated", f"{path.name} is {what}"
-    exact = (
-        "the text that Meta publishes, byte for byte" if found[1] else "its title; the text differs in bytes"
-    )
-    return "ok", f"{path.name}: {exact}"
+    others = []
+    for path in paths:
+        found = texts.agreement_of_text(texts.read_text(path))
+        if found is not None and found[0] is case.agreement:
+            exact = (
+                "the text that Meta publishes, byte for byte"
+                if found[1]
+                else "its title; the text differs in bytes"
+            )
+            return "ok", f"{path.name}: {exact}"
+        others.append(f"{path.name} is {f'that of {found[0].name}' if found else 'no Llama agreement'}")
+    return "violated", "; ".join(others)
 
 
 def _notice(case: _Case) -> Found:

@@ -234,6 +234,8 @@ def test_lift_reads_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (["fleet", MODEL, "--n", "8", "--per-copy", "0"], "n must be 1 or more"),
         (["lift", "--self-test", "9", "--alpha", "2"], "alpha must be"),
         (["lift", "--self-test", "9", "--split", "0.3"], "--split is of FILE"),
+        (["margin", "sqlite:///absent.db", "--hours", "1"], "there is no database absent.db"),
+        (["compare", MODEL, "--plot", "x.gif"], "name it FILE.png"),
         (["margin", "{short}", "--hours", "1", "--since", "2026-11-01"], "are of a database"),
         (["compare", MODEL, "--ratio", "2"], "give --tok-s"),
         (["fleet", "llama-3.1-405b", "--n", "1"], "do not hold"),

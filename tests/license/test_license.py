@@ -203,6 +203,24 @@ def test_data_are_of_their_schema_and_dated() -> None:
         assert not row.get("agreement") or get(row["agreement"])
 
 
+def test_a_model_of_two_ancestors_can_carry_both_agreements(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = model(tmp_path, "base_model: [meta-llama/Llama-3.1-8B, meta-llama/Llama-3.2-1B]")
+    argv = ("check", place, "--activity", "distribute", "--name", "Llama-both", "--json")
+
+    def copies() -> dict[str, str]:
+        found = json.loads(run(capsys, *argv)[1])["verdicts"]
+        return {v["agreement"]: v["verdict"] for v in found if v["topic"] == "copy"}
+
+    (place / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n", "utf-8")
+    assert copies() == {"llama-3.1": "ok", "llama-3.2": "violated"}
+    (place / "LICENSE.llama-3.2.txt").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n", "utf-8")
+    assert copies() == {"llama-3.1": "ok", "llama-3.2": "ok"}
+    (place / "LICENSE.llama-3.2.txt").write_text("MIT License\n", "utf-8")
+    assert copies() == {"llama-3.1": "ok", "llama-3.2": "violated"}
+
+
 def test_whose_reading_a_category_of_a_use_is(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (("show", "llama-3.3"), ("check", "llama-3.3-70b-instruct", "--activity", "use")):
         code, out, _ = run(capsys, *argv)

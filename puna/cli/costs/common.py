@@ -122,6 +122,8 @@ def check_plot(args: argparse.Namespace) -> None:
     if str(args.plot) == "-":
         if args.json:
             raise BadInput("--json has stdout for itself; give --plot a FILE")
+    elif args.plot.suffix.lower() != ".png":
+        raise BadInput(f"--plot draws a PNG: name it FILE.png, or - for the terminal, got {str(args.plot)!r}")
     elif not args.plot.absolute().parent.is_dir():
         raise BadInput(f"--plot {args.plot}: its folder does not exist; make it first")
 

@@ -46,6 +46,9 @@ def _ledger(args: argparse.Namespace) -> tuple[str, dict[str, int] | None]:
     """
     name: str = args.file
     path, is_url = Path(name), "://" in name
+    stored = name.partition("sqlite:///")[2]
+    if stored and not Path(stored).is_file():  # opening it would make it
+        raise BadInput(f"there is no database {stored}; `puna usage` opens the one of `puna serve`")
     if is_url or _is_sqlite(path):
         from puna.server.storage.database import open_database
         from puna.server.tenants.queries import Filters, export_csv, moment, totals
