@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--region", metavar="CODE", help="your domicile or principal place of business: DE, US, EU, …")
     add(
         "--mau",
-        metavar="[NAME=]N",
+        metavar="[MONTH:][NAME=]N",
         action="append",
         default=[],
         help="monthly active users, yours and of each affiliate",
@@ -215,15 +215,17 @@ def _situation(args: argparse.Namespace) -> Situation:
     from puna.license import situation as facts
     from puna.llm.terms import located
 
-    mau = facts.users(args.mau)
+    dated, rest = facts.dated_users(args.mau, date.today())
+    mau = facts.users(rest)
     if args.month is not None and not mau:
-        raise BadInput("--month says when users were counted; add --mau, or leave it out")
+        raise BadInput("--month says when users were counted; add --mau without a month, or leave it out")
     is_other = args.target == "other"
     return facts.Situation(
         activities=facts.activities(args.activity),
         name=_name(args.name),
         region=facts.place(args.region),
         mau=mau,
+        mau_of=dated,
         month=facts.month(args.month, date.today()) if args.month is not None else None,
         shown=_shown(args.attribution, is_written=args.fix),
         target=located(args.target) if args.target and not is_other else None,

@@ -225,16 +225,20 @@ def _is_only(artifact: Artifact, agreement: Agreement) -> bool:
 
 def _scale(case: _Case) -> Found:
     agreement, situation = case.agreement, case.situation
-    wanted, total = agreement.mau_month, sum(case.situation.mau)
+    wanted = agreement.mau_month
+    counts = [*((situation.month, n) for n in situation.mau), *situation.mau_of]
     if situation.is_end_user:
         return "ok", "it came inside an integrated end-user product: section 2 does not apply (1.b.ii)"
-    if not situation.mau:
+    if not counts:
         return "attest", f"nobody said how many users you and your affiliates had in {wanted}"
-    if situation.month != wanted:
-        when = f"of {situation.month}" if situation.month else "of no month that was said"
+    total = sum(n for month, n in counts if month == wanted)
+    if all(month != wanted for month, _ in counts):
+        said = sorted({month or "" for month, _ in counts})
+        when = f"of {', '.join(said)}" if all(said) else "of no month that was said"
         return (
             "unknown",
-            f"{total:,} users {when} say nothing: {wanted} counts alone, growth after it changes nothing",
+            f"{sum(n for _, n in counts):,} users {when} say nothing: {wanted} counts alone, growth after it "
+            "changes nothing",
         )
     if total <= agreement.mau_limit:
         return "ok", f"{total:,} users in {wanted}, the limit is {agreement.mau_limit:,}"

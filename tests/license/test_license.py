@@ -221,6 +221,24 @@ def test_a_model_of_two_ancestors_can_carry_both_agreements(
     assert copies() == {"llama-3.1": "ok", "llama-3.2": "violated"}
 
 
+def test_each_version_has_a_month_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("check", "llama-3.1-8b", "--base", "llama-3-8b", "--activity", "use", "--json")
+
+    def scale(*more: str) -> dict[str, str]:
+        code, out, err = run(capsys, *argv, *more)
+        assert code < 2, err
+        return {v["agreement"]: v["verdict"] for v in json.loads(out)["verdicts"] if v["topic"] == "scale"}
+
+    counts = ("--mau", "2024-03:us=400_000_000", "--mau", "2024-03:eu=299_000_000")
+    assert scale(*counts) == {"llama-3.1": "unknown", "llama-3": "ok"}
+    assert scale(*counts, "--mau", "2024-06: 700000001") == {"llama-3.1": "violated", "llama-3": "ok"}
+    assert scale(*counts, "--mau", "5000000", "--month", "2024-06") == {"llama-3.1": "ok", "llama-3": "ok"}
+    more = ("--mau", "2024-03:in=2_000_000")
+    assert scale(*counts, *more) == {"llama-3.1": "unknown", "llama-3": "violated"}
+    for wrong in ("2024-13:5", "2999-01:5", "us:5", "2024-03:"):
+        assert run(capsys, *argv, "--mau", wrong)[0] == 2
+
+
 def test_whose_reading_a_category_of_a_use_is(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (("show", "llama-3.3"), ("check", "llama-3.3-70b-instruct", "--activity", "use")):
         code, out, _ = run(capsys, *argv)
