@@ -12,7 +12,7 @@ from datetime import date
 from decimal import Decimal
 from statistics import median
 
-from puna.brief.facts import Claim, Facts
+from puna.brief.facts import Claim, Facts, sizes
 from puna.brief.words import listing, per_million, scaled, usd
 from puna.core import BadFile
 from puna.economics.hardware import FRESH_DAYS, RATES, chip
@@ -20,7 +20,6 @@ from puna.economics.prices import Row
 from puna.economics.training import Reported, reported, totals
 from puna.license.artifacts import claim as licence_of
 from puna.model.catalog import announced, get
-from puna.model.sizes import n_active, n_parameters
 
 UNKNOWN = "not checkable"
 VERDICTS = ("true", "stale", "wrong", UNKNOWN)
@@ -104,11 +103,9 @@ def _of_licence(claim: Claim, facts: Facts) -> list[str]:
 
 def _smallest(claim: Claim, facts: Facts) -> Found:
     models = [model for model in facts.models if model.name in _of_licence(claim, facts)]
-    least = min(models, key=lambda model: n_parameters(model.config))
-    n = n_parameters(least.config)
-    finding = (
-        f"the smallest is {least.name} with {scaled(n)} parameters, {scaled(n_active(least.config))} active"
-    )
+    least = min(models, key=lambda model: sizes(model.name))
+    n, active = sizes(least.name)
+    finding = f"the smallest is {least.name} with {scaled(n)} parameters, {scaled(active)} active"
     holds = facts.tier(n) == claim.claimed["tier"]
     return holds, finding, "the catalog", "", facts.agreements[claim.claimed["licence"]].read
 

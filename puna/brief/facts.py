@@ -18,6 +18,7 @@ from puna.economics.training import reported, totals
 from puna.license.agreements import Agreement, agreements
 from puna.model import catalog
 from puna.model.catalog import CatalogEntry
+from puna.model.sizes import n_active, n_parameters
 
 T = TypeVar("T")
 
@@ -111,6 +112,13 @@ class Facts:
             if parameters <= tier.parameters:
                 return tier.name
         raise BadFile(f"no tier of claims.toml holds a model of {parameters:g} parameters")
+
+
+@cache
+def sizes(name: str) -> tuple[int, int]:
+    """Parameters of a model of the catalog, all and active: counted once, for counting takes its time."""
+    config = catalog.find(name).config
+    return n_parameters(config), n_active(config)
 
 
 def collect(rows: Sequence[Row], today: date) -> Facts:

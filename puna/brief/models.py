@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from puna.brief.document import Cell, Section, table
-from puna.brief.facts import Facts
+from puna.brief.facts import Facts, sizes
 from puna.brief.words import MISSING, listing, scaled, usd
 from puna.economics.hardware import RATES, chip
 from puna.economics.training import Reported, reported, totals
 from puna.license.artifacts import claim as licence_of
 from puna.model.catalog import ANNOUNCED, CatalogEntry
-from puna.model.sizes import n_active, n_parameters
 
 
 def _licence(model: CatalogEntry) -> str:
@@ -24,18 +23,18 @@ def _llamas(facts: Facts) -> list[CatalogEntry]:
 
 def summary(facts: Facts) -> str:
     llamas = _llamas(facts)
-    sizes = [n_parameters(model.config) for model in llamas]
+    counts = [sizes(model.name)[0] for model in llamas]
     pictures = sum(model.config.vision is not None for model in llamas)
     return (
         f"{len(llamas)} released Llamas and guards under {len(facts.agreements)} agreements, from "
-        f"{scaled(min(sizes))} to {scaled(max(sizes))} parameters, {pictures} of them with pictures."
+        f"{scaled(min(counts))} to {scaled(max(counts))} parameters, {pictures} of them with pictures."
     )
 
 
 def models(facts: Facts) -> Section:
     groups: dict[tuple[str, str, int], list[CatalogEntry]] = {}
     for model in _llamas(facts):
-        size = n_parameters(model.config)
+        size = sizes(model.name)[0]
         groups.setdefault((facts.tier(size), _licence(model), size), []).append(model)
     order = [tier.name for tier in facts.profile.tiers]
     ids = list(facts.agreements)
@@ -45,7 +44,7 @@ def models(facts: Facts) -> Section:
     ):
         first = some[0]
         rows.append((
-            ", ".join(model.name for model in some), tier, scaled(size), scaled(n_active(first.config)),
+            ", ".join(model.name for model in some), tier, scaled(size), scaled(sizes(first.name)[1]),
             f"{first.config.context_length:,}", "yes" if first.config.vision else "no", licence,
         ))  # fmt: skip
     numbers = ("parameters", "active", "context")

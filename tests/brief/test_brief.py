@@ -19,7 +19,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import puna
-from puna.brief import Page, collect, html, markdown, page
+from puna.brief import Facts, Page, collect, html, markdown, page
 from puna.brief.checks import VERDICTS, check, check_all
 from puna.brief.document import Cell, Section, table
 from puna.brief.document import Page as Made
@@ -36,8 +36,13 @@ PRICES = ROOT / "economics" / "data" / "prices.csv"
 
 
 @pytest.fixture(scope="module")
-def made() -> Page:
-    return page(collect(shipped(), DAY))
+def facts() -> Facts:
+    return collect(shipped(), DAY)
+
+
+@pytest.fixture(scope="module")
+def made(facts: Facts) -> Page:
+    return page(facts)
 
 
 def section(made: Page, key: str) -> Section:
@@ -207,8 +212,7 @@ def test_models_and_licences_are_all_there(made: Page) -> None:
 # claims
 
 
-def test_every_claim_has_a_verdict_with_a_day(made: Page) -> None:
-    facts = collect(shipped(), DAY)
+def test_every_claim_has_a_verdict_with_a_day(facts: Facts) -> None:
     checked = check_all(facts)
     assert len(checked) >= 45
     assert all(one.verdict in VERDICTS and one.finding and one.day <= DAY for one in checked)
@@ -233,8 +237,8 @@ def test_every_claim_has_a_verdict_with_a_day(made: Page) -> None:
         ("350,000 H100", "true"),
     ],
 )
-def test_known_errors_of_the_profile_are_found(words: str, verdict: str) -> None:
-    one = next(one for one in check_all(collect(shipped(), DAY)) if words in one.claim.claim)
+def test_known_errors_of_the_profile_are_found(facts: Facts, words: str, verdict: str) -> None:
+    one = next(one for one in check_all(facts) if words in one.claim.claim)
     assert one.verdict == verdict
 
 
