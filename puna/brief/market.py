@@ -59,7 +59,7 @@ def hosts(facts: Facts) -> Section:
         ))  # fmt: skip
     told = (
         "Medians of prices that hold on the day of the page. Free and unpriced rows, routers, and what has "
-        "ended or was replaced stand in none. Dots mark the middle, on one logarithmic scale.",
+        "ended or was replaced stand in none. Marks show the middle, on one logarithmic scale.",
     )
     tables = [table(head, rows, numbers)]
     if found := _of_focus(facts):
