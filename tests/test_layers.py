@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": {"core"},
     "license": {"core", "model"},
     "economics": {"core", "model"},
+    "brief": {"core", "model", "license", "economics"},
     "safety": {"core", "text"},
     "runtime": {"core", "model", "ops", "weights", "env", "_native"},
     "engine": {"core", "text"},

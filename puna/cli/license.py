@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--region", metavar="CODE", help="your domicile or principal place of business: DE, US, EU, …")
     add(
         "--mau",
-        metavar="[NAME=]N",
+        metavar="[MONTH:][NAME=]N",
         action="append",
         default=[],
         help="monthly active users, yours and of each affiliate",
@@ -151,6 +151,7 @@ def _print_agreement(one: Agreement) -> None:
     if one.policy:
         found = policy(one.policy)
         print(f"\nForbidden uses, numbered {found.numbering}; {one.policy_source}")
+        print(f"{found.reading}.")
         seen = [(use.id, " ".join(use.hazards) or "attest", use.use) for use in found.uses]
         print_table(("USE", "LLAMA GUARD 3", "WHAT"), seen)
     print()
@@ -201,6 +202,11 @@ def _artifact(args: argparse.Namespace) -> Artifact:
     bases = tuple(located(name) for name in args.base)
     teachers = tuple(located(name) for name in args.outputs_of)
     if args.text_only:
+        if found.sees and found.place is None and not found.bases:
+            raise BadInput(
+                f"{found.name} as it was released takes pictures; for a model made from it without them, "
+                "name its folder, or --base"
+            )
         found = replace(found, sees=False)
     return replace(found, bases=(*found.bases, *bases), teachers=(*found.teachers, *teachers))
 
@@ -209,15 +215,17 @@ def _situation(args: argparse.Namespace) -> Situation:
     from puna.license import situation as facts
     from puna.llm.terms import located
 
-    mau = facts.users(args.mau)
+    dated, rest = facts.dated_users(args.mau, date.today())
+    mau = facts.users(rest)
     if args.month is not None and not mau:
-        raise BadInput("--month says when users were counted; add --mau, or leave it out")
+        raise BadInput("--month says when users were counted; add --mau without a month, or leave it out")
     is_other = args.target == "other"
     return facts.Situation(
         activities=facts.activities(args.activity),
         name=_name(args.name),
         region=facts.place(args.region),
         mau=mau,
+        mau_of=dated,
         month=facts.month(args.month, date.today()) if args.month is not None else None,
         shown=_shown(args.attribution, is_written=args.fix),
         target=located(args.target) if args.target and not is_other else None,

@@ -15,7 +15,7 @@ options of the command line win. Interrupt it, or send SIGTERM, to finish what i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -216,8 +216,15 @@ def _greet(url: str, models: Models) -> None:
             {"name": card.name, "file_bytes": card.size, "context": card.context} for card in models.cards()
         ],
     )
-    for mark in dict.fromkeys(mark for card in models.cards() for mark in card.marks):
-        named = [card.name for card in models.cards() if mark in card.marks]
+    say_marks(url, [(card.name, card.marks) for card in models.cards()])
+
+
+def say_marks(url: str, served: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Log what the licences of models want shown: each model by its name, with the phrases of its licence."""
+    from puna.server.logs import event
+
+    for mark in dict.fromkeys(mark for _, marks in served for mark in marks):
+        named = [name for name, marks in served if mark in marks]
         event(
             "licence",
             text=f"{mark}: the licence of {', '.join(named)} wants this shown to users. {url}/ shows it; "
@@ -225,3 +232,11 @@ def _greet(url: str, models: Models) -> None:
             mark=mark,
             models=named,
         )
+
+
+def marks_of_all(args: argparse.Namespace) -> list[tuple[str, tuple[str, ...]]]:
+    """Of models and adapters that are to be served, without loading any."""
+    from puna.llm.terms import marks_of
+
+    adapters = [(name, path) for _, name, path in map(_adapter, args.adapter)]
+    return [(name, marks_of(path)) for name, path in (*_models(args.models), *adapters)]

@@ -48,7 +48,7 @@ def is_asked_for(args: argparse.Namespace) -> bool:
 
 
 def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
-    from puna.cli.serve import open_accounts
+    from puna.cli.serve import marks_of_all, open_accounts, say_marks
 
     cluster = _checked(args, config)
     open_accounts(config).close()  # keys are there where they must be, and the tables are up to date
@@ -59,6 +59,7 @@ def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
     from puna.server.logs import event, logging_to
     from puna.server.run import serve
 
+    marks = marks_of_all(args)
     threads = args.threads or env.threads() or _default_threads()
     chosen = _for_replicas(args, threads)
     theirs = replace(config, cors_origin=(), prices=_absolute(config.prices), safety=_absolute(config.safety))
@@ -66,6 +67,7 @@ def serve_replicas(args: argparse.Namespace, config: ServerConfig) -> int:
     def greet(url: str) -> None:
         text = f"Serving at {url}/v1 from {cluster.least} replicas (status: {url}/). Ctrl-C stops."
         event("start", text=text, url=url, replicas=cluster.least)
+        say_marks(url, marks)
 
     with (
         bind(config) as bound,

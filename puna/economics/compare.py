@@ -28,6 +28,8 @@ class Speed:
     origin: str
 
     def __post_init__(self) -> None:
+        if self.n < 1:
+            raise BadValue(f"the number of accelerators must be 1 or more, got {self.n}")
         positive("output tokens per second", self.tok_s)
         positive("input tokens for each output token", self.ratio, zero=True)
 
@@ -110,11 +112,14 @@ def warnings(rows: Sequence[Listed], today: date) -> list[str]:
     priced = [item for item in rows if not item.row.is_free]
     found = []
     if len(priced) < len(rows):
-        found.append(f"{len(rows) - len(priced)} free or unpriced rows are left out")
+        n = len(rows) - len(priced)
+        found.append(f"{n} free or unpriced row{' is' if n == 1 else 's are'} left out")
     if ended := sum("ended" in item.flags for item in priced):
-        found.append(f"{ended} offers have ended by {today}")
+        found.append(f"{ended} offer{' has' if ended == 1 else 's have'} ended by {today}")
     if outliers := sum("outlier" in item.flags for item in priced):
-        found.append(f"{outliers} prices are more than three times from the median")
+        found.append(
+            f"{outliers} price{' is' if outliers == 1 else 's are'} more than three times from the median"
+        )
     if old := [item for item in priced if any(flag.endswith("days old") for flag in item.flags)]:
-        found.append(f"{len(old)} prices are more than 90 days old")
+        found.append(f"{len(old)} price{' is' if len(old) == 1 else 's are'} more than 90 days old")
     return found

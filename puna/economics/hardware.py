@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from importlib.resources import files
-from math import isfinite
+from math import expm1, isfinite, log1p
 from typing import Any
 
 from puna.core import BadFile, BadValue, UnknownOption, closest
@@ -217,8 +217,7 @@ class Ownership:
         """Share of the capital that a year pays back with interest (the capital recovery factor)."""
         if self.interest == 0:
             return 1 / self.years
-        grown = float((1 + self.interest) ** self.years)
-        return self.interest * grown / (grown - 1)
+        return self.interest / -expm1(-self.years * log1p(self.interest))
 
     @property
     def usd_h(self) -> float:

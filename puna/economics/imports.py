@@ -19,19 +19,25 @@ from puna.economics.prices import Row
 
 FORMATS = ("litellm", "genai-prices", "models-dev")
 _ROUTERS = {"openrouter", "vercel", "vercel_ai_gateway", "github-models", "helicone", "kilo", "llmgateway",
-            "cloudflare-ai-gateway", "nano-gpt", "requesty"}  # fmt: skip
+            "cloudflare-ai-gateway", "nano-gpt", "requesty", "abacus", "cortecs",
+            "inference", "poe"}  # fmt: skip
+_MAKERS = {"llama", "meta_llama"}  # Meta's own API
 _GENERATION = re.compile(
-    r"(?:(?:us|eu|apac|global)\.)?(?:meta[-.])?llama[-_]?v?(\d)(?:[.p-](\d)(?![\db]))?(?!\d)"
+    r"(?:(?:us|eu|apac|global)\.|(?:cerebras|groq|databricks)-)?(?:meta[-.])?"
+    r"llama[-_]?v?(\d)(?:[.p_-](\d)(?![\db]))?(?!\d)"
 )
 # what a name may say beside generation and size and still be Meta's own weights
 _PLAIN = re.compile(
     r"\d*[be]?|17be|v\d|fp|fp8|fp16|bf16|int4|awq|128k|instruct|chat|it|base|hf|maas|turbo|lite|reference|"
     r"basic|versatile|instant|specdec|preview|vision|text|dynamic|fast|free|latest|tput|quantized|ai|cs|"
-    r"long|scout|maverick|original|standard|default|model|llama"
+    r"long|reasoning|gguf|scout|maverick|original|standard|default|model|llama"
 )
 _SIZE = re.compile(r"(?<![\d.])(\d+)b(?![a-z0-9])")
+_GUARD = re.compile(
+    r"(?:meta-)?llama-?(prompt-)?guard-(\d)(?:-(\d+[bm]))?(?:-vision|-int8|-int4|-instruct|-turbo)*"
+)
 _NOT_PLAIN = re.compile(
-    r"nemotron|hermes|distill|guard|deepseek|tulu|sonar|-groq-|swallow|lumimaid|abliterated|uncensored|finetun"
+    r"nemotron|hermes|distill|deepseek|tulu|sonar|-groq-|swallow|lumimaid|abliterated|uncensored|finetun"
 )
 
 
@@ -42,10 +48,12 @@ class Imported:
 
 
 def group_of(model_id: str) -> str | None:
-    """Llama-3.3-70B of any spelling of it; None for other models, derivatives, and guards."""
+    """Llama-3.3-70B of any spelling of it, Llama-Guard-4-12B of a guard; None for others and derivatives."""
     text = model_id.lower()
     if "llama" not in text or _NOT_PLAIN.search(text):
         return None
+    if "guard" in text:
+        return _guard_of(text.rpartition("/")[2])
     found = _GENERATION.match(text.rpartition("/")[2].removeprefix("hf:"))
     if found is None or found[1] not in "234":
         return None
@@ -62,13 +70,22 @@ def group_of(model_id: str) -> str | None:
     return f"Llama-{found[1]}{'.' + minor if minor else ''}-{size[1]}B"
 
 
+def _guard_of(name: str) -> str | None:
+    """The guards of Meta; "?" stands for a size that a name leaves out."""
+    found = _GUARD.fullmatch(name)
+    if found is None:
+        return None
+    kind = "Llama-Prompt-Guard" if found[1] else "Llama-Guard"
+    return f"{kind}-{found[2]}-{(found[3] or '?').upper()}"
+
+
 def read_foreign(text: str, form: str, source: str, fetched: date) -> Imported:
     """`source` names file and version. Raises BadFile, and BadValue for an unknown form."""
     readers = {"litellm": _litellm, "genai-prices": _genai, "models-dev": _models_dev}
     if form not in readers:
         raise BadValue(f"the form must be one of {', '.join(FORMATS)}, got {form!r}{closest(form, FORMATS)}")
     try:
-        content = json.loads(text, parse_float=Decimal)
+        content = json.loads(text, parse_float=Decimal, parse_constant=_no_number)
     except ValueError as error:
         raise BadFile(f"{source} must be JSON: {error}") from None
     rows, skipped = [], []
@@ -85,6 +102,10 @@ def read_foreign(text: str, form: str, source: str, fetched: date) -> Imported:
     return Imported(tuple(rows), tuple(skipped))
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no price")
+
+
 def _make(provider: str, model_id: str, group: str, prices: Mapping[str, Any], source: str, fetched: date,
           **more: Any) -> Row | str:  # fmt: skip
     amounts: list[Decimal | None] = []
@@ -95,7 +116,8 @@ def _make(provider: str, model_id: str, group: str, prices: Mapping[str, Any], s
         if isinstance(value, str | bool) or (value is not None and value < 0):
             raise ValueError(f"{provider} {model_id}: {name} must be a price of 0 or more, found {value!r}")
         amounts.append(None if value is None else Decimal(value))
-    kind = "router" if provider in _ROUTERS or provider.startswith("huggingface") else "host"
+    is_router = provider in _ROUTERS or provider.startswith("huggingface")
+    kind = "router" if is_router else "first-party" if provider in _MAKERS else "host"
     if not (amounts[0] and amounts[1]) and kind == "host":
         kind = "free"
     values = {"context": None, "valid_from": None, "valid_to": None, "url": "", "note": "", **more}

@@ -23,6 +23,7 @@ from puna.economics.tables import table
 Array = NDArray[np.float64]
 ARMS = ("control", "treatment")
 SRM_LIMIT = 0.001
+_MOST = 1e15  # of a number in the file
 _LEAST = 30  # users of an arm, for the normal approximation
 
 
@@ -81,6 +82,8 @@ def _number(text: str, place: str) -> float:
         value = float("nan")
     if not isfinite(value):
         raise BadFile(f"{place} must be a number, found {text!r}; nothing is filled in")
+    if abs(value) > _MOST:
+        raise BadFile(f"{place} must be at most {_MOST:g}, found {text!r}: squares of it would mean nothing")
     return value
 
 
@@ -108,7 +111,7 @@ def cuped(e: Experiment) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of treatment less control, dollars a user."""
+    """Of treatment less control, dollars a user; or of their ratio less 1."""
 
     difference: float
     error: float  # standard
@@ -125,6 +128,28 @@ def estimate(values: Array, treated: NDArray[np.bool_], alpha: float) -> Estimat
     half = NormalDist().inv_cdf(1 - alpha / 2) * error
     p = erfc(abs(difference) / error / sqrt(2)) if error else float(difference == 0)
     return Estimate(difference, error, difference - half, difference + half, p)
+
+
+def lift_of(values: Array, treated: NDArray[np.bool_], alpha: float) -> Estimate | None:
+    """Of treatment over control, less 1, by the delta method: the control's mean is an estimate as well.
+    None where that mean is not well above zero, so that a share of it means nothing.
+    """
+    a, b = values[~treated], values[treated]
+    base, other = float(a.mean()), float(b.mean())
+    base_error = sqrt(float(a.var(ddof=1)) / len(a))
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    if base <= z * base_error:
+        return None
+    error = sqrt(float(b.var(ddof=1)) / len(b) + (other / base * base_error) ** 2) / base
+    found = other / base - 1
+    p = erfc(abs(found) / error / sqrt(2)) if error else float(found == 0)
+    return Estimate(found, error, found - z * error, found + z * error, p)
+
+
+def between(name: str, value: float) -> None:
+    """Raise BadValue unless a share is above 0 and below 1."""
+    if not 0 < value < 1:
+        raise BadValue(f"{name} must be between 0 and 1, got {value:g}")
 
 
 def detectable(error: float, alpha: float, power: float) -> float:
@@ -174,8 +199,7 @@ def analyse(e: Experiment, share: float, alpha: float, power: float, planned: in
             costs: Costs | None) -> dict[str, Any]:  # fmt: skip
     """Everything that is said of an experiment, in the order to say it. Raises BadValue for a broken one."""
     for name, value in (("alpha", alpha), ("power", power)):
-        if not 0 < value < 1:
-            raise BadValue(f"{name} must be between 0 and 1, got {value:g}")
+        between(name, value)
     n_treated = int(e.treated.sum())
     n_control = len(e.treated) - n_treated
     p = sample_ratio_p(n_control, n_treated, share)
@@ -184,10 +208,13 @@ def analyse(e: Experiment, share: float, alpha: float, power: float, planned: in
             f"{n_control:,} users in control and {n_treated:,} in treatment do not come from a split of "
             f"{1 - share:g} to {share:g} (p = {p:.1e}): the randomisation is broken, no result holds"
         )
+    if e.revenue.max() == e.revenue.min():
+        raise BadValue(f"all users have the same revenue, {e.revenue[0]:g}: nothing can be estimated of it")
     base = float(e.revenue[~e.treated].mean())
     plain = estimate(e.revenue, e.treated, alpha)
     values = cuped(e)
     best = estimate(values, e.treated, alpha)
+    ratio = lift_of(values, e.treated, alpha)
     smallest = detectable(best.error, alpha, power)
     relative = (lambda x: x / base) if base > 0 else (lambda x: None)
     measured: dict[str, Any] = {
@@ -199,9 +226,11 @@ def analyse(e: Experiment, share: float, alpha: float, power: float, planned: in
         "intention_to_treat": _json(plain),
         "cuped": None if e.before is None else _json(best),
         "variance_removed": 1 - float(values.var() / e.revenue.var()) if e.revenue.var() else 0.0,
-        "lift": relative(best.difference),
-        "lift_interval": [relative(best.low), relative(best.high)],
+        "lift": ratio and ratio.difference,
+        "lift_interval": ratio and [ratio.low, ratio.high],
     }
+    if e.exposed is not None:
+        measured["exposed_in_control"] = int((e.exposed & ~e.treated).sum())
     if planned is not None:
         half = sequence_half(best.error, len(e.treated), planned, alpha)
         measured["confidence_sequence"] = [best.difference - half, best.difference + half]
@@ -236,6 +265,7 @@ def self_test(runs: int, users: int, alpha: float, seed: int, looks: Sequence[fl
     SelfTest
 ):  # fmt: skip
     """A/A experiments: skewed revenue that depends on before, and a treatment that does nothing."""
+    between("alpha", alpha)
     rng = np.random.default_rng(seed)
     false = covered = misses = 0
     for _ in range(runs):

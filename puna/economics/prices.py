@@ -135,7 +135,8 @@ def family(model: str, rows: Sequence[Row]) -> str:
     name = entry.name if entry is not None else model.lower()
     fitting = [g for g in groups if name == g.lower() or name.startswith(g.lower() + "-")]
     if not fitting:
-        raise UnknownModel(f"no row has a price of {model!r}{closest(model, groups)}")
+        hint = "" if entry is not None else closest(model, groups)  # a known model is no misspelling
+        raise UnknownModel(f"no row has a price of {model!r}{hint}")
     return max(fitting, key=len)
 
 

@@ -225,6 +225,11 @@ def bound(d: Deployment) -> Bound:
     prefill = 2.0 * _matrices(d.config) * new + attention_flops(d.config, d.cached, d.prompt)
     head = _matrices(d.config) + _table(d.config)
     decode = 2.0 * head * d.output + attention_flops(d.config, d.prompt, d.prompt + d.output)
+    if d.prompt + d.output > d.config.context_length:
+        notes.append(
+            f"the model was made for {d.config.context_length:,} positions; a request here has "
+            f"{d.prompt + d.output:,}"
+        )
     if d.n > 1 and d.link_gb_s is None:
         notes.append("communication is not counted; give the bandwidth of the links")
     return Bound(

@@ -113,7 +113,7 @@ class Run:
             raise BadValue(f"pue must be 1 or more, got {self.pue:g}")
         for name in ("usd_h", "tonnes_per_mwh"):
             if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
+                positive(name, getattr(self, name), zero=name == "tonnes_per_mwh")
 
     @property
     def flops(self) -> float:

@@ -60,6 +60,7 @@ class Policy:
     id: str
     numbering: str
     uses: tuple[Use, ...]
+    reading: str  # whose it is that a category of a guard belongs to a use
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def agreements() -> Mapping[str, Agreement]:
 @cache
 def policy(name: str) -> Policy:
     found = _read(name)
-    return Policy(found["id"], found["numbering"], tuple(Use(**_tuples(row)) for row in found["uses"]))
+    uses = tuple(Use(**_tuples(row)) for row in found["uses"])
+    return Policy(found["id"], found["numbering"], uses, found["reading"])
 
 
 @cache

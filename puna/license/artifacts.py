@@ -20,6 +20,7 @@ from puna.license.agreements import Agreement, agreements, artifact_rows, find, 
 from puna.model import catalog
 
 _TERMS = re.compile(r"(?i)(licen[cs]e|copying)(\.(txt|md))?")
+_MORE_TERMS = re.compile(r"(?i)licen[cs]e[-_. ][\w. -]+")  # LICENSE.llama-3.txt: of an ancestor
 _NOTICE = re.compile(r"(?i)notice(\.(txt|md))?")
 _SETTINGS = ("config.json", "adapter_config.json", "params.json")
 
@@ -45,6 +46,7 @@ class Artifact:
     is_quantized: bool = False  # a base in fewer bits and no more
     sees: bool | None = None  # takes pictures; None: nobody says
     files: Mapping[str, Path] = field(default_factory=dict)  # license, notice, readme: those beside it
+    more_terms: tuple[Path, ...] = ()  # further texts of agreements: a model can have several ancestors
 
     @property
     def own(self) -> tuple[Agreement, ...]:
@@ -144,7 +146,8 @@ def base(name: str) -> Artifact:
 def of_path(place: Path, metadata: Mapping[str, Any] | None = None) -> Artifact:
     """The model in a folder, or of a GGUF file with its metadata. Raises BadFile for unreadable texts."""
     name = place.stem if place.is_file() else place.resolve().name
-    found = Artifact(name, place, files=_beside(place))
+    files = _beside(place)
+    found = Artifact(name, place, files=files, more_terms=_more_terms(place, files))
     if metadata:
         found = _of_gguf(found, metadata)
     for kind, read in (("readme", _of_card), ("license", _of_terms), ("notice", _of_notice)):
@@ -180,6 +183,15 @@ def _beside(place: Path) -> dict[str, Path]:
         if kind and (own or kind not in found):
             found[kind] = path
     return found
+
+
+def _more_terms(place: Path, files: Mapping[str, Path]) -> tuple[Path, ...]:
+    folder = place if place.is_dir() else place.parent
+    return tuple(
+        path
+        for path in sorted(folder.iterdir())
+        if _MORE_TERMS.fullmatch(path.name) and path.is_file() and path not in files.values()
+    )
 
 
 def claim(text: str, evidence: str) -> Claim:

@@ -125,17 +125,22 @@ def _identity(artifact: Artifact) -> Verdict:
 def _copy(case: _Case) -> Found:
     if case.artifact.place is None:
         return "duty", "no folder was shown"
-    path = case.artifact.files.get("license")
-    if path is None:
+    own = case.artifact.files.get("license")
+    paths = [*filter(None, (own,)), *case.artifact.more_terms]
+    if not paths:
         return "violated", f"there is no LICENSE beside {case.artifact.place.name}"
-    found = texts.agreement_of_text(texts.read_text(path))
-    if found is None or found[0] is not case.agreement:
-        what = f"that of {found[0].name}" if found else "no Llama agreement"
-        return "violated", f"{path.name} is {what}"
-    exact = (
-        "the text that Meta publishes, byte for byte" if found[1] else "its title; the text differs in bytes"
-    )
-    return "ok", f"{path.name}: {exact}"
+    others = []
+    for path in paths:
+        found = texts.agreement_of_text(texts.read_text(path))
+        if found is not None and found[0] is case.agreement:
+            exact = (
+                "the text that Meta publishes, byte for byte"
+                if found[1]
+                else "its title; the text differs in bytes"
+            )
+            return "ok", f"{path.name}: {exact}"
+        others.append(f"{path.name} is {f'that of {found[0].name}' if found else 'no Llama agreement'}")
+    return "violated", "; ".join(others)
 
 
 def _notice(case: _Case) -> Found:
@@ -220,16 +225,20 @@ def _is_only(artifact: Artifact, agreement: Agreement) -> bool:
 
 def _scale(case: _Case) -> Found:
     agreement, situation = case.agreement, case.situation
-    wanted, total = agreement.mau_month, sum(case.situation.mau)
+    wanted = agreement.mau_month
+    counts = [*((situation.month, n) for n in situation.mau), *situation.mau_of]
     if situation.is_end_user:
         return "ok", "it came inside an integrated end-user product: section 2 does not apply (1.b.ii)"
-    if not situation.mau:
+    if not counts:
         return "attest", f"nobody said how many users you and your affiliates had in {wanted}"
-    if situation.month != wanted:
-        when = f"of {situation.month}" if situation.month else "of no month that was said"
+    total = sum(n for month, n in counts if month == wanted)
+    if all(month != wanted for month, _ in counts):
+        said = sorted({month or "" for month, _ in counts})
+        when = f"of {', '.join(said)}" if all(said) else "of no month that was said"
         return (
             "unknown",
-            f"{total:,} users {when} say nothing: {wanted} counts alone, growth after it changes nothing",
+            f"{sum(n for _, n in counts):,} users {when} say nothing: {wanted} counts alone, growth after it "
+            "changes nothing",
         )
     if total <= agreement.mau_limit:
         return "ok", f"{total:,} users in {wanted}, the limit is {agreement.mau_limit:,}"
@@ -299,7 +308,7 @@ def _policy(case: _Case) -> Found:
     unseen = [use.id for use in uses if not use.hazards]
     return "attest", (
         f"{len(uses)} uses are forbidden; Llama Guard has categories for {len(uses) - len(unseen)}, "
-        f"none for {', '.join(unseen)}"
+        f"none for {', '.join(unseen)} (our own reading)"
     )
 
 

@@ -32,6 +32,7 @@ class Situation:
     region: str | None = None  # domicile, or principal place of business
     mau: tuple[int, ...] = ()  # monthly active users of the licensee and of each affiliate
     month: str | None = None  # YYYY-MM in which they were counted
+    mau_of: tuple[tuple[str, int], ...] = ()  # further counts, each with its own month
     shown: Shown | None = None
     target: Artifact | None = None  # the model that is trained
     is_other_target: bool = False  # and that is no Llama
@@ -70,6 +71,18 @@ def month(text: str, today: date) -> str:
             f"users of {text} cannot be counted yet, today is {today}; name a month that has passed"
         )
     return text
+
+
+def dated_users(texts: Iterable[str], today: date) -> tuple[tuple[tuple[str, int], ...], list[str]]:
+    """Counts that say their month, as 2024-03:us=400000000 -> (month, users), and the texts that say none."""
+    dated, rest = [], []
+    for text in texts:
+        when, colon, count = text.partition(":")
+        if colon:
+            dated.append((month(when.strip(), today), users([count])[0]))
+        else:
+            rest.append(text)
+    return tuple(dated), rest
 
 
 def users(texts: Iterable[str]) -> tuple[int, ...]:

@@ -101,7 +101,8 @@ class Resident:
         own = self.card()
         yield own
         for name, path in self.adapters.items():
-            yield replace(own, name=name, size=file_bytes(path), parent=self.name)
+            marks = tuple(dict.fromkeys((*own.marks, *marks_of(path))))  # it may be made from another model
+            yield replace(own, name=name, size=file_bytes(path), parent=self.name, marks=marks)
 
 
 class InUse:

@@ -32,7 +32,7 @@ def cost(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 
 
 def test_the_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    names = {"serve", "train", "market", "compare", "margin", "lift", "fleet", "update"}
+    names = {"serve", "train", "market", "compare", "margin", "lift", "fleet", "update", "brief"}
     assert names <= set(commands("costs"))
     assert main(["cost", "--help"]) == 0
     out = capsys.readouterr().out
@@ -121,7 +121,9 @@ def test_train_compare_market_fleet(capsys: pytest.CaptureFixture[str], tmp_path
     assert fleet["serve"]["copies"] * fleet["serve"]["per_copy"] + fleet["serve"]["idle"] == 1001
 
 
-def test_margin_agrees_with_the_ledger(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_margin_agrees_with_the_ledger(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, home: Path
+) -> None:
     database = open_database("")
     rows = [row(n, cost_nano=10**6 + n) for n in range(300)]
     with database.write() as connection:
@@ -137,6 +139,18 @@ def test_margin_agrees_with_the_ledger(capsys: pytest.CaptureFixture[str], tmp_p
     mine = {(line["tenant"], line["model"]): line["revenue"] for line in found["lines"]}
     assert mine == {(u["tenant"], u["model"]): u["cost_nano"] for u in usage["usage"]}
     assert sum(line["cost"] for line in found["lines"]) == found["cost"] == 123_456_789
+    file = home / "server.db"
+    assert file.exists(), list(home.iterdir())
+    for place in (str(file), f"sqlite:///{file}"):  # the database itself says the same
+        again = cost(capsys, "margin", place, "--hours", "1", "--rate", "0.123456789")
+        assert again == found
+    assert main(["cost", "margin", str(file), "--hours", "1", "--rate", "1", "--until", "2020-01-01"]) == 2
+    assert "has no calls" in capsys.readouterr().err
+    assert main(["cost", "margin", str(ledger), "--hours", "1", "--rate", "0.123456789"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith("COST OF M OUT")
+    tokens = usage["total"]["output_tokens"]
+    assert shown[-1].split()[-1] == f"${0.123456789 / tokens * 1e6:,.2f}"
     prices = tmp_path / "prices.toml"
     prices.write_text('[[price]]\nmodel = "*"\ninput = 0\noutput = 0\n')
     checked = cost(capsys, "margin", str(ledger), "--hours", "1", "--rate", "1", "--price-list", str(prices))
@@ -163,8 +177,19 @@ def test_update_replaces_the_rows_of_a_source(capsys: pytest.CaptureFixture[str]
     sources = {r["source"] for r in found["prices"]}
     assert "litellm 9" in sources
     assert "litellm 1.109.1" not in sources
+    old = cost(capsys, *update, "--date", "2025-01-01")
+    assert "2026-11-12, which are newer" in old["notes"][0]
     assert main(["cost", *update, "--date", "2999-01-01"]) == 2
     assert "future" in capsys.readouterr().err
+
+
+def test_a_spreadsheet_s_mark_at_the_beginning_is_no_part_of_a_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "users.csv"
+    rows = "".join(f"u{i},{('control', 'treatment')[i % 2]},{i % 7}\n" for i in range(100))
+    file.write_text(f"user,arm,revenue\n{rows}", encoding="utf-8-sig")
+    assert cost(capsys, "lift", str(file))["measured"]["users"] == {"control": 50, "treatment": 50}
 
 
 def test_lift_reads_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -205,6 +230,13 @@ def test_lift_reads_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (["train", "llama-3.1-8b", "--mtbf", "0.01"], "leaves no time for work"),
         (["train", "llama-3.1-8b", "--mfu", "0"], "mfu must be"),
         (["compare", "smollm2"], "no row has a price"),
+        (["compare", MODEL, "--tok-s", "9", "--n", "0"], "1 or more, got 0"),
+        (["fleet", MODEL, "--n", "8", "--per-copy", "0"], "n must be 1 or more"),
+        (["lift", "--self-test", "9", "--alpha", "2"], "alpha must be"),
+        (["lift", "--self-test", "9", "--split", "0.3"], "--split is of FILE"),
+        (["margin", "sqlite:///absent.db", "--hours", "1"], "there is no database absent.db"),
+        (["compare", MODEL, "--plot", "x.gif"], "name it FILE.png"),
+        (["margin", "{short}", "--hours", "1", "--since", "2026-11-01"], "are of a database"),
         (["compare", MODEL, "--ratio", "2"], "give --tok-s"),
         (["fleet", "llama-3.1-405b", "--n", "1"], "do not hold"),
         (["lift"], "give FILE or --self-test"),

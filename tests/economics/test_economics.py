@@ -130,7 +130,7 @@ def test_the_worked_margin_example_and_its_flip_point() -> None:
 
 def test_shipped_prices_are_whole_and_flagged() -> None:
     rows = shipped()
-    assert len(rows) == 561
+    assert len(rows) == 558
     assert len({row.provider for row in rows}) == 75
     assert read_rows(write_rows(rows), "again") == list(rows)
     items = listed(MODEL, rows, DAY)

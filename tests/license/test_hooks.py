@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -17,8 +18,9 @@ from weights.hf_folder import write_hf
 
 from puna import LLM
 from puna.cli.main import main
-from puna.cli.serve import _greet
+from puna.cli.serve import _greet, marks_of_all, say_marks
 from puna.license.agreements import agreements
+from puna.llm.resident import Resident
 from puna.llm.terms import marks_of
 from puna.server.config import ServerConfig
 from puna.server.logs import logging_to
@@ -139,3 +141,30 @@ def test_a_model_whose_card_cannot_be_read_is_served_all_the_same(tmp_path: Path
     shutil.copyfile(path, tmp_path / "other.gguf")
     (tmp_path / "other.NOTICE").write_text(agreements()["llama-3"].notice, "utf-8")
     assert marks_of(tmp_path / "other.gguf") == ("Built with Meta Llama 3",)
+
+
+def test_an_adapter_shows_what_its_own_base_wants_as_well(tmp_path: Path) -> None:
+    base = write_tiny_llm(tmp_path / "plain.gguf")
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    settings = {"base_model_name_or_path": "meta-llama/Meta-Llama-3-8B"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings), "utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(b"12345678")
+    resident = Resident("plain", base)
+    resident.adapters["lora"] = folder
+    assert [(card.name, card.marks) for card in resident.cards()] == [
+        ("plain", ()),
+        ("lora", ("Built with Meta Llama 3",)),
+    ]
+
+
+def test_what_replicas_serve_is_said_without_loading_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny_llm(tmp_path / "served.gguf")
+    path.with_name("served.NOTICE.txt").write_text(NOTICE, "utf-8")
+    served = marks_of_all(argparse.Namespace(models=[f"mine={path}"], adapter=[]))
+    assert served == [("mine", ("Built with Llama",))]
+    with logging_to(form="text", level="info", shows_text=False):
+        say_marks("http://x", served)
+    assert "Built with Llama: the licence of mine wants this shown" in capsys.readouterr().err

@@ -203,6 +203,55 @@ def test_data_are_of_their_schema_and_dated() -> None:
         assert not row.get("agreement") or get(row["agreement"])
 
 
+def test_a_model_of_two_ancestors_can_carry_both_agreements(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = model(tmp_path, "base_model: [meta-llama/Llama-3.1-8B, meta-llama/Llama-3.2-1B]")
+    argv = ("check", place, "--activity", "distribute", "--name", "Llama-both", "--json")
+
+    def copies() -> dict[str, str]:
+        found = json.loads(run(capsys, *argv)[1])["verdicts"]
+        return {v["agreement"]: v["verdict"] for v in found if v["topic"] == "copy"}
+
+    (place / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n", "utf-8")
+    assert copies() == {"llama-3.1": "ok", "llama-3.2": "violated"}
+    (place / "LICENSE.llama-3.2.txt").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n", "utf-8")
+    assert copies() == {"llama-3.1": "ok", "llama-3.2": "ok"}
+    (place / "LICENSE.llama-3.2.txt").write_text("MIT License\n", "utf-8")
+    assert copies() == {"llama-3.1": "ok", "llama-3.2": "violated"}
+
+
+def test_each_version_has_a_month_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("check", "llama-3.1-8b", "--base", "llama-3-8b", "--activity", "use", "--json")
+
+    def scale(*more: str) -> dict[str, str]:
+        code, out, err = run(capsys, *argv, *more)
+        assert code < 2, err
+        return {v["agreement"]: v["verdict"] for v in json.loads(out)["verdicts"] if v["topic"] == "scale"}
+
+    counts = ("--mau", "2024-03:us=400_000_000", "--mau", "2024-03:eu=299_000_000")
+    assert scale(*counts) == {"llama-3.1": "unknown", "llama-3": "ok"}
+    assert scale(*counts, "--mau", "2024-06: 700000001") == {"llama-3.1": "violated", "llama-3": "ok"}
+    assert scale(*counts, "--mau", "5000000", "--month", "2024-06") == {"llama-3.1": "ok", "llama-3": "ok"}
+    more = ("--mau", "2024-03:in=2_000_000")
+    assert scale(*counts, *more) == {"llama-3.1": "unknown", "llama-3": "violated"}
+    for wrong in ("2024-13:5", "2999-01:5", "us:5", "2024-03:"):
+        assert run(capsys, *argv, "--mau", wrong)[0] == 2
+
+
+def test_whose_reading_a_category_of_a_use_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (("show", "llama-3.3"), ("check", "llama-3.3-70b-instruct", "--activity", "use")):
+        code, out, _ = run(capsys, *argv)
+        assert (code, "our own reading" in out) == (0, True)
+        assert "own reading" in run(capsys, *argv, "--json")[1]
+
+
+def test_a_released_model_that_takes_pictures_is_no_text_model(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("--activity", "use", "--region", "DE", "--text-only")
+    code, _, err = run(capsys, "check", "llama-4-scout", *argv)
+    assert (code, "as it was released takes pictures" in err) == (2, True)
+
+
 def test_every_third_use_has_no_category() -> None:
     for name, n_unseen in (("policy-2", 7), ("policy-3.2", 9)):
         uses = policy(name).uses

@@ -14,6 +14,7 @@ from puna.core import BadInput, BadValue
 
 if TYPE_CHECKING:
     from puna.economics.hardware import Chip
+    from puna.economics.plot import Level
     from puna.model.config import ModelConfig
 
 
@@ -74,7 +75,8 @@ def rate_of(args: argparse.Namespace, chip: Chip) -> tuple[float, str, list[str]
         cell = f"{kind}_usd_h"
         value = chip.rate(kind)
         source = chip.cells[cell].source
-        return value, f"{kind}, {source.title} ({source.date})", chip.stale([cell], today())
+        page = f", {source.url}" if source.url else ""
+        return value, f"{kind}, {source.title} ({source.date}){page}", chip.stale([cell], today())
     if not kind[:1].isdigit() and not kind.startswith((".", "-")):
         chip.rate(kind)  # names what there is
     return positive("--rate", number("--rate", kind)), "your rate", []
@@ -96,7 +98,7 @@ def config_of(name: str) -> ModelConfig:
 def text_of(path: Path) -> str:
     """Of a file that the user names. Raises BadInput where it is none or holds no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a mark
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} {not_text(error)}") from None
     except OSError as error:
@@ -120,18 +122,20 @@ def check_plot(args: argparse.Namespace) -> None:
     if str(args.plot) == "-":
         if args.json:
             raise BadInput("--json has stdout for itself; give --plot a FILE")
+    elif args.plot.suffix.lower() != ".png":
+        raise BadInput(f"--plot draws a PNG: name it FILE.png, or - for the terminal, got {str(args.plot)!r}")
     elif not args.plot.absolute().parent.is_dir():
         raise BadInput(f"--plot {args.plot}: its folder does not exist; make it first")
 
 
 def draw(path: Path | None, curve: Sequence[tuple[float, float]], title: str, x: str, y: str,
-         lines: Sequence[tuple[str, float]] = ()) -> None:  # fmt: skip
+         levels: Sequence[Level] = ()) -> None:  # fmt: skip
     from puna.economics.plot import png, terminal
 
     if path is None:
         return
     if str(path) == "-":
         print()
-        print(terminal(curve, title, x, y, lines))
+        print(terminal(curve, title, x, y, levels))
         return
-    png(path, curve, title, x, y, lines)
+    png(path, curve, title, x, y, levels)

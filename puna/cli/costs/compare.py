@@ -50,6 +50,7 @@ def rows_of(path: Path | None) -> Sequence[Row]:
 
 def run(args: argparse.Namespace) -> int:
     from puna.economics.compare import Speed, compare, measured_speed, warnings
+    from puna.economics.plot import Level
     from puna.economics.prices import listed
 
     check_plot(args)
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
         speed = measured_speed(args.model, args.accelerator)
     else:
         ratio = 1.0 if args.ratio is None else args.ratio
-        speed = Speed(args.tok_s, args.n or 1, args.accelerator or "h100", ratio, "--tok-s")
+        speed = Speed(
+            args.tok_s, 1 if args.n is None else args.n, args.accelerator or "h100", ratio, "--tok-s"
+        )
     args.accelerator = speed.accelerator
     chip = chip_of(args)
     usd_h, rate, stale = rate_of(args, chip)
@@ -88,8 +91,11 @@ def run(args: argparse.Namespace) -> int:
         _print(report)
         warn(report["notes"])
     offers = found.offers
-    lines = [(f"{o.provider} {o.model_id}", o.usd) for o in (offers[0], offers[len(offers) // 2])]
-    draw(args.plot, found.curve(), f"{args.model} on {chip.name}", "utilisation", "$ per M in and out", lines)
+    hosts = [offer for offer in offers if "router" not in offer.flags] or offers
+    levels = [Level(f"{o.provider} {o.model_id}", o.usd, o.flip) for o in (hosts[0], hosts[len(hosts) // 2])]
+    draw(
+        args.plot, found.curve(), f"{args.model} on {chip.name}", "utilisation", "$ per M in and out", levels
+    )
     return 0
 
 

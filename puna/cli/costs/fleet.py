@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"--n must be 1 or more, got {args.n}")
     chip = chip_of(args)
     usd_h, rate, stale = rate_of(args, chip)
-    d = deployment(args, chip, args.per_copy or 1)
+    d = deployment(args, chip, 1 if args.per_copy is None else args.per_copy)
     if args.per_copy is None:
         d = smallest(d, args.n)
     factor = shipped_factor(kind_of(d.config, args.batch))

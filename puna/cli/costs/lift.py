@@ -23,9 +23,9 @@ HELP = "what a feature earns, from a randomised experiment"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", nargs="?", type=Path, help="CSV with a row for each user")
-    add("--split", type=float, default=0.5, metavar="F", help="share that was to be treated (default: 0.5)")
+    add("--split", type=float, metavar="F", help="share that was to be treated (default: 0.5)")
     add("--alpha", type=float, default=0.05, metavar="A", help="false positives (default: 0.05)")
-    add("--power", type=float, default=0.8, metavar="P", help="of the smallest detectable effect (0.8)")
+    add("--power", type=float, metavar="P", help="of the smallest detectable effect (0.8)")
     add("--planned", type=int, metavar="N", help="users planned beforehand: adds a confidence sequence")
     add("--cost-user", type=float, metavar="USD", help="assumed: what a treated user costs in that time")
     add("--variable-share", type=float, metavar="F", help="assumed: of revenue, what earning it costs (0)")
@@ -40,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
     if (args.file is None) == (args.self_test is None):
         raise BadInput("give FILE or --self-test RUNS")
     if args.self_test is not None:
+        only = ("split", "power", "planned", "cost_user", "variable_share")
+        if given := [name for name in only if getattr(args, name) is not None]:
+            raise BadInput(
+                f"--{given[0].replace('_', '-')} is of FILE; --self-test makes its own experiments"
+            )
         if not 1 <= args.self_test <= 100_000:
             raise BadInput(f"--self-test must be from 1 to 100,000, got {args.self_test}")
         found = asdict(self_test(args.self_test, 1000, args.alpha, args.seed))
@@ -49,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput("--variable-share belongs to --cost-user; give both")
     costs = None if args.cost_user is None else Costs(args.cost_user, args.variable_share or 0.0)
     e = read_experiment(text_of(args.file), str(args.file))
-    report = analyse(e, args.split, args.alpha, args.power, args.planned, costs)
+    split, power = (value if given is None else given
+                    for value, given in ((0.5, args.split), (0.8, args.power)))  # fmt: skip
+    report = analyse(e, split, args.alpha, power, args.planned, costs)
     if args.json:
         print_json(report)
     else:
@@ -74,9 +81,13 @@ def _print(report: dict[str, Any]) -> None:
             "  with CUPED": m["cuped"] and f"{_interval(best)}, {m['variance_removed']:.0%} less variance",
             "  at any look": m.get("confidence_sequence")
             and "${:.4f} to ${:.4f}".format(*m["confidence_sequence"]),
-            "  lift": None if m["lift"] is None else f"{m['lift']:.2%}",
+            "  lift": None
+            if m["lift"] is None
+            else "{:.2%} ({:.2%} to {:.2%})".format(m["lift"], *m["lift_interval"]),
         }
     )
+    if n := m.get("exposed_in_control"):
+        print(f"note: {n:,} users of the control used it as well, which makes the difference smaller")
     if report["not_causal_exposed_usd"] is not None:
         usd = report["not_causal_exposed_usd"]
         print(f"not causal: treated users who used it have ${usd:.4f} more than control; they chose to")

@@ -2,7 +2,9 @@
 
   puna usage --csv november.csv --since 2026-11-01 --until 2026-12-01
   puna cost margin november.csv --hours 720 --n 2 --rate 1.30 --price-list prices.toml
+  puna cost margin server.db --since 2026-11-01 --until 2026-12-01 --hours 720 --n 2 --rate 1.30
 
+LEDGER is such a CSV file, or the database itself: its file, or its URL as `puna usage --database` takes it.
 The machines are paid for all of --hours; their cost is shared by seconds of work, to the last nano-dollar.
 """
 
@@ -18,12 +20,16 @@ from puna.cli.common import add_json, print_json, print_table, printable
 from puna.cli.costs.common import add_chip, chip_of, rate_of, text_of, warn
 from puna.core import BadInput
 
+_SQLITE = b"SQLite format 3\0"
+
 HELP = "gross margin of each tenant and model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="LEDGER", type=Path, help="CSV of `puna usage --csv`")
+    add("file", metavar="LEDGER", help="CSV of `puna usage --csv`, or a database: its file or URL")
+    add("--since", metavar="TIME", help="of a database: the first day or time that counts")
+    add("--until", metavar="TIME", help="of a database: the first day or time that does not")
     add("--hours", type=float, required=True, metavar="N", help="that the machines were paid for")
     add("--n", type=int, default=1, metavar="N", help="accelerators or machines (default: 1)")
     add_chip(parser)
@@ -33,12 +39,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def _ledger(args: argparse.Namespace) -> tuple[str, dict[str, int] | None]:
+    """Its rows as `puna usage --csv` writes them, and of a database the sums by tenant that it makes itself.
+
+    Raises BadInput.
+    """
+    name: str = args.file
+    path, is_url = Path(name), "://" in name
+    stored = name.partition("sqlite:///")[2]
+    if stored and not Path(stored).is_file():  # opening it would make it
+        raise BadInput(f"there is no database {stored}; `puna usage` opens the one of `puna serve`")
+    if is_url or _is_sqlite(path):
+        from puna.server.storage.database import open_database
+        from puna.server.tenants.queries import Filters, export_csv, moment, totals
+
+        since, until = (moment(text) if text else None for text in (args.since, args.until))
+        filters = Filters(since=since, until=until)
+        database = open_database(name if is_url else f"sqlite:///{path.absolute()}")
+        try:
+            text = "".join(export_csv(database, filters))
+            sums = {total.group[0]: total.cost_nano for total in totals(database, ("tenant",), filters)}
+        finally:
+            database.close()
+        return text, sums
+    if args.since is not None or args.until is not None:
+        raise BadInput(f"--since and --until are of a database; {name} has the rows that it has")
+    return text_of(path), None
+
+
+def _is_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False  # which is said when it is read
+
+
 def run(args: argparse.Namespace) -> int:
     from puna.economics.hardware import positive
-    from puna.economics.margin import gaps, margins, read_ledger
+    from puna.economics.margin import gaps, margins, read_ledger, reconciled
     from puna.server.tenants.prices import dollars, read_prices
 
-    entries = read_ledger(text_of(args.file), str(args.file))
+    text, sums = _ledger(args)
+    entries = read_ledger(text, str(args.file))
     holes = gaps(entries, positive("--gap", args.gap))
     span = (max(e.at for e in entries) - min(e.at for e in entries)).total_seconds() / 3600
     if holes and not args.allow_gaps:
@@ -51,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     machine = Decimal(str(usd_h)) * Decimal(str(args.hours)) * args.n
     pricing = read_prices(args.price_list).cost if args.price_list else None
     found = margins(entries, machine, pricing)
+    if sums is not None:
+        reconciled(found, sums)
     notes = [*holes, *stale]
     if found.repriced:
         off = found.price_difference / 1e9
@@ -68,15 +113,21 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
         return 0
 
-    def cells(names: list[str], calls: int, revenue: int, cost: int) -> list[str]:
+    def cells(names: list[str], calls: int, revenue: int, cost: int, per_mtok: float | None) -> list[str]:
         profit = revenue - cost
         sign = "-" if profit < 0 else ""
         share = f"{profit / revenue:.1%}" if revenue else "-"
         money = [f"${dollars(revenue)}", f"${dollars(cost)}", f"{sign}${dollars(abs(profit))}"]
-        return [*names, f"{calls:,}", *money, share]
+        each = "-" if per_mtok is None else f"${per_mtok:,.2f}"
+        return [*names, f"{calls:,}", *money, share, each]
 
-    rows = [cells([printable(x.tenant), printable(x.model)], x.calls, x.revenue, x.cost) for x in found.lines]
-    rows.append(cells(["total", ""], len(entries), found.revenue, found.cost))
-    print_table(["TENANT", "MODEL", "CALLS", "REVENUE", "COST", "PROFIT", "MARGIN"], rows)
+    rows = [
+        cells([printable(x.tenant), printable(x.model)], x.calls, x.revenue, x.cost, x.usd_per_mtok)
+        for x in found.lines
+    ]
+    output = sum(x.output for x in found.lines)
+    total = found.cost / output / 1000 if output else None
+    rows.append(cells(["total", ""], len(entries), found.revenue, found.cost, total))
+    print_table(["TENANT", "MODEL", "CALLS", "REVENUE", "COST", "PROFIT", "MARGIN", "COST OF M OUT"], rows)
     warn(notes)
     return 0

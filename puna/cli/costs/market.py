@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
         print_json({"model": args.model, "median": median, "prices": rows, "notes": notes})
         return 0
     cells = [[printable(r["provider"]), printable(r["model_id"]), r["input"] or "-", r["output"] or "-",
-              f"{r['source']} {r['fetched']}", ", ".join(r["flags"])] for r in rows]  # fmt: skip
-    print_table(["HOST", "MODEL", "$/M IN", "$/M OUT", "SOURCE", "FLAGS"], cells)
+              f"{r['source']} {r['fetched']}", ", ".join(r["flags"]), printable(r["url"]) or "-"]
+             for r in rows]  # fmt: skip
+    print_table(["HOST", "MODEL", "$/M IN", "$/M OUT", "SOURCE", "FLAGS", "PAGE"], cells)
     if median:
         print(f"\nmedian of {median['rows']}: ${median['input']} in, ${median['output']} out")
     warn(warnings(items, today()))

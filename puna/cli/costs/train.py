@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     chip = chip_of(args)
     usd_h, rate, stale = rate_of(args, chip)
     failures = None if args.mtbf is None else Failures.of(args.n, args.mtbf, args.save, args.restart)
-    intensity = args.tonnes_per_mwh or (made.tonnes_per_mwh if made else None)
+    intensity = args.tonnes_per_mwh
+    if intensity is None and made is not None:
+        intensity = made.tonnes_per_mwh
     arithmetic = "fp8_tflops" if args.fp8 else "bf16_tflops"
     plan = Run(active, tokens, chip, args.n, args.mfu, arithmetic, usd_h, args.pue, args.kwh, intensity,
                failures.goodput if failures else 1.0)  # fmt: skip
@@ -103,6 +105,7 @@ def _reported(made: Reported, usd_h: float) -> dict[str, Any]:
         "tonnes_co2e": made.tonnes,
         "usd": made.usd(usd_h),
         "source": made.source.title,
+        "url": made.source.url,
         "date": str(made.source.date),
         "age_days": (today() - made.source.date).days,
     }
@@ -126,12 +129,13 @@ def _print(report: dict[str, Any]) -> None:
             "planned": f"{plan['hours']:,.0f} hours in {plan['days']:.1f} days, ${plan['usd']:,.0f} "
             f"(goodput {plan['goodput']:.1%})",
             "energy": None if plan["mwh"] is None else f"{plan['mwh']:,.0f} MWh, ${plan['energy_usd']:,.0f}",
-            "emissions": plan["tonnes_co2e"] and f"{plan['tonnes_co2e']:,.0f} t CO2e",
+            "emissions": None if plan["tonnes_co2e"] is None else f"{plan['tonnes_co2e']:,.0f} t CO2e",
             "checkpoints": saved
             and f"every {saved['daly_s'] / 60:.1f} minutes (Young: {saved['young_s'] / 60:.1f}), "
             f"a failure every {saved['mtbf_h']:.1f} hours",
             "as reported": made
             and f"{made['hours']:,.0f} hours, {made['tflops']:.0f} TFLOPS ({made['mfu']:.1%}), "
-            f"{made['mwh']:,.0f} MWh, ${made['usd']:,.0f} at the same rate ({made['source']})",
+            f"{made['mwh']:,.0f} MWh, ${made['usd']:,.0f} at the same rate ({made['source']}"
+            + (f", {made['url']})" if made["url"] else ")"),
         }
     )

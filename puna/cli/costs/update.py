@@ -43,17 +43,23 @@ def run(args: argparse.Namespace) -> int:
         raise BadValue(f"--date must not be in the future, got {day}")
     text = text_of(args.file)
     found = read_foreign(text, args.form, f"{args.form} {args.version}", day)
-    kept = [row for row in rows_of(args.prices) if row.source.partition(" ")[0] != args.form]
+    before = rows_of(args.prices)
+    kept = [row for row in before if row.source.partition(" ")[0] != args.form]
+    newest = max((row.fetched for row in before if row not in kept), default=day)
+    notes = [*found.skipped]
+    if day < newest:
+        notes.insert(0, f"prices of {day} have replaced those of {newest}, which are newer")
     args.out.write_text(write_rows([*kept, *found.rows]), encoding="utf-8")
     report = {
         "read": len(found.rows),
         "kept": len(kept),
         "skipped": list(found.skipped),
+        "notes": notes,
         "out": str(args.out),
     }
     if args.json:
         print_json(report)
     else:
-        print_facts({**report, "skipped": len(found.skipped)})
-        warn(found.skipped)
+        print_facts({**report, "skipped": len(found.skipped), "notes": None})
+        warn(notes)
     return 0
