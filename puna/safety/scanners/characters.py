@@ -36,7 +36,8 @@ _UNSPACED: Ranges = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x19
 _MONGOLIAN: Ranges = ((0x1800, 0x18AF), (0x11660, 0x1167F))
 _HAN: Ranges = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFD))
 _EMOJI_PLANE: Ranges = ((0x1F000, 0x1FAFF),)
-_EMOJI_ODD = frozenset("©®‼⁉™ℹ↔↕〰〽㊗㊙")  # pictographs that are no "other symbols" of Unicode, or might not be
+# pictographs that Unicode counts among letters, signs of mathematics or punctuation
+_EMOJI_ODD = frozenset("\u203c\u2049\u2139\u2194\u2195\u25fb\u25fc\u25fd\u25fe\u2934\u2935\u3030\u303d")
 _KEYCAPS = frozenset("0123456789#*")
 _SKIN_TONES: Ranges = ((0x1F3FB, 0x1F3FF),)
 

@@ -19,10 +19,18 @@ from puna.safety.scanners.finding import Finding
 
 KIND = "hidden"
 # black flag, the code of a region in tags (gbsct: Scotland), end of tags (UTS #51, annex C)
-_FLAG = re.compile("\U0001f3f4[\U000e0061-\U000e007a]{2}[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,3}\U000e007f")
-_PLAIN = re.compile(r"[\t\n\r\f\x20-\x7e]*")
-_ALLOWED_CONTROLS = "\t\n\r\f"
+_FLAG = re.compile(
+    "\U0001f3f4[\U000e0061-\U000e007a]{2}[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,3}\U000e007f"
+)
+_RANGES = (
+    *((0, 8), (0xB, 0xB), (0xE, 0x1F), (0x7F, 0x9F)),  # controls but tab, line feed, form feed, return
+    *((0xD800, 0xDFFF), (0xE000, 0xF8FF), (0xF0000, 0x10FFFF)),  # surrogates, private use
+    *((0xFDD0, 0xFDEF), *((plane + 0xFFFE, plane + 0xFFFF) for plane in range(0, 0xF0000, 0x10000))),
+    *(pair for ranges in (ch.TAGS, ch.SELECTORS, ch.BIDI, ch.ZERO_WIDTH) for pair in ranges),
+)
+_SUSPECT = re.compile("[" + "".join(f"{re.escape(chr(a))}-{re.escape(chr(b))}" for a, b in _RANGES) + "]")
 _OPEN, _CLOSE = "\u202a\u202b\u2066\u2067\u2068", "\u202c\u2069"
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _OVERRIDES = "\u202d\u202e"
 _MARKS = "\u061c\u200e\u200f"
 _SHOWN = 60  # characters of a hidden text
@@ -30,21 +38,18 @@ _SHOWN = 60  # characters of a hidden text
 
 def scan(text: str) -> list[Finding]:
     """Runs of characters that cannot be seen and have no use where they stand, in their order."""
-    if _PLAIN.fullmatch(text):
+    suspects = [found.start() for found in _SUSPECT.finditer(text)]
+    if not suspects:
         return []
     flags = {i for found in _FLAG.finditer(text) for i in range(*found.span())}
     lines = _bidi_lines(text)
-    rules: list[tuple[int, str]] = []
-    for at, character in enumerate(text):
-        if at not in flags and (rule := _rule(text, at, character, lines)):
-            rules.append((at, rule))
+    rules = [(at, rule) for at in suspects if at not in flags and (rule := _rule(text, at, lines))]
     return list(_runs(text, rules))
 
 
-def _rule(text: str, at: int, character: str, lines: dict[int, bool]) -> str:
-    """Why a character is suspect; "" if it is not."""
-    if " " <= character <= "~":
-        return ""
+def _rule(text: str, at: int, lines: dict[int, bool]) -> str:
+    """Why a suspect character is one; "" if it is none."""
+    character = text[at]
     if ch.within(character, ch.TAGS):
         return "tag-characters"
     if ch.within(character, ch.SELECTORS):
@@ -53,14 +58,7 @@ def _rule(text: str, at: int, character: str, lines: dict[int, bool]) -> str:
         return "" if lines[at] else "direction"
     if ch.within(character, ch.ZERO_WIDTH):
         return "" if _has_use(text, at) else "zero-width"
-    category = unicodedata.category(character)
-    if category == "Co":
-        return "private-use"
-    if category == "Cc" and character not in _ALLOWED_CONTROLS:
-        return "control"
-    if category == "Cs" or (category == "Cn" and ord(character) & 0xFFFE == 0xFFFE):
-        return "no-character"
-    return ""
+    return {"Co": "private-use", "Cc": "control"}.get(unicodedata.category(character), "no-character")
 
 
 def _at(text: str, at: int) -> str:
@@ -102,7 +100,7 @@ def _bidi_lines(text: str) -> dict[int, bool]:
     found: dict[int, bool] = {}
     start = 0
     for line in text.split("\n"):
-        places = [i for i, character in enumerate(line) if ch.within(character, ch.BIDI)]
+        places = [found.start() for found in _BIDI.finditer(line)]
         if places:
             mixed = ch.is_right_to_left(line.translate({ord(c): None for c in _MARKS}))
             closed = _is_balanced(line)
@@ -141,7 +139,9 @@ def _detail(rule: str, run: str) -> str:
         return f"tag characters that spell {said[:_SHOWN]!r}" if said else f"{what}, tags outside of a flag"
     if rule == "variation-selectors":
         said = bytes(map(_byte, filter(_is_byte, run))).decode("utf-8", "replace")
-        return f"variation selectors that carry {said[:_SHOWN]!r}" if len(run) > 1 else f"{what}, varies nothing"
+        return (
+            f"variation selectors that carry {said[:_SHOWN]!r}" if len(run) > 1 else f"{what}, varies nothing"
+        )
     if rule == "direction":
         return f"{what}, changes the order in which the line is shown"
     if rule == "control":
