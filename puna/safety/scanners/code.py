@@ -94,7 +94,8 @@ class Bandit:
 
     def _report(self, code: str) -> dict[str, Any]:
         # -I: neither this folder nor PYTHONPATH can put another module in bandit's place
-        command = [sys.executable, "-I", "-m", "bandit", "-q", "-f", "json", "-"]
+        # and `# nosec` in a model's answer silences nothing
+        command = [sys.executable, "-I", "-m", "bandit", "-q", "--ignore-nosec", "-f", "json", "-"]
         try:
             with tempfile.TemporaryDirectory() as empty:  # bandit reads settings of the current folder
                 done = subprocess.run(
@@ -121,4 +122,6 @@ def _finding(block: Block, lines: Sequence[int], row: dict[str, Any]) -> Finding
     start = lines[first] + column
     end = lines[last] + len(block.code[lines[last] :].split("\n", 1)[0])
     detail = f"{row['issue_text']} ({row['test_id']}, severity {row['issue_severity'].lower()})"
-    return Finding(block.start + start, block.start + max(end, start), KIND, row["test_name"], detail)
+    return Finding(
+        block.start + start, block.start + max(end, start), KIND, row["test_name"].replace("_", "-"), detail
+    )

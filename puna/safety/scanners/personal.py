@@ -1,10 +1,10 @@
 """Personal data in texts: e-mail, telephone, payment cards, bank accounts, IP addresses, national numbers.
 
 Numbers are validated, not guessed by their look: telephones by the numbering plans of phonenumbers (national
-ones of `region` where something stands between their digits, of all countries with a leading +), cards by Luhn's sum and the networks' first digits,
-accounts by the IBAN's checksum and length, national numbers of `region` by python-stdnum. IP addresses are
-those that the internet routes: 10.0.0.1 is nobody's. Names, street addresses and dates of birth need a model
-and are not looked for.
+ones of `region` where something stands between their digits, of all countries with a leading +), cards by
+Luhn's sum and the networks' first digits, accounts by the IBAN's checksum and length, national numbers of
+`region` by python-stdnum. IP addresses are those that the internet routes: 10.0.0.1 is nobody's. Names,
+street addresses and dates of birth need a model and are not looked for.
 """
 
 from __future__ import annotations

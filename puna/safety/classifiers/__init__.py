@@ -1,0 +1,7 @@
+"""Classifiers that are no guard models, and `make`, which makes one from a line such as "patterns:FILE"."""
+
+from __future__ import annotations
+
+from puna.safety.classifiers.make import SPECS, make
+
+__all__ = ["SPECS", "make"]
