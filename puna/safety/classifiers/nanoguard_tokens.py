@@ -46,7 +46,7 @@ def read_tokens(path: Path) -> tuple[Tokenizer, dict[str, int]]:
             raise ValueError("ranks with gaps, or no tokens for begin and padding")
         tokens = [bytes(token) for token, _ in ranks]
         vocabulary = {spell(token): i for i, token in enumerate(tokens)}
-        merges = [tuple(merge.split(" ")) for merge in merges_of(tokens)]
+        merges = [(left, right) for left, _, right in (m.partition(" ") for m in merges_of(tokens))]
         tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=True))
         words = Split(Regex(data["pat_str"]), "isolated")
     except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError) as error:

@@ -71,7 +71,7 @@ class NanoGuard:
     def _attend(self, x_BTD: Tensor, prefix: str) -> Tensor:
         w = self._weights
         q, k, v = (
-            F.linear(x_BTD, w[f"{prefix}c_{name}.weight"]).unflatten(-1, (self._n_heads, -1))
+            F.linear(x_BTD, w[f"{prefix}c_{name}.weight"]).view(*x_BTD.shape[:2], self._n_heads, -1)
             for name in "qkv"
         )
         q, k = (_norm(self._rotate(heads)) for heads in (q, k))

@@ -1,7 +1,7 @@
 """Sequence classifiers in Hugging Face's layout, such as Llama Prompt Guard 2. [extra: torch]
 
-Needs transformers. Only safetensors are read and no code of the folder is run. The score is what the classes other than the
-harmless one get together: for Prompt Guard 2's two classes that of the last one.
+Needs transformers. Only safetensors are read and no code of the folder is run. The score is what the classes
+other than the harmless one get together: for Prompt Guard 2's two classes that of the last one.
 """
 
 from __future__ import annotations

@@ -35,6 +35,15 @@ _JOINING: Ranges = (
 _UNSPACED: Ranges = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF))
 _MONGOLIAN: Ranges = ((0x1800, 0x18AF), (0x11660, 0x1167F))
 _HAN: Ranges = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFD))
+_VARIED: Ranges = (
+    (0x1000, 0x109F),
+    (0x3000, 0x303F),
+    *_HAN[:2],
+    (0xA840, 0xA87F),
+    _HAN[2],
+    (0xFF00, 0xFFEF),
+    _HAN[3],
+)
 _EMOJI_PLANE: Ranges = ((0x1F000, 0x1FAFF),)
 # pictographs that Unicode counts among letters, signs of mathematics or punctuation
 _EMOJI_ODD = frozenset("\u203c\u2049\u2139\u2194\u2195\u25fb\u25fc\u25fd\u25fe\u2934\u2935\u3030\u303d")
@@ -86,9 +95,10 @@ def may_vary(base: str, selector: str) -> bool:
         return within(base, _HAN)
     if selector in "\ufe0e\ufe0f":
         return is_pictograph(base) or base in _KEYCAPS or unicodedata.category(base) in ("Sm", "Sk")
-    # others are in StandardizedVariants.txt: 0 empty set, mathematics, punctuation of CJK, ideographs
-    wide = within(base, _HAN) or within(base, ((0x3000, 0x303F), (0xFF00, 0xFFEF), (0x1000, 0x109F)))
-    return selector <= "\ufe02" and (wide or base == "0" or unicodedata.category(base) in ("Sm", "Lo"))
+    # StandardizedVariants.txt: mathematics, zero, punctuation of CJK, ideographs, Myanmar, Phags-pa
+    return selector <= "\ufe02" and (
+        within(base, _VARIED) or base == "0" or unicodedata.category(base) == "Sm"
+    )
 
 
 def is_right_to_left(text: str) -> bool:

@@ -45,10 +45,10 @@ def _look(character: str, table: Mapping[str, str]) -> str:
     """An empty text for what is not seen."""
     if character.isascii():
         return character
-    if character in table:
-        return table[character]
     forms = unicodedata.normalize("NFKC", character)
-    return "".join(table.get(c, c) for c in forms if not _is_invisible(c))
+    if forms.isascii():  # before the look-alikes, which take a wide I for a small L
+        return forms
+    return table.get(character) or "".join(table.get(c, c) for c in forms if not _is_invisible(c))
 
 
 def _is_invisible(character: str) -> bool:
