@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from puna.text.tiktoken_file import merges_of
 
 BEGIN, PAD = "<|reserved_0|>", "<|reserved_1|>"
 _MOST_BYTES = 16 << 20
+_UNREADABLE = (pickle.UnpicklingError, EOFError, struct.error)
 
 
 class _Encoding:
@@ -49,7 +51,7 @@ def read_tokens(path: Path) -> tuple[Tokenizer, dict[str, int]]:
         merges = [(left, right) for left, _, right in (m.partition(" ") for m in merges_of(tokens))]
         tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=True))
         words = Split(Regex(data["pat_str"]), "isolated")
-    except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError) as error:
+    except (*_UNREADABLE, LookupError, AttributeError, TypeError, ValueError) as error:
         raise BadFile(f"{path} must be NanoGuard's pickled tokenizer, found: {error!r:.200}") from None
     tokenizer.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
     return tokenizer, special

@@ -8,6 +8,7 @@ The padding takes part in attention and not in the mean, as in the maker's code:
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,18 +98,12 @@ def _rotations(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
 def _read(path: Path) -> tuple[Mapping[str, int], Mapping[str, Tensor]]:
     """Sizes and weights (float32). Raises BadFile; nothing that a pickle could run is run."""
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles, which are refused anyway
+            data = torch.load(path, map_location="cpu", weights_only=True)
         sizes = {name: int(data["config"][name]) for name in _SIZES}
         weights = {name: tensor.float() for name, tensor in data["model_state_dict"].items()}
         _check(sizes, weights)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*_UNREADABLE, AttributeError, TypeError, ValueError) as error:
         said = str(error).splitlines() or [""]
         raise BadFile(f"{path} must be NanoGuard's checkpoint, found: {said[0]:.200}") from None
     return sizes, weights

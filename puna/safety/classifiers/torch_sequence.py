@@ -25,6 +25,7 @@ class SequenceClassifier:
     def __init__(self, folder: Path) -> None:
         """Raises BadFile; BadInput where transformers is not installed."""
         library = need("transformers", "transformers", "an encoder in Hugging Face's layout")
+        library.utils.logging.disable_progress_bar()
         only_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._tokenizer = library.AutoTokenizer.from_pretrained(str(folder), **only_here)
