@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from puna.safety.classifiers.make import SPECS, make
+from puna.safety.classifiers.specs import SPECS, make
 
 __all__ = ["SPECS", "make"]
