@@ -148,7 +148,8 @@ def _phones(text: str, region: str) -> Iterator[Finding]:
     library = need("phonenumbers", "phonenumbers", "the scanner `personal`")
     leniency = library.Leniency.VALID
     for match in library.PhoneNumberMatcher(text, region, leniency=leniency, max_tries=sys.maxsize):
-        # sizes and counts in code are valid numbers of some plan as well
-        if not match.raw_string.isdigit() and sum(c.isdigit() for c in match.raw_string) >= 7:
+        # sizes and counts in code, and pairs of decimal numbers, are valid in some plan as well
+        raw = match.raw_string
+        if not raw.isdigit() and not {"/", "."} <= {*raw} and sum(c.isdigit() for c in raw) >= 7:
             detail = f"telephone number: {masked(match.raw_string)}"
             yield Finding(match.start, match.end, KIND, "telephone", detail)

@@ -61,7 +61,7 @@ def test_scores_are_the_makers(theirs: Any, ours: Injection) -> None:
 
 def test_nothing_of_a_long_text_is_cut_off(theirs: Any, ours: Injection) -> None:
     text = "The weather is fine. " * 120
-    attack = " ".join([ATTACK] * 8)
+    attack = " ".join([ATTACK] * 30)
     assert theirs.scan(text + attack).injection_score < 0.5  # its maker's code stops at 512 tokens
     found = asyncio.run(ours.judge([[("user", text + attack)], [("user", text)]]))
     assert [one.is_unsafe for one in found] == [True, False]

@@ -79,7 +79,7 @@ def test_documented_examples(text: str, region: str, rule: str, part: str) -> No
     [
         "10.0.0.1 and 192.168.1.1, ::1, fe80::1, 127.0.0.1", "version 1.2.3.4.5, v8.8.8.8",
         "000-12-3456 and 666-12-3456", "3.14159265358979323846", "2024-01-02 10:11:12",
-        "a@b, @app.route, x @ y",
+        "a@b, @app.route, x @ y", "70.554/405.85", "6.1/9.2/18.4/27.6",
         "15032385536 bytes", "0000 0000 0000 0000", "std::vector<a::b>", "12:30:45",
     ],
 )  # fmt: skip
