@@ -14,7 +14,7 @@ import nanoguard
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -67,6 +67,7 @@ def test_nothing_of_a_long_text_is_cut_off(theirs: Any, ours: Injection) -> None
     assert [one.is_unsafe for one in found] == [True, False]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(2, 40))
 def test_windows_cover_a_text_and_overlap(n: int, size: int) -> None:
     found = windows(range(n), size)

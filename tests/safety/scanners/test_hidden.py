@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.safety.scanners.hidden import scan
@@ -37,6 +37,7 @@ def test_between_latin_letters_exactly_the_invisible_is_found() -> None:
     assert [hex(ord(text[i])) for i in sorted(found ^ expected)] == []
 
 
+@settings(deadline=None)
 @given(st.text(LETTERS + " .!", min_size=1, max_size=50), st.text(LETTERS))
 def test_smuggled_texts_are_decoded(hidden: str, shown: str) -> None:
     [found] = scan(shown + tags(hidden) + shown)
@@ -47,6 +48,7 @@ def test_smuggled_texts_are_decoded(hidden: str, shown: str) -> None:
     assert len(hidden) == 1 or repr(hidden) in found.detail
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_findings_cover_invisible_characters_alone(text: str) -> None:
     found = scan(text)
