@@ -14,6 +14,7 @@ from typing import Protocol
 
 from puna.core import BadFile
 from puna.safety.classifiers.texts import InThread, readable
+from puna.safety.scanners.libraries import need
 from puna.safety.verdict import Verdict
 
 CATEGORY = "prompt-injection"
@@ -51,6 +52,7 @@ class Injection(InThread):
 
 def load(folder: Path) -> Encoder:
     """Raises what Injection() raises."""
+    need("torch", "torch", "an injection encoder", "'puna[torch]'")
     if (folder / "model.pt").is_file() and (folder / "tokenizer.pkl").is_file():
         from puna.safety.classifiers.torch_nanoguard import NanoGuard
 

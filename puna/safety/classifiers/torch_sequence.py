@@ -24,7 +24,7 @@ class SequenceClassifier:
 
     def __init__(self, folder: Path) -> None:
         """Raises BadFile; BadInput where transformers is not installed."""
-        library = need("transformers", "transformers", "an encoder in Hugging Face's layout")
+        library = need("transformers", "transformers", "an encoder in Hugging Face's layout", "transformers")
         library.utils.logging.disable_progress_bar()
         only_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:

@@ -8,13 +8,11 @@ from typing import Any
 from puna.core import BadInput
 
 
-def need(module: str, package: str, what: str) -> Any:
+def need(module: str, package: str, what: str, install: str = "'puna[safety]'") -> Any:
     """An imported module. Raises BadInput that says what needs which package, and how to install it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise
-        raise BadInput(
-            f"{what} needs {package}, which is not installed: pip install 'puna[safety]'"
-        ) from None
+        raise BadInput(f"{what} needs {package}, which is not installed: pip install {install}") from None

@@ -52,6 +52,8 @@ def test_a_library_that_lacks_is_missed_when_the_classifier_is_made(monkeypatch:
     monkeypatch.setattr(libraries, "import_module", missing)
     with pytest.raises(BadInput, match=r"phonenumbers, which is not installed: pip install 'puna\[safety\]'"):
         make("scan:personal")
+    with pytest.raises(BadInput, match=r"injection encoder needs torch.*pip install 'puna\[torch\]'"):
+        make("injection:somewhere")
     assert make("scan:hidden").name == "scan:hidden"
 
 
