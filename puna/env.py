@@ -3,6 +3,7 @@
 PUNA_HOME      folder of the model store; default: the platform's folder for user data
 PUNA_CPU       force a CPU target of the kernels (see `puna doctor` for those available)
 PUNA_THREADS   threads that a model runs on; default: the physical cores
+PUNA_MODERATION_KEY   what a moderation service elsewhere wants as "Authorization: Bearer"
 NO_COLOR       any value but the empty one: no colours in a terminal (no-color.org)
 TERM           "dumb" or none: a terminal that cannot move its cursor
 RAY_USAGE_STATS_ENABLED   Ray's own; 0 unless it is set
@@ -48,6 +49,10 @@ def threads() -> int | None:
 def most_threads() -> int:
     """More than this is a mistake: threads that wait for each other gain nothing from sharing a core."""
     return max(8, 2 * (os.cpu_count() or 1))
+
+
+def moderation_key() -> str | None:
+    return os.environ.get("PUNA_MODERATION_KEY") or None
 
 
 def no_color() -> bool:

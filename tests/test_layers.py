@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "license": {"core", "model"},
     "economics": {"core", "model"},
     "brief": {"core", "model", "license", "economics"},
-    "safety": {"core", "text"},
+    "safety": {"core", "env", "text"},
     "runtime": {"core", "model", "ops", "weights", "env", "_native"},
     "engine": {"core", "text"},
     "server": {"core", "env", "engine", "text", "safety", "license", "economics"},
@@ -41,7 +41,7 @@ PURE = {
     "engine/prefix.py": {"numpy", "puna.runtime", "puna.weights"},
     "core.py": set(),
 }
-TORCH_AT_HOME = ("ops/torch_", "runtime/torch", "bench/torch_", "train/")
+TORCH_AT_HOME = ("ops/torch_", "runtime/torch", "bench/torch_", "safety/classifiers/torch_", "train/")
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from math import exp
 from typing import Any
 
@@ -13,6 +14,7 @@ from safety import guards
 from server.conftest import Running, Start
 
 from puna.core import SamplingParams
+from puna.safety.classifiers import make
 from puna.safety.taxonomy import OPENAI, openai_names, slug
 from puna.server.config import ServerConfig
 from puna.server.structured import compiled
@@ -79,6 +81,17 @@ def test_any_name_of_openais_asks_for_the_guard(judge: Running) -> None:
     parts.append({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}})
     with pytest.raises(openai.BadRequestError, match="judges texts only"):
         client.moderations.create(input=parts)
+
+
+def test_another_puna_asks_it_as_a_classifier(judge: Running) -> None:
+    results = judge.openai().moderations.create(input=TEXTS).results
+    classifier = make(f"http:{judge.url}/v1/moderations#tiny")
+    found = asyncio.run(classifier.judge([[("user", text)] for text in TEXTS]))
+    assert [one.is_unsafe for one in found] == [result.flagged for result in results]
+    for one, result in zip(found, results, strict=True):
+        flags = result.categories.model_dump(by_alias=True)
+        assert {*one.categories} == {slug(name) for name, flag in flags.items() if flag}
+        assert one.score == max(result.category_scores.model_dump(by_alias=True).values())
 
 
 def test_without_a_guard_the_answer_says_what_to_serve(server: Running) -> None:
