@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError, SamplingParams
-from puna.safety.guard import Guard, guard_of, is_guard, verdict
+from puna.safety.llama_guard import Guard, guard_of, is_guard, verdict
 from puna.safety.verdict import Turn, Verdict
 from puna.server.calls import Call, Choices
 from puna.server.errors import ApiError, bad, from_results, not_found

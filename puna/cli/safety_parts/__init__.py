@@ -1,0 +1,1 @@
+"""The commands of `puna safety`, one file each."""
