@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import Any
 
-from puna.core import BadValue, TokenLogprob
+from puna.core import BadValue, SamplingParams, TokenLogprob
 from puna.safety.llama_guard.prompt import GuardPrompt, build, check_turns
 from puna.safety.llama_guard.versions import Version, versions
 from puna.safety.taxonomy import slug
@@ -24,6 +24,7 @@ from puna.text.tokenizer import Tokenizer
 _BEGIN = re.compile("<BEGIN UNSAFE ?CONTENT CATEGORIES>")
 _END = "<END UNSAFE CONTENT CATEGORIES>"
 _CATEGORY = re.compile(r"^([SO]\d+): *([^.\n]+)\.", re.MULTILINE)
+_LONGEST = 200  # tokens of an answer: all codes there are
 _PROBE = "puna asks"  # a text that no template has
 
 
@@ -114,6 +115,12 @@ def version_of(tokenizer: Tokenizer) -> Version | None:
     )
     same = [one for one in versions().values() if build(one, turns).text == rendered]
     return same[0] if same else None
+
+
+def params_of(guard: Guard) -> SamplingParams:
+    """How a guard is asked: greedily, with what verdict() reads."""
+    ids = tuple(sorted(guard.safe_ids | guard.unsafe_ids))
+    return SamplingParams(temperature=0, max_tokens=_LONGEST, logprobs=0, logprob_ids=ids)
 
 
 def words_of(tokenizer: Tokenizer) -> tuple[frozenset[int], frozenset[int]]:
