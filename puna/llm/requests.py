@@ -93,7 +93,8 @@ class Requests:
     ) -> Request:
         """A request with the pictures of messages and a prompt that a caller builds, for submit().
 
-        `prompt` is called with the tiles across and down of each picture, and with `patches`, the tokens of a tile.
+        `prompt` is called with the tiles across and down of each picture, and with `patches`, the tokens
+        of a tile.
         """
         from puna.llm.images import place, take_images
         from puna.text.formats.images import PATCHES
