@@ -1,7 +1,7 @@
 """A labelled set: JSON lines or CSV.
 
-A case has `text`, a message of the user, and with `answer` what the assistant said to it, which is then judged;
-or `conversation`, [{"role": "user", "content": …}, …] (JSON only). `unsafe` is its label, true or
+A case has `text`, a message of the user, and with `answer` what the assistant said to it, which is then
+judged; or `conversation`, [{"role": "user", "content": …}, …] (JSON only). `unsafe` is its label, true or
 false. `category` and `group` may be names by which figures are split.
 """
 

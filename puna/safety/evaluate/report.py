@@ -40,8 +40,8 @@ def report(
     seed: int = 0,
     threshold: float | None = None,
 ) -> dict[str, Any]:
-    """Plain data: of every classifier its figures, for all cases, by group and by category, and how all others
-    differ from the first one.
+    """Plain data: of every classifier its figures, for all cases, by group and by category, and how
+    all others differ from the first one.
 
     A case is flagged where the classifier says so, or with `threshold` where its score is that or more. Every
     interval is of the same resamples, so that differences are paired. Raises BadValue for a threshold that is
