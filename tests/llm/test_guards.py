@@ -12,6 +12,7 @@ import torch
 import transformers
 from llm.guard_models import CONTROL, forced_guard, random_guard
 from llm.tiny_llm import write_tiny_llm
+from llm.tiny_vision import LLAMA4, LLAMA32, TOKENS, let_see, png
 from safety import guards
 
 from puna import LLM
@@ -162,3 +163,32 @@ def test_prompts_reach_the_model_as_they_are_built(llm: LLM) -> None:
     request, _ = LlamaGuard(llm, version=version.id)._request(turns)
     assert list(request.prompt) == build(version, turns).ids(llm.tokenizer)
     assert list(request.prompt) == list(LlamaGuard(llm)._request(turns)[0].prompt)
+
+
+@pytest.mark.parametrize("name", ["llama-guard-4", "llama-guard-3-11b-vision"])
+def test_pictures_reach_the_model_in_their_places(name: str, tmp_path: Path) -> None:
+    """Built by ids: one token for a picture before the task, or all its tiles where it stands in the message."""
+    is_four = name == "llama-guard-4"
+    header = ["<|header_start|>", "<|header_end|>", "<|eot|>"] if is_four else CONTROL[1:]
+    control = [CONTROL[0], *header, *TOKENS["llama4" if is_four else "llama3.2"]]
+    path = write_tiny_llm(tmp_path / "tiny.gguf", template=None, control=control, context=4096)
+    with LLM(path, threads=1) as llm:
+        guard = LlamaGuard(llm, version=name)
+        more = {} if is_four else {"cross_attention": (1,)}
+        let_see(llm, LLAMA4 if is_four else LLAMA32, **more)
+        parts = [{"type": "text", "text": "Look:"}, {"type": "image", "image": png()}]
+        request, _ = guard._request([("user", parts)])
+        ids, tokenizer = list(request.prompt), llm.tokenizer
+        (placed,) = request.images
+        if is_four:
+            n = LLAMA4.tokens_per_tile
+            assert [ids[at] for at in placed.positions] == [tokenizer.id("<|patch|>")] * n * len(
+                placed.image.pixels
+            )
+            before = tokenizer.decode(ids[: placed.positions[0]])
+            assert "User: Look:<|image_start|>" in before
+        else:
+            assert ids.count(tokenizer.id("<|image|>")) == 1
+            assert tokenizer.decode(ids[: placed.positions[0] + 1]).endswith("<|end_header_id|>\n\n<|image|>")
+        with pytest.raises(BadValue, match="one picture at a time|must be"):
+            guard._request([("user", [parts[1], parts[1]]), ("user", "x")])
