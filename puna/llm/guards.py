@@ -68,7 +68,7 @@ class LlamaGuard:
         if guard_of(self._llm.tokenizer) is None:
             raise BadInput(
                 f"{self._name} has no guard's chat template, so that nothing says what it was taught to look "
-                'for; say which it is, version="llama-guard-3-8b", or take a guard model'
+                "for; name a version (--prompt), such as llama-guard-3-8b, or take a guard model"
             )
         if self._categories is None:
             return None
@@ -76,7 +76,7 @@ class LlamaGuard:
         if found is None:
             raise BadInput(
                 f"the chat template of {self._name} is none of Meta's, whose categories could be exchanged; "
-                'say which prompt it knows, version="llama-guard-3-8b", or leave the categories'
+                "name the version whose prompt it knows, such as llama-guard-3-8b, or leave the categories"
             )
         return found
 

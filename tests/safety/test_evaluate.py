@@ -115,7 +115,7 @@ def test_intervals_have_the_truth_as_often_as_they_say() -> None:
 
 def test_a_paired_interval_is_narrower_than_those_of_both() -> None:
     cases, good, worse = drawn_set(np.random.default_rng(2), 400)
-    made = report(cases, [Answers("good", good), Answers("worse", worse)])
+    made = report(cases, [Answers("good", good), Answers("worse", worse)], n_resamples=500)
     width = [
         one["recall"]["high"] - one["recall"]["low"] for one in (*made["classifiers"], *made["differences"])
     ]
