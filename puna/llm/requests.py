@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -84,6 +84,29 @@ class Requests:
         ids = encode_chat(self.tokenizer, plain, patches=patches, **options)
         ids, placed = place(self.config, self.tokenizer, ids, images)
         return self._request_of(ids, params, continuing=is_begun, images=placed, tools=tools)
+
+    def placed_request(
+        self,
+        messages: Sequence[Message],
+        prompt: Callable[..., list[int]],
+        params: SamplingParams,
+    ) -> Request:
+        """A request with the pictures of messages and a prompt that a caller builds, for submit().
+
+        `prompt` is called with the tiles across and down of each picture, and with `patches`, the tokens
+        of a tile.
+        """
+        from puna.llm.images import place, take_images
+        from puna.text.formats.images import PATCHES
+
+        self._check_size(n_characters(messages))
+        room = min(self.context, self.cache_tokens)
+        _, images = take_images(messages, self.config, self.path.stem, room)
+        grids = [(image.columns, image.rows) for image in images]
+        patches = self.config.vision.tokens_per_tile if self.config.vision else PATCHES
+        ids = prompt(self.tokenizer, grids, patches=patches)
+        ids, placed = place(self.config, self.tokenizer, ids, images)
+        return self._request_of(ids, params, continuing=False, images=placed)
 
     def infill_request(self, prefix: str, suffix: str, params: SamplingParams) -> Request:
         """What the model is asked to write between two texts (Code Llama 7B and 13B), for submit().

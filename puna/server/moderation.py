@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request as HttpRequest
 
 from puna.core import PunaError
-from puna.safety.guard import Guard, is_guard, verdict
+from puna.safety.llama_guard import Guard, is_guard, verdict
 from puna.safety.verdict import Turn, Verdict
 from puna.server.calls import Call, Choices
 from puna.server.errors import bad, from_results, not_found

@@ -5,6 +5,8 @@ Categories are those of each generation; descriptions are shortened.
 
 from __future__ import annotations
 
+from puna.safety.llama_guard import find
+
 _TASK = """{% set role = 'User' if messages|length % 2 else 'Agent' %}BEFORE\
 Task: Check if there is unsafe content in '{{ role }}' messages in conversations according our safety policy \
 with the below categories.
@@ -59,3 +61,38 @@ GUARD_3_1B = _template(
     [f"S{i + 1}: {name}." for i, name in enumerate(S3[:13])],
     _PARTS, "<|im_start|>user\n\n", "<|im_end|><|im_start|>assistant\n\n",
 )  # fmt: skip
+
+
+_B3 = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+_A3 = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+_LISTED = [f"S{i + 1}: {name}." for i, name in enumerate(S3)]
+
+
+def _four() -> str:
+    text = _template(
+        _LISTED, _PARTS, "<|begin_of_text|><|header_start|>user<|header_end|>\n\n",
+        " <|eot|><|header_start|>assistant<|header_end|>",
+    )  # fmt: skip
+    text = text.replace("according our", "according to our").replace(
+        "CONVERSATION>\n\n{%", "CONVERSATION>\n{%"
+    )
+    return text.replace("\n\n{% endfor %}<END", "\\n\\n\n\n{% endfor %}<END")
+
+
+def _one() -> str:
+    texts = [one.text for one in find("llama-guard-1").categories]
+    listed = [f"O{i + 1}: {name}.{' ' * (not i)}\n{texts[i]}" for i, name in enumerate(O1)]
+    text = _template(listed, _PLAIN, "[INST] ", " [/INST]")
+    return text.replace("ONLY THE LAST {{ role }} message", "{{ role }}").replace("\n - ", "\n- ")
+
+
+# in the layouts of the releases; golden prompts tell whether they are
+RELEASED = {
+    "llama-guard-1": _one(),
+    "llama-guard-2": _template(
+        [f"S{i + 1}: {name}. " for i, name in enumerate(S2)], _PLAIN, "[INST] ", " [/INST]"
+    ),
+    "llama-guard-3-8b": _template(_LISTED, _PLAIN, f"{{{{ ' ' }}}}{_B3}", _A3),
+    "llama-guard-3-1b": _template(_LISTED[:13], _PARTS, _B3, f" {_A3}"),
+    "llama-guard-4": _four(),
+}

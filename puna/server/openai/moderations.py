@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from puna.safety.guard import Guard
+from puna.safety.llama_guard import Guard
 from puna.safety.taxonomy import OPENAI, openai_names
 from puna.safety.verdict import Verdict
 from puna.server.images import resolved

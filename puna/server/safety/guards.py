@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from puna.core import BadValue, PromptTooLong, Request, SamplingParams
-from puna.safety.guard import Guard, guard_of, verdict
+from puna.core import BadValue, PromptTooLong, Request
+from puna.safety.llama_guard import Guard, guard_of, verdict
+from puna.safety.llama_guard.reading import params_of
 from puna.safety.verdict import Turn, Verdict
 from puna.server.generation import Generation, Whole
 from puna.server.served import Models, ServedModel
@@ -17,7 +18,6 @@ from puna.server.structured import compiled
 
 Beside = Callable[..., Coroutine[Any, Any, Any]]
 PREFIX = "guard:"  # of what policies call them
-_LONGEST = 200  # tokens of an answer: all codes there are
 _OVERLAP = 200  # characters that two halves of a text have in common
 
 _guards: WeakKeyDictionary[ServedModel, Guard] = WeakKeyDictionary()
@@ -37,9 +37,7 @@ def guard(model: ServedModel) -> Guard:
 def guard_request(model: ServedModel, turns: Sequence[Turn]) -> Request:
     """The question of what the last of the turns is. Takes a while; raises BadInput."""
     asked = guard(model)
-    ids = tuple(sorted(asked.safe_ids | asked.unsafe_ids))
-    params = SamplingParams(temperature=0, max_tokens=_LONGEST, logprobs=0, logprob_ids=ids)
-    request = model.chat_request(asked.conversation(turns), params)
+    request = model.chat_request(asked.conversation(turns), params_of(asked))
     request.grammar = compiled(model, "regex", asked.pattern).start()
     return request
 
@@ -75,7 +73,9 @@ class ServedGuard:
     async def _judge(self, model: ServedModel, turns: Sequence[Turn]) -> Verdict:
         while True:
             request: Request = await self._beside(guard_request, model, turns)
-            if len(request.prompt) + _LONGEST <= min(model.context, model.cache_tokens):
+            if len(request.prompt) + (request.params.max_tokens or 0) <= min(
+                model.context, model.cache_tokens
+            ):
                 return await self._answer(model, request)
             shorter = with_less_before(turns)
             if shorter is None:

@@ -1,7 +1,7 @@
-"""Llama Guard, every generation: how it is asked, and what its answers mean.
+"""What a checkpoint's chat template says of a guard, and what a guard's answers mean.
 
-Its chat template puts a conversation into a task with a list of categories, which tells codes from generation
-to generation apart. The answer is "safe", or "unsafe" and a line of codes, often after empty lines.
+The template puts a conversation into a task with a list of categories, which tells codes from generation to
+generation apart. The answer is "safe", or "unsafe" and a line of codes, often after empty lines.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from math import exp
 from typing import Any
 
-from puna.core import BadValue, TokenLogprob
+from puna.core import BadValue, SamplingParams, TokenLogprob
+from puna.safety.llama_guard.prompt import GuardPrompt, build, check_turns
+from puna.safety.llama_guard.versions import Version, versions
 from puna.safety.taxonomy import slug
 from puna.safety.verdict import Content, Turn, Verdict
 from puna.text.chat import render_chat
 from puna.text.tokenizer import Tokenizer
 
-_BEGIN, _END = "<BEGIN UNSAFE CONTENT CATEGORIES>", "<END UNSAFE CONTENT CATEGORIES>"
+# the template of Llama Guard 3 Vision, as Meta's notebook shows it, has no blank between two of the words
+_BEGIN = re.compile("<BEGIN UNSAFE ?CONTENT CATEGORIES>")
+_END = "<END UNSAFE CONTENT CATEGORIES>"
 _CATEGORY = re.compile(r"^([SO]\d+): *([^.\n]+)\.", re.MULTILINE)
+_LONGEST = 200  # tokens of an answer: all codes there are
 _PROBE = "puna asks"  # a text that no template has
 
 
@@ -35,21 +40,25 @@ class Guard:
     @property
     def pattern(self) -> str:
         """A regular expression of its answers."""
-        code = "|".join(self.categories)
-        return rf"[ \n]{{0,2}}(safe|unsafe\n({code})(,({code})){{0,{len(self.categories) - 1}}})"
+        more = rf"(,{self.code}){{0,{len(self.categories) - 1}}}"
+        return rf"[ \n]{{0,2}}(safe|unsafe\n{self.code}{more})"
+
+    @property
+    def code(self) -> str:
+        """A regular expression of its codes."""
+        return f"({'|'.join(self.categories)})"
+
+    @property
+    def reply(self) -> str:
+        """A regular expression of what is read as an answer that was held to nothing; more than `pattern`."""
+        return rf"\s*(?:safe|(?P<bad>unsafe)(?:\n(?P<codes>{self.code}(?:, ?{self.code})*))?)\s*"
 
     def conversation(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """The messages of which the last is to be judged. Its template says by their number who it is from.
 
         Raises BadValue unless user and assistant take turns, and what turn() raises.
         """
-        for i, (role, _) in enumerate(turns):
-            expected = ("user", "assistant")[i % 2]
-            if role != expected:
-                raise BadValue(
-                    "a guard judges conversations in which user and assistant take turns, message "
-                    f"{i} must be the {expected}'s, found {role}; leave out what is none of them"
-                )
+        check_turns(turns)
         return [{**self.turn(content), "role": role} for role, content in turns]
 
     def turn(self, content: Content) -> dict[str, Any]:
@@ -66,7 +75,7 @@ class Guard:
 
 def is_guard(template: str) -> bool:
     """Whether a chat template is that of a guard model."""
-    return _BEGIN in template
+    return _BEGIN.search(template) is not None
 
 
 def guard_of(tokenizer: Tokenizer) -> Guard | None:
@@ -83,11 +92,40 @@ def guard_of(tokenizer: Tokenizer) -> Guard | None:
             break
     else:
         raise BadValue("a guard's chat template must put the message into its prompt, this one leaves it out")
-    listed = prompt.partition(_BEGIN)[2].partition(_END)[0]
+    listed = _BEGIN.split(prompt, maxsplit=1)[-1].partition(_END)[0]
     found = {code: slug(name) for code, name in _CATEGORY.findall(listed)}
     if not found:
         raise BadValue("a guard's chat template must list categories as S1: Name., found none")
-    return Guard(found, in_parts, _beginnings(tokenizer, "safe"), _beginnings(tokenizer, "unsafe"))
+    return Guard(found, in_parts, *words_of(tokenizer))
+
+
+def guard_for(prompt: GuardPrompt, tokenizer: Tokenizer) -> Guard:
+    """The guard that a prompt of our own makes of a model."""
+    return Guard({one.code: one.word for one in prompt.categories}, True, *words_of(tokenizer))
+
+
+def version_of(tokenizer: Tokenizer) -> Version | None:
+    """The generation whose prompt is what a model's template makes, to the letter; None for none of them."""
+    found = guard_of(tokenizer)
+    if found is None:
+        return None
+    turns: list[Turn] = [("user", _PROBE), ("assistant", _PROBE)]
+    rendered = _BEGIN.sub(
+        "<BEGIN UNSAFE CONTENT CATEGORIES>", render_chat(tokenizer, found.conversation(turns))
+    )
+    same = [one for one in versions().values() if build(one, turns).text == rendered]
+    return same[0] if same else None
+
+
+def params_of(guard: Guard) -> SamplingParams:
+    """How a guard is asked: greedily, with what verdict() reads."""
+    ids = tuple(sorted(guard.safe_ids | guard.unsafe_ids))
+    return SamplingParams(temperature=0, max_tokens=_LONGEST, logprobs=0, logprob_ids=ids)
+
+
+def words_of(tokenizer: Tokenizer) -> tuple[frozenset[int], frozenset[int]]:
+    """Tokens after which an answer can only be safe, and those after which it can only be unsafe."""
+    return _beginnings(tokenizer, "safe"), _beginnings(tokenizer, "unsafe")
 
 
 def _beginnings(tokenizer: Tokenizer, word: str) -> frozenset[int]:
@@ -100,14 +138,17 @@ def _beginnings(tokenizer: Tokenizer, word: str) -> frozenset[int]:
 def verdict(guard: Guard, text: str, logprobs: Sequence[TokenLogprob]) -> Verdict:
     """What an answer says; `logprobs` have those of the guard's tokens at every place.
 
-    The probability is read where the word begins, behind white space. Raises BadValue for any other answer.
+    The probability is read where the word begins, behind white space. A word without codes is unsafe in no
+    category (Llama Guard 4 has been seen to write that). Raises BadValue for any other answer.
     """
-    if re.fullmatch(guard.pattern, text) is None:
-        raise BadValue(f"a guard must answer safe, or unsafe and codes, this one answered {text!r:.80}")
-    codes = tuple(dict.fromkeys(re.findall(r"[SO]\d+", text)))
+    read = re.fullmatch(guard.reply, text)
     both = guard.safe_ids | guard.unsafe_ids
-    entry = next(entry for entry in logprobs if entry.token_id in both)
+    entry = next((entry for entry in logprobs if entry.token_id in both), None)
+    if read is None or entry is None:
+        raise BadValue(f"a guard must answer safe, or unsafe and codes, this one answered {text!r:.80}")
+    codes = tuple(dict.fromkeys(re.findall(r"[SO]\d+", read["codes"] or "")))
     known = {**dict(entry.top), entry.token_id: entry.logprob}
     safe, unsafe = (sum(exp(known[i]) for i in ids) for ids in (guard.safe_ids, guard.unsafe_ids))
-    score = unsafe / (safe + unsafe) if safe + unsafe else float(bool(codes))
-    return Verdict(bool(codes), score, tuple(guard.categories[code] for code in codes))
+    is_unsafe = read["bad"] is not None
+    score = unsafe / (safe + unsafe) if safe + unsafe else float(is_unsafe)
+    return Verdict(is_unsafe, score, tuple(guard.categories[code] for code in codes))

@@ -9,7 +9,7 @@ from safety import guards
 from text.vocabularies import smollm2
 
 from puna.core import BadValue, TokenLogprob
-from puna.safety.guard import Guard, guard_of, is_guard, verdict
+from puna.safety.llama_guard import Guard, guard_of, is_guard, verdict
 from puna.safety.taxonomy import OPENAI, openai_names, slug
 from puna.text.chat import render_chat
 from puna.text.tokenizer import Tokenizer
@@ -89,13 +89,31 @@ def test_a_verdict_is_read_behind_empty_lines() -> None:
     made = verdict(found, "\n\nunsafe\nS2,S9,S2", scored(found, 0.1, 0.3))
     assert made.categories == tuple(map(slug, (guards.S3[1], guards.S3[8])))
     assert made.score == pytest.approx(0.75)
+    made = verdict(found, "\n\nunsafe", scored(found, 0.1, 0.3))  # as Llama Guard 4 has been seen to answer
+    assert made.is_unsafe
+    assert made.categories == ()
+    made = verdict(found, "\n\n\nunsafe\nS2, S9\n", scored(found, 0.1, 0.3))  # held to no grammar
+    assert made.categories == tuple(map(slug, (guards.S3[1], guards.S3[8])))
     made = verdict(found, "safe", scored(found, 0.6, 0.2))
+    assert not made.is_unsafe
     assert made.categories == ()
     assert made.score == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "safer", "unsafe", "unsafe\n", "unsafe\nS15", "unsafe\nS1 S2", "I cannot"]
+    "text",
+    [
+        "",
+        "safer",
+        "safe\nS1",
+        "not safe",
+        "unsafe\nS15",
+        "unsafe\nS1 S2",
+        "unsafe\nS1,",
+        "unsafe S1",
+        "Safe",
+        "I cannot",
+    ],
 )
 def test_other_answers_are_none(text: str) -> None:
     found = guard(guards.GUARD_3)
