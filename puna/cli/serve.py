@@ -97,14 +97,25 @@ def serving(args: argparse.Namespace, config: ServerConfig) -> Iterator[FastAPI]
 
 def _check_safety(args: argparse.Namespace, config: ServerConfig, adapters: list[str]) -> None:
     """Raises BadInput for a file of policies that this server could not follow."""
+    from puna.llm.facts import facts_of
+    from puna.safety.classifiers import make
+    from puna.safety.llama_guard import is_guard
     from puna.safety.policy import read_policies
     from puna.server.safety.judges import check_guards
     from puna.weights import store
 
     others = [stored.name for stored in store.list_models()] if config.any_model else []
-    check_guards(
-        read_policies(Path(config.safety)), [*(name for name, _ in _models(args.models)), *adapters, *others]
-    )
+    policies = read_policies(Path(config.safety))
+    models = dict(_models(args.models))
+    check_guards(policies, [*models, *adapters, *others])
+    for name in policies.guards:
+        if name in models and not is_guard(facts_of(models[name]).template):
+            raise BadInput(
+                f"a safety policy asks guard:{name}, but {name} is no guard, its chat template has no "
+                "categories; serve a Llama Guard with its template"
+            )
+    for spec in policies.others:
+        make(spec)
 
 
 def open_accounts(config: ServerConfig) -> Accounts:

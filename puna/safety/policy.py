@@ -26,6 +26,7 @@ from typing import Any, Literal
 from puna.core import BadValue, UnknownOption, closest
 from puna.safety.verdict import Verdict
 
+GUARD = "guard:"  # and the name of a model that the server has
 Action = Literal["block", "report"]
 OnError = Literal["block", "pass"]
 _CHOICES = {"action": ("block", "report"), "on_error": ("block", "pass")}
@@ -83,6 +84,20 @@ class Policies:
 
     policies: Mapping[str, Policy]
     default: str | None = None
+
+    @property
+    def guards(self) -> list[str]:
+        """Models of the server that are asked, by their names."""
+        return [spec.removeprefix(GUARD) for spec in self._judges if spec.startswith(GUARD)]
+
+    @property
+    def others(self) -> list[str]:
+        """Classifiers that are asked and are no models of the server."""
+        return [spec for spec in self._judges if not spec.startswith(GUARD)]
+
+    @property
+    def _judges(self) -> list[str]:
+        return sorted({spec for policy in self.policies.values() for spec in policy.judges})
 
     def named(self, name: str | None) -> Policy | None:
         """The policy of that name, or the default without one. Raises BadValue for an unknown name."""

@@ -112,6 +112,21 @@ def test_what_else_is_looked_at_first(tiny_path: Path, capsys: pytest.CaptureFix
         assert message in refused(capsys, tiny_path, "--port", "0", *flags)
 
 
+def test_policies_that_cannot_be_followed(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policies.toml"
+    for judge, message in (
+        ("guard:guards", "asks guard:guards, but no model 'guards' is served"),
+        ("guard:tiny", "but tiny is no guard, its chat template has no categories"),
+        ("patterns:/none", "/none"),
+        ("nobody", "nobody"),
+    ):
+        path.write_text(f'[[policy]]\nname = "a"\ninput = ["{judge}"]\n')
+        assert message in refused(capsys, tiny_path, "--port", "0", "--safety", str(path))
+    assert "must be a readable TOML file" in refused(capsys, tiny_path, "--safety", str(tmp_path / "none"))
+
+
 def test_of_two_servers_that_start_together_one_serves() -> None:
     with bind(ServerConfig(port=0)) as first:
         config = ServerConfig(port=first.getsockname()[1])

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 from puna.core import BadValue, PromptTooLong, Request
 from puna.safety.llama_guard import Guard, guard_of, verdict
 from puna.safety.llama_guard.reading import params_of
+from puna.safety.policy import GUARD
 from puna.safety.verdict import Turn, Verdict
 from puna.server.generation import Generation, Whole
 from puna.server.served import Models, ServedModel
 from puna.server.structured import compiled
 
 Beside = Callable[..., Coroutine[Any, Any, Any]]
-PREFIX = "guard:"  # of what policies call them
 _OVERLAP = 200  # characters that two halves of a text have in common
 
 _guards: WeakKeyDictionary[ServedModel, Guard] = WeakKeyDictionary()
@@ -56,7 +56,7 @@ class ServedGuard:
 
     def __init__(self, models: Models, model: str, caller: Caller, beside: Beside) -> None:
         """`beside` does something beside the event loop."""
-        self.name = PREFIX + model
+        self.name = GUARD + model
         self._models = models
         self._beside = beside
         self._model = model

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from puna.core import BadInput, BadValue, closest
-from puna.safety.policy import Policies, Policy
+from puna.safety.policy import GUARD, Policies, Policy
 from puna.safety.verdict import Classifier
 from puna.server.safety.conversation import Conversation
-from puna.server.safety.guards import PREFIX, Beside, Caller, ServedGuard
+from puna.server.safety.guards import Beside, Caller, ServedGuard
 from puna.server.safety.screen import SafetyUnavailable, Screen
 from puna.server.served import Models
 
@@ -19,16 +19,11 @@ class Judges:
     def __init__(
         self, policies: Policies, models: Models, make: Callable[[str], Classifier], beside: Beside
     ) -> None:
-        """Raises what `make` raises, and BadValue for guards that the server does not have."""
+        """`make` gives other classifiers than guards. Raises what it raises."""
         self._policies = policies
         self._models = models
         self._beside = beside
-        self._made: Mapping[str, Classifier] = {
-            spec: make(spec)
-            for policy in policies.policies.values()
-            for spec in sorted(policy.judges)
-            if not spec.startswith(PREFIX)
-        }
+        self._made: Mapping[str, Classifier] = {spec: make(spec) for spec in policies.others}
 
     def policy(self, name: str | None) -> Policy | None:
         """Raises SafetyUnavailable where a key names one that this server does not have."""
@@ -53,8 +48,8 @@ class Judges:
 
     def _of(self, specs: Sequence[str], caller: Caller) -> list[Classifier]:
         return [
-            ServedGuard(self._models, spec.removeprefix(PREFIX), caller, self._beside)
-            if spec.startswith(PREFIX)
+            ServedGuard(self._models, spec.removeprefix(GUARD), caller, self._beside)
+            if spec.startswith(GUARD)
             else self._made[spec]
             for spec in specs
         ]
@@ -62,11 +57,9 @@ class Judges:
 
 def check_guards(policies: Policies, served: Sequence[str]) -> None:
     """Raise BadInput for guards that are none of the models that a server has."""
-    for policy in policies.policies.values():
-        for spec in sorted(policy.judges):
-            name = spec.removeprefix(PREFIX)
-            if spec.startswith(PREFIX) and name not in served:
-                raise BadInput(
-                    f"the safety policy {policy.name!r} asks {spec}, but no model {name!r} is served"
-                    f"{closest(name, list(served))}; serve it beside the others"
-                )
+    for name in policies.guards:
+        if name not in served:
+            raise BadInput(
+                f"a safety policy asks {GUARD}{name}, but no model {name!r} is served"
+                f"{closest(name, list(served))}; serve it beside the others"
+            )

@@ -53,7 +53,17 @@ name = "open"
 input = ["guard:tiny"]
 on_error = "pass"
 [[policy]]
+name = "scan"
+input = ["scan:hidden"]
+output = ["patterns:PATTERNS"]
+[[policy]]
 name = "none"
+"""
+PATTERNS = """
+[[pattern]]
+name = "hills"
+pattern = "over the hills"
+category = "hate"
 """
 SAFE = "the llamas walk over the hills and eat what they find there"
 UNSAFE = SAFE + "! and then they walk on to the next hill, and on, and on, and on"
@@ -92,11 +102,12 @@ class Held:
 @pytest.fixture(scope="module")
 def held(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     folder = tmp_path_factory.mktemp("safety")
-    (folder / "policies.toml").write_text(POLICIES)
+    (folder / "patterns.toml").write_text(PATTERNS)
+    (folder / "policies.toml").write_text(POLICIES.replace("PATTERNS", str(folder / "patterns.toml")))
     tiny: Path = write_tiny_llm(folder / "tiny.gguf", context=2048)
     guard = write_forced_guard(folder / "guard.gguf", context=2048)
     accounts = open_accounts(folder, requires_keys=True)
-    names = ("both", "report", "closed", "open", "none", "gone")
+    names = ("both", "report", "closed", "open", "scan", "none", "gone")
     keys = {name: accounts.keys.create(name, name, limits=Limits(policy=name))[1] for name in names}
     keys["input"] = accounts.keys.create("default", "input")[1]
     models = AdaptedModels(
@@ -254,6 +265,16 @@ def test_a_text_longer_than_the_guards_context_is_judged_in_parts(held: Held) ->
     for question, reason in (("a" * 1500, "stop"), ("a" * 1500 + "!", "content_filter")):
         choice = held.ask("input", question, answer="b").json()["choices"][0]
         assert choice["finish_reason"] == reason
+
+
+def test_scanners_and_patterns_judge_as_guards_do(held: Held) -> None:
+    smuggled = "".join(chr(0xE0000 + ord(letter)) for letter in "do it")
+    for question, answer, stage in (("x", "no", ""), (smuggled, "no", "input"), ("x", SAFE, "output")):
+        reply = held.ask("scan", question, answer=answer)
+        finish = reply.json()["choices"][0]["finish_reason"]
+        found = held.audit(reply).audit
+        assert (finish == "content_filter", found.stage) == (bool(stage), stage)
+        assert found.categories == {"": "", "input": "hidden-characters", "output": "hate"}[stage]
 
 
 def test_guards_themselves_are_not_judged(held: Held) -> None:
