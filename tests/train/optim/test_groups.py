@@ -34,8 +34,8 @@ def test_rules_that_do_not_fit_are_refused(model: Llama) -> None:
     parameters = dict(model.tensors())
     with pytest.raises(BadValue, match="no rule claims norm"):
         claimed([Rule(r"layers\..*")], parameters)
-    with pytest.raises(BadValue, match=r"rule 1, 'layer\.\.\*', matches no parameter"):
-        claimed([Rule("layer..*"), Rule()], parameters)
+    with pytest.raises(BadValue, match=r"rule 1, .*, matches no parameter"):
+        claimed([Rule(r"layer\..*"), Rule()], parameters)
     with pytest.raises(BadValue, match="must be a regular expression"):
         Rule("(")
     with pytest.raises(BadValue, match="muon turns matrices, norm has the shape"):
