@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from puna.core import BadInput
-from puna.train.model.loss import cross_entropy
+from puna.train.model.loss import Sums
 from puna.train.model.module import Llama
 from puna.train.model.rows import IGNORED, Rows
 from puna.train.optim.build import Optimizers, clip
@@ -88,8 +88,7 @@ class Stepper:
 
     def _backward(self, batch: Batch, n_labels: int) -> Tensor:
         """Add this micro-batch's share of the step's gradient -> its loss, summed over labels."""
-        x_TD = self.model(batch.rows, self._dtype)
-        sums = cross_entropy(x_TD, batch.labels_BN.flatten(), self.model.logits)
+        sums: Sums = self.model(batch.rows, batch.labels_BN.flatten(), self._dtype)
         torch.autograd.backward((sums.loss + self._z_loss * sums.z_loss) / n_labels)
         return sums.loss.detach()
 

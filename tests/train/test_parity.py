@@ -28,7 +28,7 @@ def test_loss_and_gradients_are_those_of_transformers(name: str) -> None:
     model = Llama(known.config)
     model.load(known.tensors)
     n_labels = int((labels_BN != IGNORED).sum())
-    x_TD = model(rows_of(tokens_BN))
+    x_TD = model.hidden(rows_of(tokens_BN))
     loss = cross_entropy(x_TD, labels_BN.flatten(), model.logits, chunk=50).loss / n_labels
     loss.backward()
 

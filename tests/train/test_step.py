@@ -58,12 +58,12 @@ def test_packed_documents_see_nothing_of_each_other(name: str) -> None:
     model.load(known.tensors)
     lengths = [20, 9, 19]
     tokens, _ = rows(0, 1)
-    packed = model(rows_of(tokens, [lengths]))
+    packed = model.hidden(rows_of(tokens, [lengths]))
     at = 0
     for length in lengths:
         alone = torch.full((1, N), 5)
         alone[0, :length] = tokens[0, at : at + length]
-        found = model(rows_of(alone))[:length]
+        found = model.hidden(rows_of(alone))[:length]
         torch.testing.assert_close(packed[at : at + length], found, atol=1e-5, rtol=1e-5)
         at += length
 
@@ -89,7 +89,7 @@ def test_the_z_loss_is_the_square_of_the_normalizer() -> None:
     tokens, labels = rows(0, 2)
     batch = Batch(rows_of(tokens), labels)
     plain, weighed = stepper(), stepper(z_loss=0.5)
-    logits = plain.model.logits(plain.model(batch.rows))
+    logits = plain.model.logits(plain.model.hidden(batch.rows))
     is_label = labels.flatten() != IGNORED
     expected = 0.5 * logits.logsumexp(-1)[is_label].square().mean()
     gradients = torch.autograd.grad(expected, list(plain.model.parameters()))

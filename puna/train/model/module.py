@@ -21,32 +21,22 @@ from puna.model import names
 from puna.model.block import ExpertWeights, LayerWeights, decoder_layer
 from puna.model.config import ModelConfig
 from puna.model.rope import RopeTable, rope_table
+from puna.train.model.loss import Sums, cross_entropy
 from puna.train.model.ops import TrainOps
 from puna.train.model.rows import Rows
 
 _WEIGHT = ".weight"  # of modules that hold one matrix: names of checkpoints lack it
 
 
-class Matrix(nn.Module):
+class Matrix(nn.Linear):
     """x @ w.T, without bias: a module of its own, for whoever splits, quantizes or adapts it."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))  # [E, D]
+        n_out, n_in = shape
+        super().__init__(n_in, n_out, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return F.linear(x_TD, self.weight.to(x_TD.dtype))
-
-
-class Table(nn.Module):
-    """Rows of a matrix by number."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))  # [V, D]
-
-    def forward(self, ids_T: Tensor) -> Tensor:
-        return F.embedding(ids_T, self.weight)
 
 
 class Layer(nn.Module):
@@ -86,13 +76,18 @@ class Llama(nn.Module):
         self.cfg = cfg
         self.rope = rope_table(cfg)
         shapes = dict(names.shapes(cfg))
-        self.tok_embeddings = Table(shapes["tok_embeddings"])
+        self.tok_embeddings = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.layers = nn.ModuleList(Layer(cfg, i, _of_layer(shapes, i)) for i in range(cfg.n_layers))
         self.norm = nn.Parameter(torch.empty(shapes["norm"]))
         self.output = None if cfg.tied else Matrix(shapes["output"])
 
-    def forward(self, rows: Rows, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The last layer's outputs after the final norm [T, D], activations in `dtype`."""
+    def forward(self, rows: Rows, labels_T: Tensor, dtype: torch.dtype = torch.float32) -> Sums:
+        """The loss of the labels, activations in `dtype`. All that reads parameters happens in here: whoever
+        shards the model gathers them around this call."""
+        return cross_entropy(self.hidden(rows, dtype), labels_T, self.logits)
+
+    def hidden(self, rows: Rows, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The last layer's outputs after the final norm [T, D]."""
         ops = TrainOps(rows, dtype)
         x_TD = ops.embed(self.tok_embeddings)
         for layer in self.layers:
@@ -100,7 +95,7 @@ class Llama(nn.Module):
         return ops.rms_norm(x_TD, self.norm, self.cfg.norm_eps)
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """[T, V] of what forward() gives."""
+        """[T, V] of what hidden() gives."""
         if self.output is None:
             return F.linear(x_TD, self.tok_embeddings.weight.to(x_TD.dtype))
         y_TV: Tensor = self.output(x_TD)

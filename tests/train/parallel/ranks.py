@@ -1,0 +1,82 @@
+"""Training on several ranks of this machine: processes over gloo, each with its part of the rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from parity.oracle import oracle
+
+from puna.train.model.module import Llama
+from puna.train.model.rows import IGNORED, rows_of
+from puna.train.optim.build import Optimizers
+from puna.train.optim.groups import DEFAULT
+from puna.train.optim.schedule import Schedule
+from puna.train.parallel.apply import parallelize
+from puna.train.parallel.layout import Layout, batch_group, batch_rank
+from puna.train.step import Batch, Stepper
+
+N_STEPS, N_ROWS, N_TOKENS = 20, 8, 48
+
+
+def rows(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels of a step; each row has another number of labels."""
+    random = torch.Generator().manual_seed(step)
+    tokens = torch.randint(1, 96, (N_ROWS, N_TOKENS), generator=random)
+    labels = tokens.roll(-1, 1)
+    for i in range(N_ROWS):
+        labels[i, : 5 * i] = IGNORED
+    return tokens, labels
+
+
+def trajectory(name: str, layout: Layout, folder: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step, as rank 0 has them."""
+    if layout.n_ranks == 1:
+        return _train(name, None, 0, 1)
+    out = folder / "losses.pt"
+    store = folder / f"store-{layout.replicate}-{layout.shard}-{layout.tensor}"
+    mp.spawn(_rank, (name, layout, str(store), str(out)), nprocs=layout.n_ranks)
+    found: list[tuple[float, float]] = torch.load(out)
+    return found
+
+
+def _rank(rank: int, name: str, layout: Layout, store: str, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=layout.n_ranks)
+    try:
+        layout.check(oracle(name).config, layout.n_ranks)
+        mesh = layout.mesh("cpu")
+        found = _train(name, mesh, batch_rank(mesh), layout.n_batch)
+        if rank == 0:
+            torch.save(found, out)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(name: str, mesh: Any, part: int, n_parts: int) -> list[tuple[float, float]]:
+    known = oracle(name)
+    model = Llama(known.config)
+    model.load(known.tensors)
+    group = None
+    if mesh is not None:
+        parallelize(model, mesh)
+        group = batch_group(mesh)
+    optimizers = Optimizers(dict(model.tensors()), DEFAULT, Schedule(1e-3, "constant"))
+    stepper = Stepper(model, optimizers, n_steps=N_STEPS, group=group)
+    found = []
+    for number in range(N_STEPS):
+        tokens, labels = rows(number)
+        own = slice(part * N_ROWS // n_parts, (part + 1) * N_ROWS // n_parts)
+        taken = stepper.step(number, _micro(tokens[own], labels[own]))
+        found.append((taken.loss, taken.grad_norm))
+    return found
+
+
+def _micro(tokens: torch.Tensor, labels: torch.Tensor) -> Sequence[Batch]:
+    return [Batch(rows_of(ids), own) for ids, own in zip(tokens.split(2), labels.split(2), strict=True)]
