@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from parity.oracle import oracle
 
+from puna.train.checkpoint import Checkpoints
 from puna.train.model.module import Llama
 from puna.train.model.rows import IGNORED, rows_of
 from puna.train.optim.build import Optimizers
@@ -34,32 +35,41 @@ def rows(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, labels
 
 
-def trajectory(name: str, layout: Layout, folder: Path) -> list[tuple[float, float]]:
-    """Loss and gradient norm of every step, as rank 0 has them."""
+def trajectory(
+    name: str, layout: Layout, folder: Path, n_steps: int = N_STEPS, saved: Path | None = None
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of steps up to `n_steps`, as rank 0 has them.
+
+    With `saved` it goes on from the latest checkpoint there, if there is one, and leaves one at its end.
+    """
     if layout.n_ranks == 1:
-        return _train(name, None, 0, 1)
+        return _train(name, None, 0, 1, n_steps, saved)
     out = folder / "losses.pt"
     store = folder / f"store-{layout.replicate}-{layout.shard}-{layout.tensor}"
-    mp.spawn(_rank, (name, layout, str(store), str(out)), nprocs=layout.n_ranks)
+    mp.spawn(_rank, (name, layout, n_steps, saved, str(store), str(out)), nprocs=layout.n_ranks)
     found: list[tuple[float, float]] = torch.load(out)
     return found
 
 
-def _rank(rank: int, name: str, layout: Layout, store: str, out: str) -> None:
+def _rank(
+    rank: int, name: str, layout: Layout, n_steps: int, saved: Path | None, store: str, out: str
+) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=layout.n_ranks)
     try:
         layout.check(oracle(name).config, layout.n_ranks)
         mesh = layout.mesh("cpu")
-        found = _train(name, mesh, batch_rank(mesh), layout.n_batch)
+        found = _train(name, mesh, batch_rank(mesh), layout.n_batch, n_steps, saved)
         if rank == 0:
             torch.save(found, out)
     finally:
         dist.destroy_process_group()
 
 
-def _train(name: str, mesh: Any, part: int, n_parts: int) -> list[tuple[float, float]]:
+def _train(
+    name: str, mesh: Any, part: int, n_parts: int, n_steps: int, saved: Path | None
+) -> list[tuple[float, float]]:
     known = oracle(name)
     model = Llama(known.config)
     model.load(known.tensors)
@@ -69,12 +79,17 @@ def _train(name: str, mesh: Any, part: int, n_parts: int) -> list[tuple[float, f
         group = batch_group(mesh)
     optimizers = Optimizers(dict(model.tensors()), DEFAULT, Schedule(1e-3, "constant"))
     stepper = Stepper(model, optimizers, n_steps=N_STEPS, group=group)
+    first = 0
+    if saved is not None and (checkpoints := Checkpoints(saved)).steps():
+        first = checkpoints.load(model, optimizers)
     found = []
-    for number in range(N_STEPS):
+    for number in range(first, n_steps):
         tokens, labels = rows(number)
         own = slice(part * N_ROWS // n_parts, (part + 1) * N_ROWS // n_parts)
         taken = stepper.step(number, _micro(tokens[own], labels[own]))
         found.append((taken.loss, taken.grad_norm))
+    if saved is not None:
+        Checkpoints(saved).save(model, optimizers, n_steps)
     return found
 
 
