@@ -22,7 +22,7 @@ def test_a_new_model_knows_nothing(name: str) -> None:
     initialize(model, seed=3)
     tokens = torch.randint(0, cfg.vocab_size, (2, 64))
     sums = model(rows_of(tokens), tokens.roll(-1, 1).flatten())
-    assert sums.loss.item() / tokens.numel() == pytest.approx(log(cfg.vocab_size), abs=0.02)
+    assert sums.loss.item() / tokens.numel() == pytest.approx(log(cfg.vocab_size), abs=0.05)
     for key, parameter in model.tensors():
         if parameter.ndim == 1:
             assert (parameter == 1).all(), key

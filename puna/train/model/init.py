@@ -30,7 +30,8 @@ def initialize(model: Llama, seed: int = 0, std: float = 0.02) -> None:
         if parameter.ndim == 1:
             nn.init.ones_(parameter)
             continue
-        random = torch.Generator().manual_seed(seed << 32 | crc32(name.encode()))
+        # a generator on a CPU looks at 32 bits of its seed
+        random = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
         size = damped if part.endswith(("wo", "w2")) else std
         whole = torch.empty(parameter.shape)
         nn.init.trunc_normal_(whole, 0.0, size, -_CUT * size, _CUT * size, generator=random)
