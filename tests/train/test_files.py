@@ -14,7 +14,6 @@ from torch.nn.functional import log_softmax
 
 from puna import LLM
 from puna.cli.convert import texts_of
-from puna.llm.config import BackendName
 from puna.train.model.files import read_model, with_model
 from puna.train.model.module import Llama
 from puna.train.model.rows import rows_of
@@ -47,17 +46,15 @@ def logprobs(model: Llama) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(
-    ("more", "tolerance", "backend"),
+    ("more", "tolerance"),
     [
-        ({"dtype": "F32"}, 1e-3, "torch"),
-        ({"dtype": "BF16"}, 2e-2, "native"),  # its cache is bf16 as well
-        ({"quantization": Quantization("q8_0")}, 5e-2, "native"),
+        ({"dtype": "F32"}, 1e-3),
+        ({"dtype": "BF16"}, 2e-2),
+        ({"quantization": Quantization("q8_0")}, 5e-2),
     ],
     ids=["f32", "bf16", "q8_0"],
 )
-def test_what_was_trained_is_what_runs(
-    more: dict[str, Any], tolerance: float, backend: BackendName, tmp_path: Path
-) -> None:
+def test_what_was_trained_is_what_runs(more: dict[str, Any], tolerance: float, tmp_path: Path) -> None:
     path = write_tiny_llm(tmp_path / "start.gguf")
     out = tmp_path / "trained.gguf"
     with open_checkpoint(path) as checkpoint:
@@ -65,7 +62,7 @@ def test_what_was_trained_is_what_runs(
         made = with_model(checkpoint, model)
         convert(plan(made, "gguf", texts_of(checkpoint, "gguf"), name="trained", **more), out)
     expected = logprobs(model)
-    with LLM(out, threads=1, backend=backend) as llm:
+    with LLM(out, threads=1, cache_type="f32") as llm:
         scored = llm.score([TEXT])[0]
     np.testing.assert_allclose([one.logprob for one in scored], expected, atol=tolerance)
     with LLM(path, threads=1) as llm:  # which training has changed by far more
