@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from pydantic import with_config
+
 from puna.core import BadValue
+from puna.train.strict import STRICT
 
 Parameter = TypeVar("Parameter")
 Optimizer = Literal["adamw", "muon"]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Settings of the parameters whose whole name `pattern` matches. Raises BadValue."""

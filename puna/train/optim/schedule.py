@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal
 
+from pydantic import with_config
+
 from puna.core import BadValue
+from puna.train.strict import STRICT
 
 Name = Literal["cosine", "linear", "wsd", "constant"]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Raises BadValue for values that make no sense."""

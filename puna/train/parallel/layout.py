@@ -9,14 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from pydantic import with_config
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.core import BadValue
 from puna.model.config import ModelConfig
+from puna.train.strict import STRICT
 
 BATCH = ("replicate", "shard")  # axes whose ranks have rows of their own
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Raises BadValue for sizes that make no sense."""

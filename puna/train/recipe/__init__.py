@@ -1,0 +1,1 @@
+"""Recipes: what a run does, as a short typed file."""
