@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
 from puna.ops.torch_ops import TorchOps
 from puna.train.model.rows import Rows
@@ -57,6 +58,8 @@ class TrainOps(TorchOps):
         q, k, v = (
             x.view(n_rows, len(x) // n_rows, -1, head_dim).transpose(1, 2) for x in (q_THC, k_TKC, v_TKC)
         )
+        if (keys := self._rows.keys) is not None:
+            k, v = (all_gather_tensor_autograd(x.contiguous(), 2, keys.group) for x in (k, v))
         if chunk not in self._seen:
             self._seen[chunk] = self._rows.seen(chunk)
         seen = self._seen[chunk]

@@ -22,7 +22,9 @@ def parallelize(model: Llama, mesh: DeviceMesh, dtype: torch.dtype = torch.float
     """Spread the model in place; gathered parameters are in `dtype`, reductions in float32."""
     if mesh["tensor"].size() > 1:
         _split(model, mesh["tensor"])
-    batch = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
+    # ranks of one context have the same parameters, so that they share them out as well
+    shard = mesh["shard", "context"]._flatten("sharded")
+    batch = mesh["replicate", "sharded"] if mesh["replicate"].size() > 1 else shard
     if batch.size() == 1:
         return
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)

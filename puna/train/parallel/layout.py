@@ -1,7 +1,7 @@
 """The sizes of a layout, and the mesh of ranks that it makes.
 
-Order, outermost first: replicas, shards, tensor: ranks that talk most are next to each other (Llama 3,
-arXiv 2407.21783, section 3.3.2).
+Order, outermost first: replicas, shards, context, tensor: ranks that talk most are next to each other
+(Llama 3, arXiv 2407.21783, section 3.3.2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from puna.core import BadValue
 from puna.model.config import ModelConfig
 from puna.train.strict import STRICT
 
-BATCH = ("replicate", "shard")  # axes whose ranks have rows of their own
+NAMES = ("replicate", "shard", "context", "tensor")  # axes, outermost first
 
 
 @with_config(STRICT)
@@ -26,16 +26,17 @@ class Layout:
 
     replicate: int = 1  # copies of the shards (HSDP); with shard 1 plain data parallelism
     shard: int = 1  # ranks that parameters, gradients and optimizer states are split between (FSDP)
+    context: int = 1  # ranks that the tokens of each row are split between
     tensor: int = 1  # ranks that each matrix product is split between
 
     def __post_init__(self) -> None:
-        for name in ("replicate", "shard", "tensor"):
+        for name in NAMES:
             if (value := getattr(self, name)) < 1:
                 raise BadValue(f"{name} must be 1 or more, got {value}")
 
     @property
     def n_ranks(self) -> int:
-        return self.replicate * self.shard * self.tensor
+        return self.replicate * self.shard * self.context * self.tensor
 
     @property
     def n_batch(self) -> int:
@@ -45,9 +46,10 @@ class Layout:
     def check(self, cfg: ModelConfig, n_ranks: int) -> None:
         """Raise BadValue where the layout does not fit the number of ranks or the model."""
         if self.n_ranks != n_ranks:
+            sizes = " x ".join(str(getattr(self, name)) for name in NAMES)
             raise BadValue(
-                f"replicate x shard x tensor must be the {n_ranks} ranks that there are, got "
-                f"{self.replicate} x {self.shard} x {self.tensor} = {self.n_ranks}"
+                f"{' x '.join(NAMES)} must be the {n_ranks} ranks that there are, "
+                f"got {sizes} = {self.n_ranks}"
             )
         for what, n in (("key/value heads", cfg.n_kv_heads), ("columns of w1", cfg.ffn_dim)):
             if n % self.tensor:
@@ -57,8 +59,8 @@ class Layout:
 
     def mesh(self, device: str) -> DeviceMesh:
         """Of all ranks; needs a process group."""
-        sizes = (self.replicate, self.shard, self.tensor)
-        return init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
+        sizes = tuple(getattr(self, name) for name in NAMES)
+        return init_device_mesh(device, sizes, mesh_dim_names=NAMES)
 
 
 def batch_rank(mesh: DeviceMesh) -> int:
@@ -68,7 +70,7 @@ def batch_rank(mesh: DeviceMesh) -> int:
 
 
 def batch_group(mesh: DeviceMesh) -> dist.ProcessGroup:
-    """The ranks whose rows differ."""
-    flat = mesh[BATCH]._flatten("batch")
+    """The ranks whose tokens differ."""
+    flat = mesh["replicate", "shard", "context"]._flatten("batch")
     group: dist.ProcessGroup = flat.get_group()
     return group

@@ -45,7 +45,7 @@ def trajectory(
     if layout.n_ranks == 1:
         return _train(name, None, 0, 1, n_steps, saved)
     out = folder / "losses.pt"
-    store = folder / f"store-{layout.replicate}-{layout.shard}-{layout.tensor}"
+    store = folder / f"store-{layout.replicate}-{layout.shard}-{layout.context}-{layout.tensor}"
     mp.spawn(_rank, (name, layout, n_steps, saved, str(store), str(out)), nprocs=layout.n_ranks)
     found: list[tuple[float, float]] = torch.load(out)
     return found
@@ -73,10 +73,11 @@ def _train(
     known = oracle(name)
     model = Llama(known.config)
     model.load(known.tensors)
-    group = None
+    group, context = None, None
     if mesh is not None:
         parallelize(model, mesh)
         group = batch_group(mesh)
+        context = mesh["context"] if mesh["context"].size() > 1 else None
     optimizers = Optimizers(dict(model.tensors()), DEFAULT, Schedule(1e-3, "constant"))
     stepper = Stepper(model, optimizers, n_steps=N_STEPS, group=group)
     first = 0
@@ -86,12 +87,21 @@ def _train(
     for number in range(first, n_steps):
         tokens, labels = rows(number)
         own = slice(part * N_ROWS // n_parts, (part + 1) * N_ROWS // n_parts)
-        taken = stepper.step(number, _micro(tokens[own], labels[own]))
+        taken = stepper.step(number, _micro(tokens[own], labels[own], context))
         found.append((taken.loss, taken.grad_norm))
     if saved is not None:
         Checkpoints(saved).save(model, optimizers, n_steps)
     return found
 
 
-def _micro(tokens: torch.Tensor, labels: torch.Tensor) -> Sequence[Batch]:
-    return [Batch(rows_of(ids), own) for ids, own in zip(tokens.split(2), labels.split(2), strict=True)]
+def _micro(tokens: torch.Tensor, labels: torch.Tensor, context: Any) -> Sequence[Batch]:
+    """Two rows at a time, each of two documents."""
+    found = []
+    for ids, own in zip(tokens.split(2), labels.split(2), strict=True):
+        rows = rows_of(ids, [[20, 28], [36, 12]])
+        if context is not None:
+            rows = rows.part(context.get_local_rank(), context.size(), context.get_group())
+            assert rows.order_N is not None
+            own = own[:, rows.order_N]
+        found.append(Batch(rows, own))
+    return found

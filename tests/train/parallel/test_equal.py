@@ -24,6 +24,8 @@ def alone(name: str) -> list[tuple[float, float]]:
         ("gqa", Layout(shard=2)),
         ("gqa", Layout(tensor=2)),
         ("gqa", Layout(shard=2, tensor=2)),
+        ("gqa", Layout(context=2)),
+        ("small_chunks", Layout(context=2, shard=2)),
         ("tied", Layout(replicate=2, shard=2)),
         ("tied", Layout(shard=2, tensor=2)),
     ],
@@ -40,7 +42,7 @@ def test_layouts_that_do_not_fit_are_refused() -> None:
     cfg = oracle("gqa").config
     with pytest.raises(BadValue, match="shard must be 1 or more, got 0"):
         Layout(shard=0)
-    with pytest.raises(BadValue, match="the 4 ranks that there are, got 1 x 2 x 1 = 2"):
+    with pytest.raises(BadValue, match="the 4 ranks that there are, got 1 x 2 x 1 x 1 = 2"):
         Layout(shard=2).check(cfg, 4)
     with pytest.raises(BadValue, match="tensor must divide the model's 2 key/value heads, got 4"):
         Layout(tensor=4).check(cfg, 4)
