@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from parity.oracle import oracle
-from train.parallel.ranks import N_STEPS, trajectory
+from train.parallel.ranks import N_STEPS, Run, alone, trajectories
 
 from puna.core import BadFile, BadValue
 from puna.train.checkpoint import Checkpoints
@@ -18,21 +18,19 @@ from puna.train.optim.schedule import Schedule
 from puna.train.parallel.layout import Layout
 
 
-@pytest.mark.parametrize(
-    "layouts",
-    [(Layout(), Layout()), (Layout(shard=2), Layout()), (Layout(), Layout(shard=2, tensor=2))],
-    ids=str,
-)
-def test_what_was_stopped_goes_on(layouts: tuple[Layout, Layout], tmp_path: Path) -> None:
-    expected = trajectory("gqa", Layout(), tmp_path)
-    found = []
-    for n_steps, layout in zip((8, N_STEPS), layouts, strict=True):
-        found += trajectory("gqa", layout, tmp_path, n_steps, tmp_path / "saved")
-    assert len(found) == N_STEPS
-    is_same = layouts[0] == layouts[1]
-    for got, whole in zip(found, expected, strict=True):
-        assert got == (whole if is_same else pytest.approx(whole, rel=1e-4))
-    assert Checkpoints(tmp_path / "saved").steps() == [8, N_STEPS]
+def test_what_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    found = alone(Run("gqa", n_steps=8, saved=saved)) + alone(Run("gqa", saved=saved))
+    assert found == alone(Run("gqa"))
+    assert Checkpoints(saved).steps() == [8, N_STEPS]
+
+
+def test_what_was_stopped_goes_on_over_another_layout(tmp_path: Path) -> None:
+    layouts = Layout(shard=2), Layout(shard=2, tensor=2), Layout(replicate=2)
+    runs = [Run("gqa", one, n, tmp_path) for one, n in zip(layouts, (6, 12, N_STEPS), strict=True)]
+    found = [step for part in trajectories(runs, tmp_path) for step in part]
+    for got, whole in zip(found, alone(Run("gqa")), strict=True):
+        assert got == pytest.approx(whole, rel=1e-4)
 
 
 def run(name: str = "gqa", rules: tuple[Rule, ...] = DEFAULT) -> tuple[Llama, Optimizers]:

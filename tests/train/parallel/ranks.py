@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,42 +36,53 @@ def rows(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, labels
 
 
-def trajectory(
-    name: str, layout: Layout, folder: Path, n_steps: int = N_STEPS, saved: Path | None = None
-) -> list[tuple[float, float]]:
-    """Loss and gradient norm of steps up to `n_steps`, as rank 0 has them.
+@dataclass(frozen=True)
+class Run:
+    """A model over a layout, up to a step. With `saved` it goes on from the latest checkpoint there, if there
+    is one, and leaves one at its end."""
 
-    With `saved` it goes on from the latest checkpoint there, if there is one, and leaves one at its end.
-    """
-    if layout.n_ranks == 1:
-        return _train(name, None, 0, 1, n_steps, saved)
-    out = folder / "losses.pt"
-    store = folder / f"store-{layout.replicate}-{layout.shard}-{layout.context}-{layout.tensor}"
-    mp.spawn(_rank, (name, layout, n_steps, saved, str(store), str(out)), nprocs=layout.n_ranks)
-    found: list[tuple[float, float]] = torch.load(out)
-    return found
+    name: str
+    layout: Layout = field(default_factory=Layout)
+    n_steps: int = N_STEPS
+    saved: Path | None = None
 
 
-def _rank(
-    rank: int, name: str, layout: Layout, n_steps: int, saved: Path | None, store: str, out: str
-) -> None:
+Trajectory = list[tuple[float, float]]  # loss and gradient norm of each step, as rank 0 has them
+
+
+def alone(run: Run) -> Trajectory:
+    """By this process."""
+    assert run.layout.n_ranks == 1
+    return _train(run, None, 0, 1)
+
+
+def trajectories(runs: Sequence[Run], folder: Path) -> list[Trajectory]:
+    """One run after the other by the same processes, which take long to start."""
+    mp.spawn(_rank, (runs, folder), nprocs=max(run.layout.n_ranks for run in runs))
+    return [torch.load(folder / f"run-{i}.pt") for i in range(len(runs))]
+
+
+def _rank(rank: int, runs: Sequence[Run], folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=layout.n_ranks)
-    try:
-        layout.check(oracle(name).config, layout.n_ranks)
-        mesh = layout.mesh("cpu")
-        found = _train(name, mesh, batch_rank(mesh), layout.n_batch, n_steps, saved)
-        if rank == 0:
-            torch.save(found, out)
-    finally:
-        dist.destroy_process_group()
+    for i, run in enumerate(runs):
+        n_ranks = run.layout.n_ranks
+        if rank >= n_ranks:
+            continue
+        store = f"file://{folder}/store-{i}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=n_ranks)
+        try:
+            run.layout.check(oracle(run.name).config, n_ranks)
+            mesh = run.layout.mesh("cpu")
+            found = _train(run, mesh, batch_rank(mesh), run.layout.n_batch)
+            if rank == 0:
+                torch.save(found, folder / f"run-{i}.pt")
+        finally:
+            dist.destroy_process_group()
 
 
-def _train(
-    name: str, mesh: Any, part: int, n_parts: int, n_steps: int, saved: Path | None
-) -> list[tuple[float, float]]:
-    known = oracle(name)
+def _train(run: Run, mesh: Any, part: int, n_parts: int) -> Trajectory:
+    known = oracle(run.name)
     model = Llama(known.config)
     model.load(known.tensors)
     group, context = None, None
@@ -81,16 +93,16 @@ def _train(
     optimizers = Optimizers(dict(model.tensors()), DEFAULT, Schedule(1e-3, "constant"))
     stepper = Stepper(model, optimizers, n_steps=N_STEPS, group=group)
     first = 0
-    if saved is not None and (checkpoints := Checkpoints(saved)).steps():
+    if run.saved is not None and (checkpoints := Checkpoints(run.saved)).steps():
         first = checkpoints.load(model, optimizers)
     found = []
-    for number in range(first, n_steps):
+    for number in range(first, run.n_steps):
         tokens, labels = rows(number)
         own = slice(part * N_ROWS // n_parts, (part + 1) * N_ROWS // n_parts)
         taken = stepper.step(number, _micro(tokens[own], labels[own], context))
         found.append((taken.loss, taken.grad_norm))
-    if saved is not None:
-        Checkpoints(saved).save(model, optimizers, n_steps)
+    if run.saved is not None:
+        Checkpoints(run.saved).save(model, optimizers, run.n_steps)
     return found
 
 

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 from parity.oracle import oracle
-from train.parallel.ranks import trajectory
+from train.parallel.ranks import Run, alone, trajectories
 
 from puna.core import BadValue
 from puna.train.parallel.layout import Layout
 
-
-@cache
-def alone(name: str) -> list[tuple[float, float]]:
-    return trajectory(name, Layout(), Path())
-
-
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        ("gqa", Layout(shard=2)),
-        ("gqa", Layout(tensor=2)),
-        ("gqa", Layout(shard=2, tensor=2)),
-        ("gqa", Layout(context=2)),
-        ("small_chunks", Layout(context=2, shard=2)),
-        ("tied", Layout(replicate=2, shard=2)),
-        ("tied", Layout(shard=2, tensor=2)),
-    ],
-    ids=str,
+RUNS = (
+    Run("gqa", Layout(shard=2)),
+    Run("gqa", Layout(tensor=2)),
+    Run("gqa", Layout(context=2)),
+    Run("gqa", Layout(shard=2, tensor=2)),
+    Run("small_chunks", Layout(shard=2, context=2)),
+    Run("tied", Layout(replicate=2, shard=2)),
+    Run("tied", Layout(shard=2, tensor=2)),
 )
-def test_the_steps_are_those_of_one_process(name: str, layout: Layout, tmp_path: Path) -> None:
-    found = trajectory(name, layout, tmp_path)
-    for (loss, norm), (expected, expected_norm) in zip(found, alone(name), strict=True):
-        assert loss == pytest.approx(expected, abs=1e-5)
-        assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+def test_every_layout_takes_the_steps_of_one_process(tmp_path: Path) -> None:
+    expected = {name: alone(Run(name)) for name in {run.name for run in RUNS}}
+    for run, found in zip(RUNS, trajectories(RUNS, tmp_path), strict=True):
+        for (loss, norm), (loss_alone, norm_alone) in zip(found, expected[run.name], strict=True):
+            assert loss == pytest.approx(loss_alone, abs=1e-5), run
+            assert norm == pytest.approx(norm_alone, rel=1e-4), run
 
 
 def test_layouts_that_do_not_fit_are_refused() -> None:
