@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.cli import serve_ray, serve_settings
-from puna.core import BadInput
+from puna.core import BadInput, closest
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -99,7 +99,7 @@ def _check_safety(args: argparse.Namespace, config: ServerConfig, adapters: list
     """Raises BadInput for a file of policies that this server could not follow."""
     from puna.llm.facts import facts_of
     from puna.safety.classifiers import make
-    from puna.safety.llama_guard import is_guard
+    from puna.safety.llama_guard import is_guard, versions
     from puna.safety.policy import read_policies
     from puna.server.safety.judges import check_guards
     from puna.weights import store
@@ -114,8 +114,21 @@ def _check_safety(args: argparse.Namespace, config: ServerConfig, adapters: list
                 f"a safety policy asks guard:{name}, but {name} is no guard, its chat template has no "
                 "categories; serve a Llama Guard with its template"
             )
-    for spec in policies.others:
-        make(spec)
+    made = {spec: make(spec) for spec in policies.others}
+    of_guards = {one.word for version in versions().values() for one in version.categories}
+    for policy in policies.policies.values():
+        # a service or an encoder may name what it likes
+        known = [
+            getattr(made.get(spec), "categories", None if spec in made else of_guards)
+            for spec in policy.judges
+        ]
+        names = {name for each in known if each is not None for name in each}
+        for name in policy.categories or ():
+            if None not in known and name not in names:
+                raise BadInput(
+                    f"the safety policy {policy.name!r} counts {name!r}, which none of its judges names"
+                    f"{closest(name, sorted(names))}"
+                )
 
 
 def open_accounts(config: ServerConfig) -> Accounts:

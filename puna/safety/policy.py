@@ -9,7 +9,7 @@ output = ["guard:llama-guard-3-8b"]  # who judges what is answered
 action = "block"                  # or "report": everything passes, the audit says what would not have
 on_error = "block"                # or "pass": what happens to texts that could not be judged
 threshold = 0.5                   # scores from here on are unsafe; without it each judge decides
-categories = ["hate"]             # only these count; without it all do
+categories = ["hate"]             # only these count, and what names none; without it all
 window = 400                      # characters of an answer that are judged at a time
 overlap = 800                     # characters before them that are judged again
 timeout = 30                      # seconds that a verdict may take
@@ -142,9 +142,12 @@ def _policy(where: str, entry: dict[str, Any]) -> Policy:
         name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
     }
     try:
-        return Policy(**values)
+        policy = Policy(**values)
     except BadValue as error:
         raise BadValue(f"{where}: {error}") from None
+    if "input" not in entry and "output" not in entry:
+        raise BadValue(f"{where} needs input or output; one that checks nothing says input = []")
+    return policy
 
 
 def _check_names(where: object, found: dict[str, Any], known: Sequence[str], what: str) -> None:

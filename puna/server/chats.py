@@ -114,7 +114,7 @@ async def begin_chat(service: Service, http: HttpRequest, endpoint: str, chat: C
         param=chat.param,
         tier=chat.tier,
         cache_salt=chat.cache_salt,
-        conversations=[conversation(chat.turns, continues=chat.continues)],
+        conversations=[conversation(chat.turns, continues=chat.continues, tools=chat.use.shown)],
     )
 
 

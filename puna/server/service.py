@@ -247,9 +247,15 @@ class Service:
             ]
         caller = Caller(call.account.tenant, call.cache_salt, call.priority)
         prompt_of = [number for number, requests in enumerate(prompts) for _ in requests]
-        return self.judges.screen(
-            policy, caller, conversations, prompt_of, lambda i: call.generations[i].block()
-        )
+        tokenizer = call.served.tokenizer
+
+        def spell(token: int) -> bytes:
+            return b"" if token in tokenizer.special_ids else tokenizer.token_bytes(token)
+
+        def block(number: int) -> None:
+            call.generations[number].block()
+
+        return self.judges.screen(policy, caller, conversations, prompt_of, block, spell)
 
     def cut_off(self) -> None:
         """Whatever is in flight ends now, with an error."""

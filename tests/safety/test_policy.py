@@ -44,8 +44,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ('[[policy]]\nname = "a"\nwindow = 0', "window must be a whole number from 1"),
         ('[[policy]]\nname = "a"\nwindow = 1.0', "window must be a whole number"),
         ('[[policy]]\nname = "a"\ntimeout = 0', "timeout must be a number from 0.01"),
-        ('[[policy]]\nname = "a"\n[[policy]]\nname = "a"', "two policies 'a'"),
-        ('default = "b"\n[[policy]]\nname = "a"', "default must be one of a, found 'b'"),
+        ('[[policy]]\nname = "a"', "needs input or output; one that checks nothing says"),
+        ('[[policy]]\nname = "a"\ninput = []\n' * 2, "two policies 'a'"),
+        ('default = "b"\n[[policy]]\nname = "a"\ninput = []', "default must be one of a, found 'b'"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:

@@ -124,6 +124,11 @@ def test_policies_that_cannot_be_followed(
     ):
         path.write_text(f'[[policy]]\nname = "a"\ninput = ["{judge}"]\n')
         assert message in refused(capsys, tiny_path, "--port", "0", "--safety", str(path))
+    path.write_text('[[policy]]\nname = "a"\ninput = ["scan:hidden"]\ncategories = ["hidden-character"]\n')
+    said = refused(capsys, tiny_path, "--port", "0", "--safety", str(path))
+    assert (
+        "counts 'hidden-character', which none of its judges names; did you mean 'hidden-characters'" in said
+    )
     assert "must be a readable TOML file" in refused(capsys, tiny_path, "--safety", str(tmp_path / "none"))
 
 

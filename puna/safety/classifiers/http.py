@@ -106,7 +106,7 @@ class Http:
             if len(results) != n:
                 raise WorkFailed(f"{self.name} must give {n} results, gave {len(results)}")
             return [_verdict(result) for result in results]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise WorkFailed(
                 f"{self.name} must answer as OpenAI's moderations, with results that have flagged and "
                 f"categories, answered {raw.decode('utf-8', 'replace')!r:.200}"

@@ -42,6 +42,7 @@ class Patterns(InThread):
     def __init__(self, path: Path) -> None:
         """Raises BadFile for what is no such file, BadInput where google-re2 is not installed."""
         self.patterns = read(path)
+        self.categories = frozenset(one.category for one in self.patterns)
         super().__init__(f"patterns:{path.name}", self._verdicts)
 
     def _verdicts(self, texts: Sequence[str]) -> Sequence[Verdict]:

@@ -29,6 +29,7 @@ class Scanning(InThread):
         if "personal" in self._kinds:
             check_region(region)
         scan(_EVERYTHING, self._kinds, region)
+        self.categories = frozenset(_CATEGORIES[kind] for kind in self._kinds)
         super().__init__(f"scan:{kinds}", self._verdicts)
 
     def _verdicts(self, texts: Sequence[str]) -> Sequence[Verdict]:

@@ -30,13 +30,16 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+_THREADS = 4  # one text that takes long does not hold up all others
+
+
 class InThread:
-    """Judges texts in one thread of its own, so that an event loop goes on and no pool of others' fills."""
+    """Judges texts in threads of its own, so that an event loop goes on and no pool of others' fills."""
 
     def __init__(self, name: str, judge_texts: Callable[[Sequence[str]], Sequence[Verdict]]) -> None:
         self.name = name
         self._judge = judge_texts
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="puna-safety")  # ends with the object
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="puna-safety")  # ends with the object
 
     async def judge(self, conversations: Sequence[Sequence[Turn]]) -> Sequence[Verdict]:
         """See puna.safety.verdict.Classifier. Raises BadValue, and what the judge of texts raises."""

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from puna.core import BadInput, WorkFailed
@@ -37,7 +38,7 @@ class Block:
 class CodeScanner(Protocol):
     """Whatever judges code: a linter, a rule engine."""
 
-    def scan(self, block: Block) -> Sequence[Finding]:
+    def scan(self, blocks: Sequence[Block]) -> Sequence[Finding]:
         """Findings whose places count from the text's beginning; none for languages it does not know.
 
         Raises BadInput where its tool is not installed, WorkFailed where the tool fails: what could not be
@@ -48,9 +49,7 @@ class CodeScanner(Protocol):
 
 def scan(text: str, scanner: CodeScanner | None = None) -> list[Finding]:
     """Findings in the text's code blocks, in their order; by Bandit where no scanner is given."""
-    blocks = list(code_blocks(text))
-    scanner = scanner or Bandit()
-    return sorted(found for block in blocks for found in scanner.scan(block))
+    return sorted((scanner or Bandit()).scan(list(code_blocks(text))))
 
 
 def code_blocks(text: str) -> Iterator[Block]:
@@ -70,42 +69,63 @@ def code_blocks(text: str) -> Iterator[Block]:
 class Bandit:
     """Python by bandit (Apache-2.0, PyCQA)."""
 
-    seconds: float = 20.0  # for one block
+    seconds: float = 20.0  # for all blocks of a text
     severities: tuple[str, ...] = ("MEDIUM", "HIGH")  # LOW has every `assert` and `import subprocess`
 
-    def scan(self, block: Block) -> Sequence[Finding]:
+    def scan(self, blocks: Sequence[Block]) -> Sequence[Finding]:
         """Blocks that do not say their language are Python if they parse as such."""
-        if block.language not in _PYTHON or not block.code.strip():
+        judged = [block for block in blocks if block.language in _PYTHON and block.code.strip()]
+        if not judged:
             return []
         if find_spec("bandit") is None:
             raise BadInput("the scanner `code` needs bandit, which is not installed: pip install bandit")
-        report = self._report(block.code)
-        if report.get("errors"):
-            if not block.language:
-                return []
-            end = block.start + len(block.code)
-            return [Finding(block.start, end, KIND, "not-judged", "Python that bandit cannot read")]
-        lines = [0, *(found.end() for found in re.finditer("\n", block.code))]
-        return [
-            _finding(block, lines, row)
-            for row in report["results"]
-            if row["issue_severity"] in self.severities
+        report = self._report(judged)
+        unread = {_number(row) for row in report["errors"]}
+        found = [
+            Finding(
+                block.start,
+                block.start + len(block.code),
+                KIND,
+                "not-judged",
+                "Python that bandit cannot read",
+            )
+            for i, block in enumerate(judged)
+            if i in unread and block.language
         ]
+        for row in report["results"]:
+            if row["issue_severity"] in self.severities:
+                found.append(_finding(judged[_number(row)], row))
+        return found
 
-    def _report(self, code: str) -> dict[str, Any]:
-        # -I: neither this folder nor PYTHONPATH can put another module in bandit's place
-        # and `# nosec` in a model's answer silences nothing
-        command = [sys.executable, "-I", "-m", "bandit", "-q", "--ignore-nosec", "-f", "json", "-"]
+    def _report(self, blocks: Sequence[Block]) -> dict[str, Any]:
+        """One process for all of them: it takes longer to start than to judge."""
         try:
-            with tempfile.TemporaryDirectory() as empty:  # bandit reads settings of the current folder
+            with tempfile.TemporaryDirectory() as code, tempfile.TemporaryDirectory() as empty:
+                for i, block in enumerate(blocks):
+                    Path(code, f"{i}.py").write_bytes(block.code.encode("utf-8", "replace"))
+                # -I: neither this folder nor PYTHONPATH can put another module in bandit's place
+                # and `# nosec` in a model's answer silences nothing
+                command = [
+                    sys.executable,
+                    "-I",
+                    "-m",
+                    "bandit",
+                    "-q",
+                    "--ignore-nosec",
+                    "-f",
+                    "json",
+                    "-r",
+                    code,
+                ]
                 done = subprocess.run(
-                    command, input=code.encode("utf-8", "replace"), capture_output=True, timeout=self.seconds,
+                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=self.seconds,
                     cwd=empty, env={"PYTHONIOENCODING": "utf-8"}, check=False,
                 )  # fmt: skip
             report = json.loads(done.stdout)
         except subprocess.TimeoutExpired:
+            n = sum(len(block.code) for block in blocks)
             raise WorkFailed(
-                f"bandit took more than {self.seconds:g} s for a block of {len(code):,} characters"
+                f"bandit took more than {self.seconds:g} s for {n:,} characters of code"
             ) from None
         except ValueError:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -114,8 +134,14 @@ class Bandit:
         return found
 
 
-def _finding(block: Block, lines: Sequence[int], row: dict[str, Any]) -> Finding:
+def _number(row: dict[str, Any]) -> int:
+    """Of the block that a row of the report is about."""
+    return int(Path(row["filename"]).stem)
+
+
+def _finding(block: Block, row: dict[str, Any]) -> Finding:
     """bandit counts lines from 1 and bytes of a line from 0."""
+    lines = [0, *(found.end() for found in re.finditer("\n", block.code))]
     first, last = row["line_number"] - 1, row["line_range"][-1] - 1
     line = block.code[lines[first] :].split("\n", 1)[0]
     column = len(line.encode()[: row["col_offset"]].decode("utf-8", "ignore"))

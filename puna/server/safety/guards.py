@@ -108,7 +108,8 @@ class ServedGuard:
 def with_less_before(turns: Sequence[Turn]) -> list[Turn] | None:
     """The same with less of what was said before the last turn; None where nothing can be spared."""
     if len(turns) > 2:
-        return list(turns[2:])
+        n_before = len(turns) - 1
+        return list(turns[max(2, n_before // 4 * 2) :])  # pairs, half of them at a time
     if len(turns) == 2:
         (role, content), last = turns
         text = content if isinstance(content, str) else ""

@@ -9,6 +9,7 @@ action "report" nothing is held back, the audit alone says what was found.
 from __future__ import annotations
 
 import asyncio
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class _Choice:
     prompt: int  # which prompt it answers
     held: Held[Piece]
     is_over: bool = False  # its end has been shown, or it was blocked
+    decoder: IncrementalDecoder | None = None  # of its tokens, where their log-probabilities are shown
 
 
 @dataclass(slots=True)
@@ -65,14 +67,16 @@ class Screen:
         conversations: Sequence[Conversation],
         prompt_of: Sequence[int],
         block: Callable[[int], None],
+        spell: Callable[[int], bytes],
     ) -> None:
         """`judges` of what is asked and what is answered; `prompt_of` has the prompt of each answer, `block`
-        ends the making of one."""
+        ends the making of one, `spell` says what a token adds to a text."""
         self.policy = policy
         self.findings = Findings()
         self._input, self._output = judges
         self._conversations = conversations
         self._block = block
+        self._spell = spell
         self._holds = policy.action == "block"
         size = policy.window if self._holds else 1 << 60
         self._choices = [
@@ -91,7 +95,7 @@ class Screen:
         self._start(self._pump(pieces))
         for number, conversation in enumerate(self._conversations):
             if not self._passed[number]:
-                self._start(self._judge("input", number, self._input, conversation.turns))
+                self._start(self._judge("input", number, self._input, conversation.asked()))
         try:
             while not all(choice.is_over for choice in self._choices):
                 for piece in self._take(*await self._events.get()):
@@ -116,24 +120,28 @@ class Screen:
                 self._events.put_nowait(("piece", piece.choice, piece))
 
     async def _judge(
-        self, what: str, number: int, judges: Sequence[Classifier], turns: Sequence[Turn]
+        self, what: str, number: int, judges: Sequence[Classifier], asked: Sequence[Sequence[Turn]]
     ) -> None:
         began_at = perf_counter()
-        found = await asyncio.gather(*(self._verdict(judge, turns) for judge in judges))
-        self.findings.n_checks += 1
+        answers = await asyncio.gather(*(self._verdicts(judge, asked) for judge in judges))
+        found = [one for answer in answers for one in answer]
+        self.findings.n_checks += len(asked)
         self.findings.judge_s += perf_counter() - began_at
         against = self._against([one for one in found if isinstance(one, Verdict)])
         failed = next((one for one in found if isinstance(one, PunaError)), None)
         self._events.put_nowait((what, number, against or failed))
 
-    async def _verdict(self, judge: Classifier, turns: Sequence[Turn]) -> Verdict | PunaError:
+    async def _verdicts(
+        self, judge: Classifier, asked: Sequence[Sequence[Turn]]
+    ) -> Sequence[Verdict | PunaError]:
         try:
             async with asyncio.timeout(self.policy.timeout):
-                return (await judge.judge([turns]))[0]
+                return await judge.judge(asked)
         except TimeoutError:
-            return SafetyUnavailable(f"{judge.name} gave no verdict within {self.policy.timeout:g} seconds")
+            late = f"{judge.name} gave no verdict within {self.policy.timeout:g} seconds"
+            return [SafetyUnavailable(late)]
         except PunaError as error:
-            return error
+            return [error]
 
     def _against(self, verdicts: Sequence[Verdict]) -> Verdict | None:
         """What stands against a text; None where nothing does."""
@@ -162,10 +170,18 @@ class Screen:
         if piece.finish == "cancelled":  # nobody reads it any more
             choice.is_over = True
             return [piece]
-        choice.held.push(piece, piece.text + "".join(called(c.name, c.arguments_json) for c in piece.calls))
+        choice.held.push(piece, self._judged_text(choice, piece))
         if piece.finish is not None:
             choice.held.end()
         return self._advance(piece.choice)
+
+    def _judged_text(self, choice: _Choice, piece: Piece) -> str:
+        """What a piece tells: log-probabilities name tokens whose text may come later, or never."""
+        if piece.logprobs and choice.decoder is None:
+            choice.decoder = getincrementaldecoder("utf-8")("replace")
+        if choice.decoder is not None:
+            return choice.decoder.decode(b"".join(self._spell(item.token_id) for item in piece.logprobs))
+        return piece.text + "".join(called(call.name, call.arguments_json) for call in piece.calls)
 
     def _take_input(self, number: int, found: Verdict | None) -> list[Piece]:
         self._passed[number] = True
@@ -201,7 +217,7 @@ class Screen:
             choice.is_over = any(piece.finish is not None for piece in shown)
         if has_passed and self._output and (window := choice.held.next_window()):
             turns = (*self._conversations[choice.prompt].turns, ("assistant", window.text))
-            self._start(self._judge("window", number, self._output, turns))
+            self._start(self._judge("window", number, self._output, [turns]))
         return shown
 
     def _blocked(self, number: int) -> list[Piece]:

@@ -56,7 +56,7 @@ def test_code_without_flaws_is_no_finding() -> None:
 
 def test_a_tool_that_is_absent_slow_or_broken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "```python\nprint(1)\n```"
-    with pytest.raises(WorkFailed, match=r"bandit took more than 0.001 s for a block of 9 characters"):
+    with pytest.raises(WorkFailed, match=r"bandit took more than 0.001 s for 9 characters of code"):
         code.scan(text, code.Bandit(seconds=0.001))
 
     def broken(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -68,3 +68,21 @@ def test_a_tool_that_is_absent_slow_or_broken_is_an_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(code, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install bandit"):
         code.scan(text)
+
+
+def test_many_blocks_take_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of many fences must not keep a server busy with one start for each."""
+    started = []
+    run = subprocess.run
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        started.append(args)
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    bad = "```python\nimport subprocess\nsubprocess.call('ls ' + x, shell=True)\n```\n"
+    text = "```python\nx = 1\n```\n" * 20 + bad + "```python\ndef f(:\n```\n"
+    found = code.scan(text)
+    assert [one.rule for one in found] == ["subprocess-popen-with-shell-equals-true", "not-judged"]
+    assert text[found[0].start : found[0].end].startswith("subprocess.call")
+    assert len(started) == 1

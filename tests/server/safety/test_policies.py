@@ -57,7 +57,16 @@ name = "scan"
 input = ["scan:hidden"]
 output = ["patterns:PATTERNS"]
 [[policy]]
+name = "words"
+input = ["patterns:PATTERNS"]
+[[policy]]
+name = "lines"
+output = ["guard:guard"]
+window = 5
+overlap = 0
+[[policy]]
 name = "none"
+input = []
 """
 PATTERNS = """
 [[pattern]]
@@ -103,11 +112,12 @@ class Held:
 def held(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     folder = tmp_path_factory.mktemp("safety")
     (folder / "patterns.toml").write_text(PATTERNS)
-    (folder / "policies.toml").write_text(POLICIES.replace("PATTERNS", str(folder / "patterns.toml")))
+    patterns = str(folder / "patterns.toml")
+    (folder / "policies.toml").write_text(POLICIES.replace("PATTERNS", patterns))
     tiny: Path = write_tiny_llm(folder / "tiny.gguf", context=2048)
     guard = write_forced_guard(folder / "guard.gguf", context=2048)
     accounts = open_accounts(folder, requires_keys=True)
-    names = ("both", "report", "closed", "open", "scan", "none", "gone")
+    names = ("both", "report", "closed", "open", "scan", "words", "lines", "none", "gone")
     keys = {name: accounts.keys.create(name, name, limits=Limits(policy=name))[1] for name in names}
     keys["input"] = accounts.keys.create("default", "input")[1]
     models = AdaptedModels(
@@ -144,19 +154,62 @@ def test_an_unsafe_question_gets_no_answer(held: Held) -> None:
         assert found.usage.output_tokens == answer.json()["usage"]["completion_tokens"]
 
 
-@pytest.mark.parametrize("role", ["system", "assistant", "tool"])
-def test_no_role_gets_by(held: Held, role: str) -> None:
-    message: dict[str, Any] = {"role": role, "content": "this!"}
-    if role == "tool":
-        message["tool_call_id"] = "call_1"
-    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    asks = {"role": "assistant", "content": None, "tool_calls": calls}
-    before = [{"role": "user", "content": "x"}, asks] if role == "tool" else []
-    messages = [*before, message, {"role": "user", "content": "x"}]
-    answer = held.ask("input", messages=messages)
-    if role == "tool" and answer.status_code == 400:  # the tiny model's template knows no results of tools
-        return
+BAD: Any = {"role": "user", "content": "walk over the hills"}
+X: Any = {"role": "user", "content": "x"}
+OK: Any = {"role": "assistant", "content": "ok"}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{**BAD, "role": "system"}, X],
+        [{**BAD, "role": "system"}, X, OK, X],
+        [BAD, OK, X],
+        [X, {**BAD, "role": "assistant"}, X],
+        [BAD, OK],
+        [X, {**BAD, "role": "assistant"}],
+        [BAD, *[OK, X] * 60],
+    ],
+)
+def test_nothing_of_a_conversation_gets_by(held: Held, messages: Any) -> None:
+    """Not by a judge who reads one turn at a time either."""
+    answer = held.ask("words", messages=messages)
     assert answer.json()["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_what_goes_on_is_judged_with_how_it_began(held: Held) -> None:
+    messages: Any = [X, {**BAD, "role": "assistant"}]
+    key = held.keys["words"]
+    with anthropic.Anthropic(base_url=held.running.url, api_key=key, max_retries=0) as client:
+        message = client.messages.create(model="tiny", max_tokens=5, messages=messages)
+    assert message.stop_reason == "refusal"
+
+
+def test_tools_are_judged(held: Held) -> None:
+    tool = {"name": "f", "description": BAD["content"], "parameters": {"type": "object", "properties": {}}}
+    answer = held.ask("words", tools=[{"type": "function", "function": tool}], response_format=None)
+    assert answer.json()["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_blocked_question_cannot_be_gone_on_from(held: Held) -> None:
+    client = held.openai("words")
+    first = client.responses.create(model="tiny", input=str(BAD["content"]))
+    then = client.responses.create(model="tiny", input="go on", previous_response_id=first.id)
+    assert then.incomplete_details is not None
+    assert then.incomplete_details.reason == "content_filter"
+
+
+def test_log_probabilities_tell_nothing_that_was_not_judged(held: Held) -> None:
+    """Text that may begin a stop string comes late; its tokens must not come before it."""
+    more = {"logprobs": True, "stop": ["!and never"], "stream": True}
+    answer = held.ask("lines", answer="it is said! and on it goes", **more)
+    told = ""
+    for line in answer.text.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                told += "".join(item["token"] for item in (choice["logprobs"] or {}).get("content", ()))
+    assert told == "it is said"[: len(told)]
+    assert '"content_filter"' in answer.text
 
 
 def test_an_unsafe_answer_ends_before_what_is_unsafe(held: Held) -> None:
@@ -174,7 +227,6 @@ def test_an_unsafe_answer_ends_before_what_is_unsafe(held: Held) -> None:
             finish = chunk.choices[0].finish_reason
     for shown, reason in ((text, finish), (whole["choices"][0]["message"]["content"], None)):
         assert SAFE.startswith(shown)
-        assert len(SAFE) - len(shown) < 40  # it was shown window by window
         assert reason in (None, "content_filter")
     assert whole["choices"][0]["finish_reason"] == "content_filter"
     assert (found.audit.action, found.audit.stage) == ("blocked", "output")

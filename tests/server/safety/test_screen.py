@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.core import WorkFailed
+from puna.core import TokenLogprob, WorkFailed
 from puna.safety.policy import Policy
 from puna.safety.verdict import Turn, Verdict
 from puna.server.generation import Piece
@@ -32,16 +32,20 @@ class Judge:
     hangs: bool = False
 
     async def judge(self, conversations: Sequence[Sequence[Turn]]) -> Sequence[Verdict]:
-        (turns,) = conversations
-        self.seen.append(turns)
+        self.seen += conversations
         for _ in range(self.slow.pop() if self.slow else 0):
             await asyncio.sleep(0)
         if self.hangs:
             await asyncio.sleep(60)
         if self.fails:
             raise WorkFailed("the judge is out")
-        is_unsafe = "!" in turns[-1][1]
-        return [Verdict(is_unsafe, 0.9 if is_unsafe else 0.1, ("hate",) if is_unsafe else ())]
+        found = ["!" in turns[-1][1] for turns in conversations]
+        return [Verdict(bad, 0.9 if bad else 0.1, ("hate",) if bad else ()) for bad in found]
+
+
+def spell(token: int) -> bytes:
+    """Tokens are bytes."""
+    return bytes([token])
 
 
 async def said(
@@ -61,7 +65,7 @@ def screened(
     ended: list[int] = []
     conversation = more.pop("conversation", Conversation(ASKED))
     both = ([judge] if policy.input else [], [judge] if policy.output else [])
-    screen = Screen(policy, both, [conversation], [0], ended.append)
+    screen = Screen(policy, both, [conversation], [0], ended.append, spell)
 
     async def run() -> list[Piece]:
         return [piece async for piece in screen.watch(said(texts, pauses, **more))]
@@ -118,6 +122,38 @@ def test_an_answer_that_was_begun_is_judged_with_its_beginning() -> None:
     assert pieces == [Piece(finish="content_filter")]
 
 
+@given(st.text("ab!é", max_size=12), st.lists(st.integers(0, 9), max_size=30), st.integers(1, 5))
+def test_tokens_are_shown_when_what_they_spell_has_passed(text: str, late: list[int], size: int) -> None:
+    """Log-probabilities come with their tokens, texts as much later as they like."""
+    spelled = text.encode()
+    pieces, shown = [], 0
+    for i, byte in enumerate(spelled):
+        n = len(spelled[: i + 1].decode("utf-8", "ignore"))
+        ready = max(shown, n - (late[i] if i < len(late) else 0))
+        pieces.append(Piece(text[shown:ready], logprobs=[TokenLogprob(byte, -1.0)]))
+        shown = ready
+    pieces.append(Piece(text[shown:], finish="stop"))
+
+    async def made() -> AsyncGenerator[Piece, None]:
+        for piece in pieces:
+            yield piece
+
+    policy = Policy("p", output=("judge",), window=size, overlap=0)
+    screen = Screen(policy, ([], [Judge()]), [Conversation(ASKED)], [0], lambda i: None, spell)
+
+    async def run() -> list[Piece]:
+        return [piece async for piece in screen.watch(made())]
+
+    found = asyncio.run(run())
+    tokens = bytes(item.token_id for piece in found for item in piece.logprobs)
+    assert spelled.startswith(tokens)
+    assert b"!" not in tokens
+    assert text.startswith("".join(piece.text for piece in found))
+    assert found[-1].finish == ("content_filter" if "!" in text else "stop")
+    if "!" not in text:
+        assert tokens == spelled
+
+
 def test_without_judges_of_answers_they_go_out_as_they_come_once_the_prompt_has_passed() -> None:
     policy = Policy("p", input=("judge",))
     judge = Judge()
@@ -155,7 +191,7 @@ def test_what_cannot_be_judged_is_refused_unless_the_policy_lets_it_pass(judge: 
 def test_one_judge_that_is_out_does_not_hide_what_another_one_finds() -> None:
     policy = Policy("p", input=("a", "b"), on_error="pass")
     unsafe = Conversation((("user", "!"),))
-    screen = Screen(policy, ([Judge(fails=True), Judge()], []), [unsafe], [0], lambda i: None)
+    screen = Screen(policy, ([Judge(fails=True), Judge()], []), [unsafe], [0], lambda i: None, spell)
 
     async def run() -> list[Piece]:
         return [piece async for piece in screen.watch(said(["a"]))]
@@ -172,7 +208,7 @@ def test_errors_of_the_answer_and_of_judges_that_are_broken_end_the_call() -> No
         async for _ in screen.watch(pieces):
             pass
 
-    screen = Screen(BOTH, ([Judge()], [Judge()]), [Conversation(ASKED)], [0], lambda i: None)
+    screen = Screen(BOTH, ([Judge()], [Judge()]), [Conversation(ASKED)], [0], lambda i: None, spell)
     with pytest.raises(WorkFailed, match="no"):
         asyncio.run(run(screen, breaks()))
     assert screen.audit("error").action == "unfinished"
@@ -181,7 +217,7 @@ def test_errors_of_the_answer_and_of_judges_that_are_broken_end_the_call() -> No
         async def judge(self, conversations: Sequence[Sequence[Turn]]) -> Sequence[Verdict]:
             raise KeyError("a bug")
 
-    screen = Screen(BOTH, ([Broken()], []), [Conversation(ASKED)], [0], lambda i: None)
+    screen = Screen(BOTH, ([Broken()], []), [Conversation(ASKED)], [0], lambda i: None, spell)
     with pytest.raises(KeyError):
         asyncio.run(run(screen, said(["a"])))
 
