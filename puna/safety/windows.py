@@ -73,7 +73,7 @@ class Held(Generic[Item]):
         self._waiting.append(item)
 
     def end(self) -> None:
-        """Nothing follows."""
+        """Nothing follows the last piece that was pushed; said before the next window is taken."""
         self.is_ended = True
 
     def release(self, *, but_end: bool = False) -> list[Item]:

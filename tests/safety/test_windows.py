@@ -47,8 +47,10 @@ def test_nothing_is_shown_before_it_is_judged(
             shown += "".join(held.passed())
 
     window = None
-    for piece in pieces:
+    for i, piece in enumerate(pieces):
         held.push(piece, piece)
+        if i == len(pieces) - 1:
+            held.end()
         window = window or held.next_window()
         if not next(slow, False):
             judge(window)
@@ -56,13 +58,9 @@ def test_nothing_is_shown_before_it_is_judged(
         if is_blocked:
             break
         assert held.n_held == len(held.text) - len(shown)
-    else:
-        held.end()
-        while window := window or held.next_window():
-            judge(window)
-            window = None
-            if is_blocked:
-                break
+    while not is_blocked and (window := window or held.next_window()):
+        judge(window)
+        window = None
     assert text.startswith(shown)
     assert is_blocked == (bad < n)
     assert bad not in range(len(shown))  # nothing of a blocked window that was not in one that passed

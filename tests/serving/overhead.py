@@ -16,7 +16,7 @@ from serving.process import Served, served
 from puna import LLM
 
 _TOKENS = 256
-_ROUNDS = 7
+_ROUNDS = 21
 _STREAMS = 1000
 _ASKED = "Tell me about the high grassland where llamas live."
 
