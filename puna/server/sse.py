@@ -64,39 +64,43 @@ class Stream(Response):
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        is_reading = True
-        pinger: asyncio.Task[None] | None = None
+        helpers: list[asyncio.Task[None]] = []
         try:
             await send(start)
             if self._ping:
-                pinger = asyncio.create_task(self._send_pings(send))
-            async for chunk in self._chunks:
-                if not is_reading:
-                    continue  # to its end, which comes soon: it is cancelled
-                try:
-                    async with asyncio.timeout(self._stall_s):
-                        await self._send_part(send, chunk)
-                except (TimeoutError, OSError):
-                    is_reading = False
-                    self._on_disconnect()
-            if pinger is not None:
-                pinger.cancel()
-            if is_reading:
-                await send({"type": "http.response.body", "body": b""})
-        except OSError:
-            pass  # the client went away
+                helpers.append(asyncio.create_task(self._send_pings(send)))
+            # one limit for all parts, which the watch sets: to set one for each costs more than to send it
+            async with asyncio.timeout(None) as limit:
+                helpers.append(asyncio.create_task(self._watch_reader(limit)))
+                async for chunk in self._chunks:
+                    await self._send_part(send, chunk)
+                await self._send_part(send, b"", more=False)
+        except (TimeoutError, OSError):
+            pass  # the client went away, or left it unread
         finally:
-            if pinger is not None:
-                pinger.cancel()
+            for helper in helpers:
+                helper.cancel()
             self._on_disconnect()
             async for _ in self._chunks:  # cut short: the rest is read so that it is counted
                 pass
 
-    async def _send_part(self, send: Send, body: bytes) -> None:
+    async def _send_part(self, send: Send, body: bytes, *, more: bool = True) -> None:
         self._n_sent += 1
         self._is_sending = True
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
         self._is_sending = False
+
+    async def _watch_reader(self, limit: asyncio.Timeout) -> None:
+        """End the stream once one part has waited for its client for `stall_s` seconds."""
+        n_seen, since = -1, 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._stall_s / 8)
+            if not self._is_sending or n_seen != self._n_sent:
+                n_seen, since = self._n_sent, loop.time()
+            elif loop.time() - since >= self._stall_s * 7 / 8:
+                limit.reschedule(loop.time())
+                return
 
     async def _send_pings(self, send: Send) -> None:
         """Never while something else waits for a slow client: then the connection is anything but silent."""
