@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from puna.core import DoesNotFit
 from puna.economics.calibrate import Factor
@@ -21,21 +21,28 @@ class Served:
     limit_tok_s: float
 
 
-def smallest(d: Deployment, most: int) -> Deployment:
-    """On as few accelerators as hold it, by powers of two. Raises DoesNotFit."""
-    n = 1
-    while n <= most:
-        trial = Deployment(
-            d.config, d.chip, n, d.weights, d.cache, d.prompt, d.cached, d.output, d.batch,
-            d.memory_fraction, d.link_gb_s,
-        )  # fmt: skip
+_MOST_PER_COPY = 64  # accelerators of one domain of fast links, of those that are sold
+
+
+def best(d: Deployment, n: int) -> Deployment:
+    """With as many accelerators a copy, of the powers of two, as let `n` of them serve most.
+
+    The fewest that hold a model may leave no room for a batch. Raises DoesNotFit where none of them hold it.
+    """
+    found: tuple[float, Deployment] | None = None
+    per_copy = 1
+    while per_copy <= min(n, _MOST_PER_COPY):
+        trial = replace(d, n=per_copy)
         try:
-            bound(trial)
+            served = bound(trial).output_tok_s * (n // per_copy)
         except DoesNotFit:
-            n *= 2
-            continue
-        return trial
-    raise DoesNotFit(f"{most} x {d.chip.name} do not hold this model in {d.weights}")
+            served = 0.0
+        if served and (found is None or served > found[0]):
+            found = served, trial
+        per_copy *= 2
+    if found is None:
+        raise DoesNotFit(f"{min(n, _MOST_PER_COPY)} x {d.chip.name} do not hold this model in {d.weights}")
+    return found[1]
 
 
 def serve(d: Deployment, n: int, factor: Factor, utilisation: float) -> Served:

@@ -53,8 +53,15 @@ def read_experiment(text: str, where: str) -> Experiment:
     arms: dict[str, str] = {}
     columns: dict[str, list[float]] = {"revenue": []}
     columns |= {name: [] for name in ("pre", "exposed") if name in names}
+    currency = None
     for n, row in rows:
         user, arm = row["user"], row["arm"]
+        currency = row.get("currency") if currency is None else currency
+        if row.get("currency") != currency:
+            raise BadFile(
+                f"{where}:{n}: revenue is in {row.get('currency')!r} here and in {currency!r} before; "
+                "convert it to one currency"
+            )
         if arms.get(user, arm) != arm:
             raise BadFile(f"{where}:{n}: user {user!r} is in both arms: the randomisation is broken")
         if user in arms:

@@ -59,10 +59,10 @@ def read_ledger(text: str, where: str) -> list[Entry]:
                 float(row["prefill_s"]) + float(row["decode_s"]), _nano(row["cost_usd"]),
             )  # fmt: skip
             good = 0 <= entry.cached <= entry.prompt and entry.output >= 0 and 0 <= entry.work_s < 1e9
-        except (ValueError, TypeError, InvalidOperation, BadValue) as error:
-            raise BadFile(f"{where}:{n}: {error}") from None
+        except (ValueError, TypeError, InvalidOperation, BadValue):
+            raise BadFile(f"{where}:{n}: {_wrong(row)}") from None
         if not good:
-            raise BadFile(f"{where}:{n}: tokens and seconds must be 0 or more, cached some of the prompt's")
+            raise BadFile(f"{where}:{n}: {_wrong(row)}")
         if entry.request_id in seen:
             raise BadFile(f"{where}:{n}: call {entry.request_id} stands there twice")
         seen.add(entry.request_id)
@@ -70,6 +70,28 @@ def read_ledger(text: str, where: str) -> list[Entry]:
     if not found:
         raise BadFile(f"{where} has no calls: there is no margin of nothing")
     return found
+
+
+def _wrong(row: Mapping[str, str]) -> str:
+    """Which field of a row is none of the ledger's."""
+    try:
+        datetime.fromisoformat(row["created_at"])
+    except ValueError:
+        return f"created_at must be a time in ISO 8601 that exists, found {row['created_at']!r:.40}"
+    for name in ("prompt_tokens", "cached_tokens", "output_tokens"):
+        if not (row[name].isascii() and row[name].isdecimal()):
+            return f"{name} must be a whole number, 0 or more, found {row[name]!r:.40}"
+    if int(row["cached_tokens"]) > int(row["prompt_tokens"]):
+        n_prompt, n_cached = row["prompt_tokens"], row["cached_tokens"]
+        return f"cached_tokens must be some of the {n_prompt} of the prompt, found {n_cached}"
+    for name in ("prefill_s", "decode_s"):
+        try:
+            good = 0 <= float(row[name]) < 1e9
+        except ValueError:
+            good = False
+        if not good:
+            return f"{name} must be seconds, 0 or more, found {row[name]!r:.40}"
+    return f"cost_usd must be dollars with nine digits behind the point, found {row['cost_usd']!r:.40}"
 
 
 def _nano(text: str) -> int:

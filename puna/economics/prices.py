@@ -22,6 +22,7 @@ from puna.model import catalog
 
 KINDS = ("host", "router", "free", "first-party")
 _NOTHING = Decimal(0)
+_MOST_USD = 1_000_000  # for a million tokens
 _OUTLIER = 3  # times from the median of the model
 
 
@@ -82,9 +83,9 @@ def _row(values: dict[str, str], place: str) -> Row:
             values["kind"], values["provider"], values["model_id"], values["model"], values["currency"],
             _amount(values["input"]), _amount(values["output"]), _amount(values["cached_input"]),
             _amount(values["batch_input"]), _amount(values["batch_output"]),
-            int(values["context"]) if values["context"] else None,
+            _context(values["context"]),
             _day(values["valid_from"]), _day(values["valid_to"]), values["source"],
-            date.fromisoformat(values["fetched"]), values["url"], values["note"],
+            _date(values["fetched"]), values["url"], values["note"],
         )  # fmt: skip
     except (ValueError, TypeError, InvalidOperation) as error:
         raise BadFile(f"{place}: {error}") from None
@@ -102,14 +103,33 @@ def _row(values: dict[str, str], place: str) -> Row:
 def _amount(text: str) -> Decimal | None:
     if not text:
         return None
-    value = Decimal(text)
-    if not value.is_finite() or value < 0:
-        raise ValueError(f"a price must be 0 or more, found {text}")
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or not 0 <= value <= _MOST_USD:
+        raise ValueError(f"a price must be from 0 to {_MOST_USD:,} dollars, found {text:.40}")
     return value
 
 
 def _day(text: str) -> date | None:
-    return date.fromisoformat(text) if text else None
+    return _date(text) if text else None
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        example = date(2026, 12, 1)
+        raise ValueError(f"a day must be like {example} and exist, found {text!r:.40}") from None
+
+
+def _context(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or len(text) > 12:
+        raise ValueError(f"context must be a number of tokens, found {text!r:.40}")
+    return int(text)
 
 
 def write_rows(rows: Iterable[Row]) -> str:

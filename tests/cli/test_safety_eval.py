@@ -70,7 +70,7 @@ def test_what_is_wrong_is_one_sentence(data: Path, tmp_path: Path, run: Run) -> 
     for argv, match in (
         (("--data", str(bad), "--classifier", "x"), "bad.jsonl:2: `unsafe` must be"),
         (("--data", str(tmp_path / "none"), "--classifier", "x"), "cannot read"),
-        (("--data", str(tmp_path / "bytes.jsonl"), "--classifier", "x"), "must be a text in UTF-8"),
+        (("--data", str(tmp_path / "bytes.jsonl"), "--classifier", "x"), "must be utf-8 text"),
         (("--data", str(data), "--classifier", "no-such-model"), "no-such-model"),
         (("--data", str(data), "--classifier", "x", "--classifier", "x"), "name each --classifier once"),
         (("--data", str(data), "--classifier", "x", "--seed", "-1"), "--seed must be 0 or more"),

@@ -153,10 +153,10 @@ _GOOD = ["host", "p", "m", "Llama-3-8B", "USD", "1", "2", *[""] * 6, "s 1", "202
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"input": "-1"}, "0 or more"),
+        ({"input": "-1"}, "from 0 to 1,000,000 dollars"),
         ({"currency": "EUR"}, "in USD"),
         ({"kind": "shop"}, "kind must be one of"),
-        ({"fetched": ""}, "Invalid isoformat"),
+        ({"fetched": ""}, "a day must be like"),
         ({"source": ""}, "must not be empty"),
         ({"valid_from": "2026-05-01", "valid_to": "2026-04-01"}, "before it begins"),
     ],

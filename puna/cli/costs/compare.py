@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.cli.common import add_json, print_facts, print_json, print_table, printable
 from puna.cli.costs.common import add_chip, add_plot, check_plot, chip_of, draw, rate_of, text_of, today, warn
-from puna.core import BadInput
+from puna.core import BadFile, BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,13 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
 def rows_of(path: Path | None) -> Sequence[Row]:
     from puna.economics.prices import read_rows, shipped
 
-    return shipped() if path is None else read_rows(text_of(path), str(path))
+    if path is None:
+        return shipped()
+    rows = read_rows(text_of(path), str(path))
+    for row in rows:
+        if row.fetched > today():
+            raise BadFile(f"{path}: a row of {row.provider} was fetched on {row.fetched}, still to come")
+    return rows
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from puna.economics.calibrate import kind_of, shipped_factor
-    from puna.economics.fleet import serve, smallest, trainable_tokens
+    from puna.economics.fleet import best, serve, trainable_tokens
     from puna.economics.hardware import positive
     from puna.model.sizes import n_active
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     usd_h, rate, stale = rate_of(args, chip)
     d = deployment(args, chip, 1 if args.per_copy is None else args.per_copy)
     if args.per_copy is None:
-        d = smallest(d, args.n)
+        d = best(d, args.n)
     factor = shipped_factor(kind_of(d.config, args.batch))
     served = serve(d, args.n, factor, args.utilisation)
     days = positive("--days", args.days)
@@ -61,10 +61,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report)
         return 0
+    chosen = " (which serves most)" if args.per_copy is None else ""
     print_facts(
         {
             "fleet": f"{args.n:,} x {chip.name}, ${report['usd_day']:,.0f} a day ({rate})",
-            "serves": f"{served.copies:,} copies of {served.per_copy}, {served.tok_s:,.0f} output tokens/s "
+            "serves": f"{served.copies:,} copies of {served.per_copy}{chosen}, "
+            f"{served.tok_s:,.0f} output tokens/s "
             f"({served.low:,.0f} to {served.high:,.0f}) at {args.utilisation:.0%} use; {served.idle} left",
             "a day": f"{served.tok_s * 86400 / 1e9:,.2f} billion output tokens",
             "or trains": f"{tokens / 1e12:,.2f} T tokens in {days:g} days at {args.mfu:.0%} of the peak",

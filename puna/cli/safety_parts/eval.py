@@ -48,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from puna.safety.evaluate import read_cases, report
+    from puna.safety.evaluate.report import check
 
     if len(set(args.classifier)) < len(args.classifier):
         raise BadInput("name each --classifier once")
     if args.seed < 0:
         raise BadInput(f"--seed must be 0 or more, got {args.seed}")
+    check(args.resamples, args.threshold)
     data = read_cases(_text(args.data), str(args.data))
     if data.ignored:
         print(f"puna: not looked at: {', '.join(map(printable, data.ignored))}", file=sys.stderr)
@@ -69,7 +71,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path} must be a text in UTF-8: {not_text(error)}") from None
+        raise BadInput(f"{path} {not_text(error)}") from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; name a file of cases") from None
 
@@ -107,7 +109,7 @@ def _print(made: dict[str, Any]) -> None:
             header = ("GROUP", "CASES", "UNSAFE", *(label.upper() for label in _NAMES.values()))
             print_table(header, [_group(name, group) for name, group in one["groups"].items()])
         if one["categories"]:
-            rows = [(k, str(v["unsafe"]), str(v["flagged"])) for k, v in one["categories"].items()]
+            rows = [(printable(k), str(v["unsafe"]), str(v["flagged"])) for k, v in one["categories"].items()]
             print_table(("CATEGORY", "UNSAFE", "FLAGGED"), rows)
     for one in made["differences"]:
         print(f"\n{printable(one['name'])} less {printable(one['to'])}, paired")
@@ -126,4 +128,4 @@ def _cells(figure: dict[str, float] | None, sign: str = "") -> tuple[str, str]:
 def _group(name: str, group: dict[str, Any]) -> tuple[str, ...]:
     cells = [_cells(group[key]) for key in _NAMES]
     shown = [value if value == "-" else f"{value} ({interval})" for value, interval in cells]
-    return (name, str(group["cases"]), str(group["unsafe"]), *shown)
+    return (printable(name), str(group["cases"]), str(group["unsafe"]), *shown)

@@ -64,6 +64,8 @@ def _text(name: str) -> str:
         raise BadInput(f"there is no file {name}") from None
     except IsADirectoryError:
         raise BadInput(f"{name} is a folder; give the files in it") from None
+    except OSError as error:
+        raise BadInput(f"{name:.200} cannot be read ({error.strerror}); give a file that can") from None
 
 
 def _row(name: str, text: str, found: Finding) -> dict[str, Any]:

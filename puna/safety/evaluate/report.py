@@ -32,6 +32,14 @@ class Answers:
     verdicts: Sequence[Verdict]
 
 
+def check(n_resamples: int, threshold: float | None) -> None:
+    """Raise BadValue for what report() does not take: before anything is judged for it."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise BadValue(f"a threshold must be from 0 to 1, got {threshold}")
+    if not 100 <= n_resamples <= 1_000_000:
+        raise BadValue(f"an interval needs from 100 to 1,000,000 resamples, got {n_resamples:,}")
+
+
 def report(
     cases: Sequence[Case],
     answers: Sequence[Answers],
@@ -47,10 +55,7 @@ def report(
     interval is of the same resamples, so that differences are paired. Raises BadValue for a threshold that is
     no probability, for too few or too many resamples, and for scores that are none.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise BadValue(f"a threshold must be from 0 to 1, got {threshold}")
-    if not 100 <= n_resamples <= 1_000_000:
-        raise BadValue(f"an interval needs from 100 to 1,000,000 resamples, got {n_resamples:,}")
+    check(n_resamples, threshold)
     is_unsafe_N = np.array([case.is_unsafe for case in cases])
     judges = [_Judge(one, threshold, len(cases)) for one in answers]
     drawn = [_metrics(is_unsafe_N, judge, n_resamples, seed) for judge in judges]
