@@ -56,7 +56,7 @@ def _json(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise BadFile(f"{where}:{number} must be a JSON object on a line: {error}") from None
         if not isinstance(row, dict):
@@ -64,10 +64,21 @@ def _json(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that stands there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return found
+
+
 def _csv(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         names = list(reader.fieldnames or ())
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise BadFile(f"{where}:1: the column {twice[0]!r} stands there twice; take one of them out")
         if "conversation" in names:
             raise BadFile(
                 f"{where}:1: conversations do not fit into CSV; write JSON lines, or text and answer"

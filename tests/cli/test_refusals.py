@@ -94,6 +94,20 @@ def test_a_file_that_cannot_be_scanned(
     assert "cannot be read" in refused(capsys, "safety", "scan", name, "--kinds", "hidden")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "text,text,unsafe\na,b,true\n"), ("a.jsonl", '{"text": "a", "text": "b", "unsafe": true}\n')],
+)
+def test_what_stands_there_twice_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, text: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    said = refused(capsys, "safety", "eval", "--data", path, "--classifier", "scan:hidden")
+    assert f"{name}:1" in said
+    assert "'text' stands there twice" in said
+
+
 def test_categories_of_a_set_are_shown_without_escapes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
