@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Held:
     running: Running
     accounts: Accounts
     keys: dict[str, str]
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict)
 
     def ask(self, policy: str, question: str = "x", answer: str = SAFE, **more: Any) -> httpx.Response:
         held = {"type": "choice", "choices": [answer]}
@@ -94,7 +95,9 @@ class Held:
         return httpx.post(url, json=body | more, headers=headers, timeout=60)
 
     def openai(self, policy: str) -> openai.OpenAI:
-        return self.running.openai(self.keys[policy])
+        if policy not in self.clients:
+            self.clients[policy] = self.running.openai(self.keys[policy])
+        return self.clients[policy]
 
     def found(self, answer: httpx.Response) -> Audited | None:
         """What the checks of a call found."""
@@ -125,7 +128,10 @@ def held(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hel
     )
     config = ServerConfig(port=0, require_keys=True, safety=str(folder / "policies.toml"))
     running = start(config, accounts, models=models)
-    return Held(running, accounts, keys)
+    made = Held(running, accounts, keys)
+    yield made
+    for client in made.clients.values():
+        client.close()
 
 
 def test_what_is_safe_passes_as_if_nobody_looked(held: Held) -> None:
@@ -297,12 +303,11 @@ def test_what_cannot_be_judged_is_an_error_unless_the_policy_lets_it_pass(held: 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "safety_unavailable")
     (failed,) = latest(held.accounts.database, Filters(tenant="closed"))
     assert (failed.audit.action, failed.usage.status) == ("failed", "error")
-    with held.openai("closed") as client:
-        stream = client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "x"}], stream=True
-        )
-        with stream, pytest.raises(openai.APIError, match="could not be checked"):
-            list(stream)
+    stream = held.openai("closed").chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "x"}], stream=True
+    )
+    with stream, pytest.raises(openai.APIError, match="be checked"):
+        list(stream)
     answer = held.ask("open")
     assert answer.json()["choices"][0]["message"]["content"] == SAFE
     found = held.audit(answer).audit
